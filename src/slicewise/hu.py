@@ -1,0 +1,117 @@
+"""The 12-bit Hounsfield scale: windows, the map to [-1, 1] and back, and its invertible companding.
+
+Everything here is NumPy in float64 inside and float32 at the network's side; nothing is ever truncated. The whole
+range holds 4096 codes, so one HU is 2/4095 = 4.884e-4 of the linear unit range.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+HU_MIN = -1024
+HU_MAX = 3071
+HU_CODES = HU_MAX - HU_MIN + 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """A range of Hounsfield units [lo, hi]."""
+
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        assert self.hi > self.lo, "a window needs hi > lo"
+
+
+WHOLE = Window(HU_MIN, HU_MAX)
+BRAIN = Window(-10.0, 70.0)
+ICNET = Window(-150.0, 150.0)
+
+COMPANDINGS = ("linear", "asinh", "half", "soft")
+
+# asinh((HU - CENTRE)/WIDTH): the slope peaks in grey and white matter, about 30 HU.
+_CENTRE = 30.0
+_WIDTH = 60.0
+# How much of the unit range the asinh part takes; the rest is linear, so that bone keeps its resolution.
+_ASINH_SHARE = {"linear": 0.0, "soft": 0.25, "half": 0.5, "asinh": 1.0}
+
+
+def round_hu(hu: np.ndarray) -> np.ndarray:
+    """Round to whole HU, half to even, and clip to the 12-bit range; returns int16."""
+    return np.clip(np.rint(hu), HU_MIN, HU_MAX).astype(np.int16)
+
+
+def to_unit(hu: np.ndarray, window: Window = WHOLE) -> np.ndarray:
+    """Linear map x = 2 (HU - lo)/(hi - lo) - 1, float32, clipped to the window."""
+    clipped = np.clip(np.asarray(hu, np.float64), window.lo, window.hi)
+    return (2.0 * (clipped - window.lo) / (window.hi - window.lo) - 1.0).astype(np.float32)
+
+
+def from_unit(x: np.ndarray, window: Window = WHOLE) -> np.ndarray:
+    """Inverse of `to_unit` in float64 HU, not yet rounded (see `round_hu`); values beyond [-1, 1] extrapolate."""
+    return (np.asarray(x, np.float64) + 1.0) * 0.5 * (window.hi - window.lo) + window.lo
+
+
+@dataclass(frozen=True)
+class HUScale:
+    """One-to-one map between HU in a window and the network's unit range [-1, 1].
+
+    Attributes
+    ----------
+    lo, hi : window in HU; the whole 12-bit range by default.
+    companding : "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft"
+        (a quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative
+        error of the network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32.
+    """
+
+    lo: float = HU_MIN
+    hi: float = HU_MAX
+    companding: str = "linear"
+
+    def __post_init__(self) -> None:
+        assert self.companding in COMPANDINGS, f"unknown companding {self.companding!r}"
+        assert self.hi > self.lo
+
+    def encode(self, hu: np.ndarray) -> np.ndarray:
+        """HU (any real dtype, any shape) to x in float32. Values outside the window are clipped half a HU beyond it,
+        so that dequantised data (code ± ½ HU) keep their place."""
+        h = np.clip(np.asarray(hu, np.float64), self.lo - 0.5, self.hi + 0.5)
+        return self._forward(h).astype(np.float32)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """x to HU in float64 (not rounded), clipped to the window; the inverse of `encode`."""
+        x = np.asarray(x, np.float64)
+        if _ASINH_SHARE[self.companding] == 0.0:
+            return np.clip(from_unit(x, Window(self.lo, self.hi)), self.lo, self.hi)
+        codes, table = _table(self)
+        return np.clip(np.interp(x, table, codes), self.lo, self.hi)
+
+    def decode_codes(self, x: np.ndarray) -> np.ndarray:
+        """x to whole HU, int16: round half to even, then clip."""
+        return round_hu(self.decode(x))
+
+    def slope(self, hu: np.ndarray) -> np.ndarray:
+        """dx/dHU at the given HU, float64: what one HU is worth in unit range (4.884e-4 for the linear whole range)."""
+        h = np.asarray(hu, np.float64)
+        share = _ASINH_SHARE[self.companding]
+        a0, a1 = (np.arcsinh((v - _CENTRE) / _WIDTH) for v in (self.lo, self.hi))
+        asinh = 2.0 / (a1 - a0) / np.sqrt((h - _CENTRE) ** 2 + _WIDTH**2)
+        return (1 - share) * 2.0 / (self.hi - self.lo) + share * asinh
+
+    def _forward(self, h: np.ndarray) -> np.ndarray:
+        share = _ASINH_SHARE[self.companding]
+        linear = 2.0 * (h - self.lo) / (self.hi - self.lo) - 1.0
+        if share == 0.0:
+            return linear
+        a0, a1 = (np.arcsinh((v - _CENTRE) / _WIDTH) for v in (self.lo, self.hi))
+        asinh = 2.0 * (np.arcsinh((h - _CENTRE) / _WIDTH) - a0) / (a1 - a0) - 1.0
+        return (1 - share) * linear + share * asinh
+
+
+@lru_cache(maxsize=16)
+def _table(scale: HUScale) -> tuple[np.ndarray, np.ndarray]:
+    """Half-HU grid and its image under `scale`, for inversion by interpolation (error < 0.005 HU between nodes)."""
+    codes = np.arange(scale.lo - 0.5, scale.hi + 0.5 + 1e-9, 0.5)
+    return codes, scale._forward(codes)
