@@ -1,0 +1,296 @@
+"""A Volume as a DICOM CT Image Storage series, one file a slice (PS3.3 A.3, the CT Image IOD).
+
+Stored values are HU + 1024 in 12 of 16 bits, unsigned, with Rescale Intercept -1024 and slope 1, so that all 4096 codes
+read back bit for bit. Every number that goes through a Decimal String is the shortest text that parses to the same
+float64 where 16 characters can hold it, and the nearest one else (an error below 1e-9 mm for any head).
+
+A series appears whole or not at all: it is written to a hidden folder beside its target and renamed at the end.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.valuerep import format_number_as_ds
+
+import slicewise
+from slicewise.errors import UserError
+from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.volume import Volume, check_hu_range
+
+# (explanation, centre, width) in HU, PS3.3 C.11.2.1.2. The brain preset is the paper's window [-10, 70]; the last one
+# is exactly the 12-bit range, since a width w spans w - 1 HU about centre - 0.5.
+WINDOW_PRESETS = (
+    ("BRAIN", 30, 80),
+    ("SUBDURAL", 75, 215),
+    ("BONE", 600, 2800),
+    ("WHOLE RANGE", 1024, 4096),
+)
+
+# Longest Patient ID and other LO text (PS3.5 table 6.2-1).
+_LO_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class SyntheticOrigin:
+    """What made a synthetic volume; it goes into the header of every slice.
+
+    Attributes
+    ----------
+    model : name of the generator (checkpoint or "phantom").
+    version : version of the checkpoint or program.
+    seed : seed of the run.
+    volume : index of the volume within the run.
+    description : anything else worth saying in one line (sampler, steps, calibration).
+    """
+
+    model: str
+    version: str
+    seed: int
+    volume: int = 0
+    description: str = ""
+
+    def sentence(self) -> str:
+        """One line for Derivation Description and Contribution Description."""
+        text = f"Synthetic volume, not a patient: model {self.model}, version {self.version}, "
+        text += f"seed {self.seed}, volume {self.volume}"
+        return f"{text}; {self.description}" if self.description else text
+
+
+def write_series(
+    volume: Volume,
+    folder: Path,
+    *,
+    synthetic: SyntheticOrigin | None,
+    patient_id: str,
+    series_description: str = "Head CT",
+    series_number: int = 1,
+    when: datetime | None = None,
+) -> list[Path]:
+    """Write `volume` as a CT series into the new folder `folder`; returns the files, the most superior slice first.
+
+    UIDs are new and derived from a SHA-256 (PS3.5 B.2, "2.25."): the same volume from the same origin always gets the
+    same ones, a volume that differs in a single voxel or position gets another series; volumes of one origin (raw and
+    calibrated, say) share the study and the frame of reference. Nothing of `volume.acquisition` is written but the
+    technical data: kVp, kernel, slice thickness, gantry tilt.
+
+    Parameters
+    ----------
+    volume : HU in [-1024, 3071]; its positions and axes are written as they are, one position a slice.
+    folder : must not exist, or be empty; parents are made.
+    synthetic : what made the volume; sets Synthetic Data (0008,001C) = YES. None for a real volume leaves the tag out.
+    patient_id : Patient ID (0010,0020), at most 64 characters.
+    when : study date and time; empty (allowed, type 2) without, so that equal volumes make equal files.
+
+    Raises `UserError` for a folder in use or not writable, a full disk, a bad patient id, or HU outside 12 bits; then
+    nothing is left behind.
+    """
+    folder = Path(folder)
+    _check(volume, folder, patient_id)
+    header = _series_header(volume, synthetic, patient_id, series_description, series_number, when)
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    names = [f"{number:04d}.dcm" for number in range(1, len(volume.hu) + 1)]
+    try:
+        partial.mkdir(parents=True)
+        for index, name in enumerate(names):
+            _slice_dataset(header, volume, index).save_as(partial / name, enforce_file_format=True)
+        if folder.is_dir():
+            folder.rmdir()  # empty, as checked; an explicit rmdir works on every platform
+        os.replace(partial, folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{folder}: cannot write the DICOM series ({reason}); nothing was kept, choose a writable folder with "
+            f"{_megabytes(volume)} MB free"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [folder / name for name in names]
+
+
+def decimal_string(value: float) -> str:
+    """Decimal String (PS3.5 6.2, at most 16 characters): parses back to `value` where 16 characters can hold it."""
+    value = float(value) + 0.0  # no "-0.0"
+    text = repr(value)
+    text = text[:-2] if text.endswith(".0") else text
+    return text if len(text) <= 16 else format_number_as_ds(value)
+
+
+def _check(volume: Volume, folder: Path, patient_id: str) -> None:
+    if not patient_id.strip() or len(patient_id) > _LO_LENGTH or "\\" in patient_id or not patient_id.isprintable():
+        raise UserError(
+            f"patient id {patient_id!r}: a DICOM Patient ID has 1 to {_LO_LENGTH} printable characters and no backslash"
+        )
+    outside = check_hu_range(volume.hu)
+    if outside:
+        raise UserError(
+            f"{folder}: {outside} voxels lie outside [{HU_MIN}, {HU_MAX}] HU, which 12 bits cannot store; clip the "
+            "volume first"
+        )
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder}: folder is not empty; give a new one, or remove it first")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file, but a folder is to be written; give another name")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); choose a folder of yours") from error
+
+
+def _megabytes(volume: Volume) -> int:
+    return int(np.ceil((volume.hu.nbytes + 4096 * len(volume.hu)) / 1e6))
+
+
+def _uid(*parts: object) -> UID:
+    """A UUID-derived UID (PS3.5 B.2): 2.25. and 128 bits of a SHA-256 over the parts, marked as a name-based UUID."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return UID(f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}")
+
+
+def _fingerprint(volume: Volume) -> str:
+    """SHA-256 over voxels and geometry."""
+    digest = hashlib.sha256(np.asarray(volume.hu, "<i2").tobytes())
+    for array in (volume.positions, volume.row_axis, volume.column_axis, np.asarray(volume.pixel_spacing)):
+        digest.update(np.asarray(array, "<f8").tobytes())
+    return digest.hexdigest()
+
+
+def _series_header(
+    volume: Volume,
+    synthetic: SyntheticOrigin | None,
+    patient_id: str,
+    series_description: str,
+    series_number: int,
+    when: datetime | None,
+) -> Dataset:
+    """All attributes that the slices of a series have in common."""
+    content = _fingerprint(volume)
+    study = ("study", patient_id, synthetic or volume.acquisition.study_uid or content)
+    series = ("series", *study, series_description, series_number, content)
+    date, time = (when.strftime("%Y%m%d"), when.strftime("%H%M%S")) if when else ("", "")
+    ds = Dataset()
+
+    # SOP Common, PS3.3 C.12.1
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.SOPClassUID = CTImageStorage
+    ds.ContributingEquipmentSequence = [_equipment(synthetic)]
+    if synthetic:
+        ds.SyntheticData = "YES"
+
+    # Patient, C.7.1.1: the id that the caller chose, and nothing else
+    ds.PatientName = f"Synthetic^{_name_part(patient_id)}" if synthetic else _name_part(patient_id)
+    ds.PatientID = patient_id
+    ds.PatientBirthDate = ""
+    ds.PatientSex = ""
+
+    # General Study, C.7.2.1
+    ds.StudyInstanceUID = _uid(*study)
+    ds.StudyDate = date
+    ds.StudyTime = time
+    ds.ReferringPhysicianName = ""
+    ds.StudyID = ""
+    ds.AccessionNumber = ""
+    ds.StudyDescription = "Synthetic head CT" if synthetic else "Head CT"
+
+    # General Series, C.7.3.1, and Frame of Reference, C.7.4.1
+    ds.Modality = "CT"
+    ds.SeriesInstanceUID = _uid(*series)
+    ds.SeriesNumber = series_number
+    ds.SeriesDate = date
+    ds.SeriesTime = time
+    ds.SeriesDescription = series_description[:_LO_LENGTH]
+    ds.BodyPartExamined = "HEAD"
+    ds.PatientPosition = "HFS"
+    ds.FrameOfReferenceUID = _uid("frame", *study)
+    ds.PositionReferenceIndicator = ""
+
+    # General Equipment, C.7.5.1
+    ds.Manufacturer = "slicewise"
+    ds.ManufacturerModelName = (synthetic.model if synthetic else "slicewise")[:_LO_LENGTH]
+    ds.SoftwareVersions = slicewise.__version__
+
+    # General Image, C.7.6.1, and CT Image, C.8.2.1
+    ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+    ds.DerivationDescription = (synthetic.sentence() if synthetic else "Exported by slicewise, HU unchanged")[:1024]
+    ds.ContentDate = date
+    ds.ContentTime = time
+    ds.AcquisitionNumber = 1
+    ds.BurnedInAnnotation = "NO"
+    ds.LossyImageCompression = "00"
+    _add_technique(ds, volume)
+    _add_pixel_format(ds, volume)
+    return ds
+
+
+def _equipment(synthetic: SyntheticOrigin | None) -> Dataset:
+    """An item of Contributing Equipment Sequence (0018,A001), PS3.3 C.12.1, purpose from CID 7005."""
+    purpose = Dataset()
+    purpose.CodeValue = "109100" if synthetic else "109102"
+    purpose.CodingSchemeDesignator = "DCM"
+    purpose.CodeMeaning = "Synthesizing Equipment" if synthetic else "Processing Equipment"
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    item.Manufacturer = "slicewise"
+    item.ManufacturerModelName = (synthetic.model if synthetic else "slicewise")[:_LO_LENGTH]
+    item.SoftwareVersions = (synthetic.version if synthetic else slicewise.__version__)[:_LO_LENGTH]
+    item.ContributionDescription = (synthetic.sentence() if synthetic else "Export of a volume")[:1024]
+    return item
+
+
+def _name_part(text: str) -> str:
+    """Text fit for one component of a Person Name: no separators, and room for the other component."""
+    return "".join(" " if c in "^=" else c for c in text)[: _LO_LENGTH - len("Synthetic^")]
+
+
+def _add_technique(ds: Dataset, volume: Volume) -> None:
+    """Technical data of the acquisition (PS3.3 C.8.2.1) and slice geometry (Image Plane, C.7.6.2)."""
+    acquisition, steps = volume.acquisition, volume.slice_steps
+    ds.KVP = None if acquisition.kvp is None else decimal_string(acquisition.kvp)
+    if acquisition.kernel:
+        ds.ConvolutionKernel = acquisition.kernel[:16]
+    if acquisition.gantry_tilt_deg is not None:
+        ds.GantryDetectorTilt = decimal_string(acquisition.gantry_tilt_deg)
+    ds.SliceThickness = decimal_string(acquisition.slice_thickness_mm or volume.spacing[0])
+    if len(steps) and volume.is_even:
+        ds.SpacingBetweenSlices = decimal_string(volume.spacing[0])
+    ds.PixelSpacing = [decimal_string(v) for v in volume.pixel_spacing]
+    ds.ImageOrientationPatient = [decimal_string(v) for v in (*volume.row_axis, *volume.column_axis)]
+
+
+def _add_pixel_format(ds: Dataset, volume: Volume) -> None:
+    """Image Pixel (PS3.3 C.7.6.3), Modality LUT values (C.8.2.1.1.5) and window presets (VOI LUT, C.11.2)."""
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.Rows, ds.Columns = volume.hu.shape[1:]
+    ds.BitsAllocated = 16
+    ds.BitsStored = 12
+    ds.HighBit = 11
+    ds.PixelRepresentation = 0
+    ds.RescaleIntercept = str(HU_MIN)
+    ds.RescaleSlope = "1"
+    ds.RescaleType = "HU"
+    ds.WindowCenter = [str(centre) for _, centre, _ in WINDOW_PRESETS]
+    ds.WindowWidth = [str(width) for _, _, width in WINDOW_PRESETS]
+    ds.WindowCenterWidthExplanation = [name for name, _, _ in WINDOW_PRESETS]
+
+
+def _slice_dataset(header: Dataset, volume: Volume, index: int) -> Dataset:
+    """The header with what belongs to one slice: number, UID, position, pixels."""
+    ds = Dataset()
+    ds.update(header)
+    ds.SOPInstanceUID = _uid("instance", header.SeriesInstanceUID, index)
+    ds.InstanceNumber = index + 1
+    ds.ImagePositionPatient = [decimal_string(v) for v in volume.positions[index]]
+    ds.PixelData = (volume.hu[index].astype(np.int32) - HU_MIN).astype("<u2").tobytes()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.ImplementationVersionName = "SLICEWISE"
+    return ds
