@@ -1,0 +1,311 @@
+"""Prepared data: one memory-mapped int16 volume a file and one manifest line a volume.
+
+    <store>/manifest.jsonl      one JSON object a line, one volume a line; of two lines with one id the later holds
+    <store>/volumes/<id>.npy    int16 HU (Z, Y, X), C order
+    <store>/left_out.jsonl      what was not prepared, and why
+    <store>/settings.json       how the volumes were made
+
+A volume is written under a temporary name, renamed, and only then named in the manifest, so a store that was cut off at
+any moment is whole: it holds fewer volumes. Several processes may add to one store at once.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from slicewise.errors import UserError, output_errors
+from slicewise.volume import Acquisition, Volume
+
+try:
+    import fcntl
+except ImportError:  # Windows: one writer at a time
+    fcntl = None  # type: ignore[assignment]
+
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.jsonl"
+LEFT_OUT = "left_out.jsonl"
+SETTINGS = "settings.json"
+AIR_HU = -1024
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the manifest: a prepared volume.
+
+    Attributes
+    ----------
+    id : name of the volume, unique in the store.
+    file : path of the .npy file inside the store.
+    shape : (Z, Y, X).
+    spacing_mm : (z, y, x) in mm.
+    split : "train", "val" or "test".
+    patient : what keeps volumes of one person in one split.
+    sha256 : of the .npy file.
+    source : the file or folder the volume came from, or what made it.
+    origin_mm : DICOM LPS position of voxel [0, 0, 0]: (x, y, z) in mm.
+    clipped_voxels : how many voxels of the source lay outside [-1024, 3071] HU.
+    vertex_slice : first slice that shows the head.
+    source_fingerprint : SHA-256 of the source's contents, or empty; what is done already is known by it.
+    notes : what was mended on the way (duplicates dropped, slices interpolated, table removed, …).
+    """
+
+    id: str
+    file: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    split: str
+    patient: str
+    sha256: str
+    source: str
+    origin_mm: tuple[float, float, float]
+    clipped_voxels: int = 0
+    vertex_slice: int = 0
+    source_fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def from_json(text: str | bytes) -> "Record":
+        """Parse a manifest line. Raises ValueError, KeyError or TypeError where it is not one; unknown keys (of a later
+        version) are passed over."""
+        fields = json.loads(text)
+        known = {key: value for key, value in fields.items() if key in Record.__dataclass_fields__}
+        known |= {key: tuple(fields[key]) for key in ("shape", "spacing_mm", "origin_mm")}
+        return Record(**known | {"notes": tuple(fields.get("notes", ()))})
+
+
+@dataclass(frozen=True)
+class Store:
+    """A prepared store, open for reading. `records` are in the order of their ids, however many workers made them."""
+
+    path: Path
+    records: tuple[Record, ...]
+
+    def select(self, split: str) -> tuple[Record, ...]:
+        """The records of one split ("train", "val", "test"); may be empty."""
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        return tuple(record for record in self.records if record.split == split)
+
+    def hu(self, record: Record) -> np.memmap:
+        """The voxels, int16 HU (Z, Y, X), memory-mapped and read-only.
+
+        Raises `UserError` naming the file where it is missing, cut, or of another shape than the manifest says. Cheap
+        enough to call for every training sample: an unchanged file is mapped once.
+        """
+        file = self.path / record.file
+        try:
+            state = file.stat()
+        except OSError as error:
+            raise UserError(f"{file}: prepared volume is missing; run `slicewise prepare` again") from error
+        return _map(file, record.shape, state.st_size, state.st_mtime_ns)
+
+    def volume(self, record: Record) -> Volume:
+        """The prepared volume with its geometry (a copy in memory)."""
+        acquisition = Acquisition(patient_id=record.patient, source=record.source)
+        return Volume.regular(np.array(self.hu(record)), record.spacing_mm, acquisition, record.origin_mm)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over id, split and file hash of every volume: two stores with one fingerprint train alike."""
+        lines = (f"{record.id} {record.split} {record.sha256}\n" for record in self.records)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What settings.json says; empty where there is none."""
+        file = self.path / SETTINGS
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @cached_property
+    def left_out(self) -> tuple[dict[str, str], ...]:
+        """The lines of left_out.jsonl: {"source", "reason"}."""
+        return tuple(json.loads(line) for line in _lines(self.path / LEFT_OUT))
+
+    def verify(self) -> None:
+        """Read every volume and compare its SHA-256 with the manifest; raises `UserError` naming the first bad file."""
+        for record in self.records:
+            self.hu(record)
+            with (self.path / record.file).open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != record.sha256:
+                raise _damaged(self.path / record.file, "its SHA-256 is not the one in the manifest")
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a prepared store. Raises `UserError` where the folder is none, or a manifest line cannot be read."""
+    path = Path(path)
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise UserError(f"{path}: no prepared data here ({MANIFEST} is missing); make them with `slicewise prepare`")
+    records: dict[str, Record] = {}
+    for number, line in enumerate(_lines(manifest), 1):
+        try:
+            record = Record.from_json(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{manifest}: line {number} is damaged; delete it and run `slicewise prepare` again"
+            ) from error
+        records[record.id] = record
+    return Store(path, tuple(records[key] for key in sorted(records)))
+
+
+def assign_split(patient: str, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0) -> str:
+    """The split of a patient, by hash: all volumes of one are together, and adding data moves none.
+
+    `fractions` are the shares of train, val and test, summing to one.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(f"split fractions {tuple(fractions)}: give three shares (train, val, test) that sum to 1")
+    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    train, val, _ = fractions
+    return "train" if place < train else "val" if place < train + val else "test"
+
+
+def write_volume(
+    store_path: Path | str,
+    volume: Volume,
+    *,
+    id: str,
+    patient: str,
+    split: str,
+    source: str = "",
+    clipped_voxels: int = 0,
+    vertex_slice: int | None = None,
+    source_fingerprint: str = "",
+    notes: Sequence[str] = (),
+) -> Record:
+    """Write the .npy file of a volume and return its record, which is not yet in the manifest (see `append`).
+
+    The volume must lie on an even axial grid (rows to the patient's left, columns to the back). Without `vertex_slice`
+    the first slice with tissue in it is looked for.
+    """
+    path = Path(store_path)
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    axes = np.array([volume.row_axis, volume.column_axis])
+    in_plane = volume.positions[:, :2]
+    if not np.allclose(axes, np.eye(3)[:2], atol=1e-6) or not np.allclose(in_plane, in_plane[0]):
+        raise UserError(f"{source or id}: a store holds axial volumes only; resample first (slicewise prepare)")
+    assert volume.is_even, "a store holds evenly spaced volumes"
+    file = f"volumes/{id}.npy"
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(volume.hu), allow_pickle=False)
+    data = buffer.getbuffer()
+    with output_errors(path):
+        (path / "volumes").mkdir(parents=True, exist_ok=True)
+        with atomic_file(path / file) as stream:
+            stream.write(data)
+    x, y, z = (float(v) for v in volume.positions[0])
+    return Record(
+        id=id,
+        file=file,
+        shape=volume.hu.shape,
+        spacing_mm=volume.spacing,
+        split=split,
+        patient=patient,
+        sha256=hashlib.sha256(data).hexdigest(),
+        source=source,
+        origin_mm=(x, y, z),
+        clipped_voxels=clipped_voxels,
+        vertex_slice=first_head_slice(volume.hu) if vertex_slice is None else vertex_slice,
+        source_fingerprint=source_fingerprint,
+        notes=tuple(notes),
+    )
+
+
+def append(store_path: Path | str, record: Record) -> None:
+    """Add a record to the manifest: one write under a lock, synced to disk. A line that an earlier crash left half
+    written is cut off first."""
+    manifest = Path(store_path) / MANIFEST
+    with output_errors(manifest), manifest.open("ab+") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        content = stream.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            stream.truncate(whole)
+        stream.write(json.dumps(asdict(record)).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def put_volume(store_path: Path | str, volume: Volume, *, id: str, patient: str, split: str, **about: Any) -> Record:
+    """Write a volume and its manifest line; replaces a volume of the same id. Takes what `write_volume` takes."""
+    record = write_volume(store_path, volume, id=id, patient=patient, split=split, **about)
+    append(store_path, record)
+    return record
+
+
+def write_settings(store_path: Path | str, settings: dict[str, Any]) -> None:
+    """Write settings.json."""
+    _write_text(Path(store_path) / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+
+def write_left_out(store_path: Path | str, entries: Iterable[dict[str, str]]) -> None:
+    """Write left_out.jsonl anew from {"source", "reason"} entries."""
+    _write_text(Path(store_path) / LEFT_OUT, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def first_head_slice(hu: np.ndarray) -> int:
+    """Index of the first slice with at least 2 % of its pixels above -300 HU, or 0 where no slice has: the vertex."""
+    share = np.count_nonzero(hu > -300, axis=(1, 2)) / hu[0].size
+    return int(np.argmax(share >= 0.02))
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream under a temporary name in the same folder; synced and renamed to `path` on success, gone on
+    failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(text.encode())
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Whole lines of a file; a last line without its end was cut by a crash and does not count."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    return [line for line in content[: content.rfind(b"\n") + 1].splitlines() if line.strip()]
+
+
+@lru_cache(maxsize=4096)
+def _map(file: Path, shape: tuple[int, ...], size: int, mtime_ns: int) -> np.memmap:
+    """Map a .npy file after checking it; size and mtime are part of the key, so that a changed file is mapped anew."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise _damaged(file, "it is cut or no .npy file") from error
+    if array.dtype != np.int16 or array.shape != tuple(shape) or not array.flags.c_contiguous:
+        raise _damaged(file, f"it holds {array.dtype} {array.shape}, the manifest says int16 {tuple(shape)}")
+    if array.offset + array.nbytes != size:
+        raise _damaged(file, f"it has {size} bytes where {array.offset + array.nbytes} are due")
+    return array
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(f"{file}: prepared volume is damaged: {why}; delete it and run `slicewise prepare` again")
