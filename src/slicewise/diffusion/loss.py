@@ -1,0 +1,77 @@
+"""Denoising score matching with one noise level a slice, and which slices of a window are known, wanted or missing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from slicewise.diffusion.precondition import loss_weight
+from slicewise.diffusion.schedule import SigmaDistribution
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """How the slices of a training window are corrupted.
+
+    Attributes
+    ----------
+    joint : the paper's joint model: all K slices share one sigma and all are wanted. Otherwise each slice has a role:
+        *known* (clean, or with a little noise, which stops errors from building up along the chain), *wanted* (noisy;
+        the only ones in the loss) or *missing* (pure noise at sigma_max: nothing is known of it).
+    known_sigma : largest noise on a known slice, in units of x; drawn log-uniformly between sigma_min and this.
+    missing : probability that a slice that is not wanted is missing, so that a chain can start from fewer slices.
+    last_wanted : probability that exactly the last slice is wanted (the downward chain); else exactly one other slice
+        (upward, gap filling) or, one time in three, a random subset.
+    """
+
+    joint: bool = False
+    known_sigma: float = 0.05
+    missing: float = 0.1
+    last_wanted: float = 0.6
+
+    def draw(
+        self, rng: np.random.Generator, slices: int, distribution: SigmaDistribution
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Noise levels (K,) float64 and the mask of wanted slices (K,) bool for one window."""
+        sigma = np.full(slices, distribution.draw(rng, ()))
+        if self.joint:
+            return sigma, np.ones(slices, bool)
+        wanted = np.zeros(slices, bool)
+        if rng.random() < self.last_wanted:
+            wanted[-1] = True
+        elif rng.random() < 2 / 3:
+            wanted[rng.integers(0, slices)] = True
+        else:
+            wanted = rng.random(slices) < 0.5
+            wanted[rng.integers(0, slices)] = True
+        known = np.exp(rng.uniform(np.log(distribution.sigma_min), np.log(self.known_sigma), slices))
+        context = np.where(rng.random(slices) < self.missing, distribution.sigma_max, known)
+        return np.where(wanted, sigma, context), wanted
+
+
+def weighted_errors(
+    denoised: torch.Tensor, clean: torch.Tensor, sigma: torch.Tensor, sigma_data: float
+) -> torch.Tensor:
+    """lambda(sigma) mean((D - x0)^2) of every slice, (B, K) float32: 1 for an untrained zero-output network at
+    sigma >> sigma_data, less for a better one (Karras et al. 2022, eq. 2)."""
+    squared = (denoised - clean).float().square().mean(dim=(2, 3))
+    return squared * loss_weight(sigma, sigma_data).float()
+
+
+class SigmaUncertainty(torch.nn.Module):
+    """Learned log-uncertainty u(sigma) by which the loss is balanced over noise levels: L / e^u + u (Karras et al.
+    2024, eq. 21). Levels whose error cannot shrink (sigma below the scan's own noise) then do not drown the others."""
+
+    def __init__(self, features: int = 32) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.linspace(-2.5, 2.5, features))
+        self.linear = torch.nn.Linear(features, 1)
+        torch.nn.init.zeros_(self.linear.weight)
+        torch.nn.init.zeros_(self.linear.bias)
+
+    def forward(self, errors: torch.Tensor, c_noise: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """errors, c_noise = ln(sigma)/4 and wanted, all (B, K) -> the balanced loss of every slice (B, K); slices that
+        are not wanted count zero."""
+        bumps = torch.exp(-0.5 * ((c_noise.unsqueeze(-1) - self.centers) / 0.16) ** 2)
+        u = self.linear(bumps).squeeze(-1)
+        return torch.where(wanted, errors / u.exp() + u, torch.zeros_like(errors))

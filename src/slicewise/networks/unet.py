@@ -1,0 +1,161 @@
+"""A lean U-Net denoiser core for small machines: 2x2 pixels folded into channels, one norm that runs along memory.
+
+It shares NCSN++'s interface and purpose but spends its arithmetic at the resolutions where a convolution reaches the
+machine's peak: a quarter of the pixels at full resolution, few channels there, RMS norm over channels (contiguous in
+channels_last, where group norm is not), plain average-pool and nearest-neighbour resampling.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the network.
+
+    Attributes
+    ----------
+    slices : K, slices in a window; also the number of noise levels it is told.
+    channels : channels at each level, from the folded full resolution downward.
+    blocks : residual blocks at each level, on the way down; the way up has as many.
+    attention : self-attention after the blocks at each level.
+    fold : side of the pixel square that is folded into channels at the input (1 = none).
+    condition : number of scalar conditions (slice position, spacing); 0 in the paper's presets.
+    embedding : width of the embedding of noise levels and conditions.
+    """
+
+    slices: int = 3
+    channels: tuple[int, ...] = (32, 64, 128, 192)
+    blocks: tuple[int, ...] = (1, 1, 2, 2)
+    attention: tuple[bool, ...] = (False, False, False, True)
+    fold: int = 2
+    condition: int = 1
+    embedding: int = 192
+
+
+def fourier_features(values: torch.Tensor, count: int, lowest: float, highest: float) -> torch.Tensor:
+    """sin and cos of `values` (..., ) at `count` geometrically spaced frequencies, (..., 2 count) float32."""
+    frequencies = torch.exp(torch.linspace(math.log(lowest), math.log(highest), count, device=values.device))
+    phase = values.float().unsqueeze(-1) * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+def channel_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """RMS norm over the channels of each pixel, (B, C, H, W) in channels_last, times a learned gain (C,)."""
+    return F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, 1e-6).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """Residual block: norm, SiLU, 3x3; norm modulated by the embedding, SiLU, 3x3; skip scaled by 1/sqrt(2)."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int, attention: bool) -> None:
+        super().__init__()
+        self.gain1 = nn.Parameter(torch.ones(c_in))
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.modulate = nn.Linear(embedding, 2 * c_out)
+        self.gain2 = nn.Parameter(torch.ones(c_out))
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.attention = Attention(c_out) if attention else None
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(channel_norm(x, self.gain1)))
+        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, channel_norm(h, self.gain2), 1 + scale)
+        h = self.conv2(F.silu(h))
+        x = (self.skip(x) + h) * math.sqrt(0.5)
+        return x if self.attention is None else self.attention(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over pixels with 32 channels a head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 32)
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = x.shape
+        tokens = F.rms_norm(x.permute(0, 2, 3, 1).reshape(b, h * w, c), (c,), self.gain, 1e-6)
+        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        return x + self.out(attended).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+
+class UNet(nn.Module):
+    """The raw network F: no sigma arithmetic inside, output layer in float32.
+
+    forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> (B, K, H, W)
+    float32. H and W must divide by fold * 2**(levels - 1).
+    """
+
+    FEATURES = 16
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, e = config.channels, config.embedding
+        pixels = config.fold**2
+        self.embed = nn.Sequential(
+            nn.Linear(2 * self.FEATURES * (config.slices + config.condition), e), nn.SiLU(), nn.Linear(e, e), nn.SiLU()
+        )
+        self.stem = nn.Conv2d(config.slices * pixels, c[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width = c[0]
+        skips = []
+        for level, (c_level, count) in enumerate(zip(c, config.blocks)):
+            blocks = nn.ModuleList()
+            for _ in range(count):
+                blocks.append(Block(width, c_level, e, config.attention[level]))
+                width = c_level
+                skips.append(width)
+            self.down.append(blocks)
+        self.middle = Block(width, width, e, config.attention[-1])
+        for level in reversed(range(len(c))):
+            blocks = nn.ModuleList()
+            for _ in range(config.blocks[level]):
+                blocks.append(Block(width + skips.pop(), c[level], e, config.attention[level]))
+                width = c[level]
+            self.up.append(blocks)
+        self.gain = nn.Parameter(torch.ones(width))
+        self.head = nn.Conv2d(width, config.slices * pixels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        # log(sigma)/4 spans about [-1.8, 1.8]; conditions span about [0, 2]: the same frequencies serve both.
+        scalars = noise if condition is None else torch.cat([noise, condition], dim=1)
+        features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)
+        embedding = self.embed(features)
+        h = F.pixel_unshuffle(x, self.config.fold).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level > 0:
+                h = F.avg_pool2d(h, 2)
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, embedding)
+                skips.append(h)
+        h = self.middle(h, embedding)
+        for level, blocks in enumerate(self.up):
+            if level > 0:
+                h = F.interpolate(h, scale_factor=2, mode="nearest")
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        h = F.silu(channel_norm(h, self.gain))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.pixel_shuffle(self.head(h.float()), self.config.fold)

@@ -1,0 +1,210 @@
+"""What every training needs and no method does: device, processes, safe files, logs, stopping.
+
+Nothing here knows of denoisers. Randomness of training is keyed by the step (see `diffusion.noise`), so the whole state
+of a run is its step, its weights and its optimiser moments, and a resumed run continues bit for bit.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import slicewise
+from slicewise.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that train together (torchrun sets them): its rank, their number, its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, total: int) -> range:
+        """The part of range(total) that this process takes; contiguous, so that joining the parts gives the whole."""
+        return range(total * self.rank // self.world, total * (self.rank + 1) // self.world)
+
+
+@contextlib.contextmanager
+def processes(device: str = "auto") -> Iterator[Process]:
+    """Join the process group that torchrun describes (none without it), and leave it in order.
+
+    With gloo, processes can abort at exit while a DDP wrapper is still alive, so the group is destroyed only after the
+    caller's frames are gone and garbage is collected.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA device is available; use --device cpu")
+    chosen = torch.device(f"cuda:{local}" if name == "cuda" else name)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(rank, world, chosen)
+    finally:
+        gc.collect()
+        if world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def core_dtype(device: torch.device, choice: str = "auto") -> torch.dtype:
+    """dtype of the network core: bfloat16 where the device computes it natively (CUDA; CPUs with AVX-512 BF16 or AMX),
+    else float32, since emulated bfloat16 is ten times slower. `choice` "float32" or "bfloat16" overrides."""
+    if choice != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
+    if device.type == "cuda":
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[attr-defined]
+    return torch.bfloat16 if native else torch.float32
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name in the same folder, fsync, rename: a reader sees the old file or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """Write a safetensors file and `<stem>.json` beside it with `meta` and the file's SHA-256; both atomically.
+
+    The JSON also stands in the safetensors header, so that the tensor file alone is enough after an unlucky crash
+    between the two renames.
+    """
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, temporary, metadata={"slicewise": json.dumps(meta)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        digest = sha256(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
+    sidecar = json.dumps({**meta, "file": path.name, "sha256": digest}, indent=2) + "\n"
+    write_atomically(path.with_suffix(".json"), sidecar.encode())
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: tensors on the CPU and the metadata.
+
+    Raises `UserError` where the file is absent, cut, altered (SHA-256), or from a newer format.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a .safetensors file that slicewise wrote")
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            meta = json.loads((file.metadata() or {}).get("slicewise", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: the checkpoint is cut or damaged ({error}); copy it again or train again") from error
+    if meta is None:
+        raise UserError(f"{path}: not a slicewise checkpoint (no metadata in it); give one that slicewise wrote")
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        stated = json.loads(sidecar.read_text())
+        if {k: v for k, v in stated.items() if k not in ("file", "sha256")} == meta and stated["sha256"] != sha256(path):
+            raise UserError(f"{path}: SHA-256 is not the one in {sidecar.name}; the file is damaged, copy it again")
+    return tensors, meta
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class StatsLog:
+    """`stats.jsonl`: one JSON object a line. Opening it for a resumed run drops lines after the step it resumes at."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
+            write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+
+    def write(self, **values: Any) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line).get("step", 0))
+    except ValueError:
+        return float("inf")  # a line cut by a crash
+
+
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM: the loop then saves and ends. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "StopRequest":
+        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def any_process(flag: bool, process: Process) -> bool:
+    """Whether `flag` is set in any process: all must take the same decision at the same step."""
+    if process.world == 1:
+        return flag
+    value = torch.tensor([float(flag)], device=process.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on, for env.json."""
+    return {
+        "slicewise": slicewise.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
