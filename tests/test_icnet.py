@@ -1,10 +1,34 @@
 """IC-Net: the network, and its training."""
 
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from slicewise.calibrate import calibrate_slice
+from slicewise.checkpoint import load_model
+from slicewise.data.store import open_store, put_volume
+from slicewise.errors import UserError
+from slicewise.io.tensors import load_tensors
 from slicewise.networks.icnet import OUTPUTS, ICNet, ICNetConfig, confine
+from slicewise.training import icnet as training
+from slicewise.training.icnet import ICNetTraining, distort, draw_batch, train_icnet
+from slicewise.volume import Volume
+
+SMALL = ICNetTraining(
+    network=ICNetConfig(channels=8, levels=3),
+    steps=12,
+    batch=4,
+    warmup=3,
+    validate_every=5,
+    validation_pairs=6,
+    log_every=2,
+)
 
 
 def random_pair(rng, batch=2, side=32):
@@ -61,3 +85,161 @@ def test_confine_bounds_a_correction_by_the_distance_to_the_border():
     wild = confine(x, torch.from_numpy(rng.normal(0, 3, x.shape).astype(np.float32)))
     assert wild.abs().max() <= 1 and wild[0] == -1 and wild[-1] == 1
     assert torch.equal(confine(x, x), x)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def made_up_head(rng, slices=8, side=32):
+    """A disc of brain with ventricles in a ring of bone, growing from the vertex down; slice 0 is air."""
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    radius = np.hypot(y, x * rng.uniform(1.0, 1.2))
+    hu = np.full((slices, side, side), -1000.0)
+    for z in range(1, slices):
+        r = 5 + 9 * np.sqrt(z / slices)
+        hu[z][radius < r] = 1200
+        hu[z][radius < r - 2] = rng.normal(32, 4, np.count_nonzero(radius < r - 2))
+        hu[z][radius < r / 4] = 6
+        hu[z][(radius > r) & (radius < r + 2)] = -90
+    return Volume.regular(np.rint(hu).astype(np.int16), (5.0, 6.0, 6.0))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("icnet") / "store"
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        split = "val" if i == 4 else "train"
+        put_volume(path, made_up_head(rng), id=f"v{i}", patient=f"p{i}", split=split, source="made up")
+    return open_store(path)
+
+
+def test_distort_is_equation_3_on_the_voxels_inside_the_window():
+    rng = np.random.default_rng(5)
+    hu = rng.uniform(-300, 300, (3, 9, 11))
+    gain, offset = np.array([0.7, 1.0, 1.3]), np.array([5.0, -20.0, 0.0])
+    result = distort(hu, gain, offset)
+    for b in range(3):
+        mean = np.mean([v for v in hu[b].ravel() if -150 < v < 150])
+        for (i, j), v in np.ndenumerate(hu[b]):
+            expected = (v - mean) * gain[b] + mean + offset[b] if -150 < v < 150 else v
+            assert result[b, i, j] == pytest.approx(expected, abs=1e-9)
+    np.testing.assert_array_equal(distort(np.full((4, 4), -1024), 1.3, 20.0), -1024)
+
+
+def test_batches_depend_on_seed_and_step_alone(store):
+    records = store.select("train")
+    x, target = draw_batch(store, records, SMALL, 7, 16)
+    again, _ = draw_batch(store, records, SMALL, 7, 16)
+    np.testing.assert_array_equal(x, again)
+    assert x.shape == (16, 2, 32, 32) and target.shape == (16, 1, 32, 32) and x.dtype == target.dtype == np.float32
+    for other in (draw_batch(store, records, SMALL, 8, 16), draw_batch(store, records, replace(SMALL, seed=1), 7, 16)):
+        assert not np.array_equal(x, other[0])
+
+
+@pytest.mark.parametrize("recipe, both_ways", [("paper", False), ("offset", True)])
+def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(store, recipe, both_ways):
+    settings = replace(SMALL, recipe=recipe, both_ways=both_ways, air_pairs=0.2)
+    records = store.select("train")
+    unit = {r.id: training.to_unit(store.hu(r), training.ICNET) for r in records}
+    x, target = draw_batch(store, records, settings, 3, 200)
+    at_air, upward, gains, offsets = 0, 0, [], []
+    for (distorted, neighbour), (true,) in zip(x, target):
+        [(name, z)] = [(n, z) for n, v in unit.items() for z in range(8) if np.array_equal(v[z], true)]
+        assert z > 0, "the slice of air is no target"
+        inside = np.abs(true) < 1
+        gain, offset = np.polyfit(true[inside], distorted[inside], 1)
+        if np.all(neighbour == -1):
+            at_air += 1
+            np.testing.assert_array_equal(distorted, true)
+            continue
+        below = z + 1 < 8 and np.array_equal(neighbour, unit[name][z + 1])
+        assert below or np.array_equal(neighbour, unit[name][z - 1])
+        upward += below
+        clipped = np.abs(distorted[inside]) == 1
+        if not clipped.any():
+            gains.append(gain)
+            offsets.append(150 * (gain * true[inside].mean() + offset - true[inside].mean()))
+        np.testing.assert_array_equal(distorted[~inside], true[~inside])
+    assert 20 <= at_air <= 60
+    assert 0.69 < min(gains) < 0.75 and 1.1 < max(gains) < 1.31
+    if recipe == "paper":
+        assert upward == 0 and np.abs(offsets).max() < 1e-3
+    else:
+        assert 50 < upward < 120 and -20.01 < min(offsets) < -15 and 15 < max(offsets) < 20.01
+
+
+def test_training_learns_and_its_checkpoint_calibrates(store, tmp_path):
+    settings = replace(SMALL, steps=150, batch=8, lr=3e-3, validate_every=75, validation_pairs=32, air_pairs=0.0)
+    weights = train_icnet(store, tmp_path / "run", settings)
+    net, meta = load_model(weights, ("icnet",))
+    assert meta["step"] == 150 and meta["data"] == store.fingerprint
+    stats = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in stats if "val_hu" in s] == [75, 150]
+    assert meta["val_mae_hu"] == pytest.approx(stats[-1]["val_hu"], abs=1e-3)
+    hu = store.hu(store.select("val")[0]).astype(float)
+    true, neighbour = hu[5], hu[4]
+    soft = (true > -150) & (true < 150)
+    before, after = [], []
+    for offset in (-18.0, -10.0, 10.0, 18.0):
+        shifted = distort(true, 1.0, offset)
+        before.append(np.abs(shifted - true)[soft].mean())
+        after.append(np.abs(calibrate_slice(net, shifted, neighbour) - true)[soft].mean())
+    assert np.mean(after) < 0.4 * np.mean(before), (before, after)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(store, tmp_path):
+    whole = train_icnet(store, tmp_path / "whole", SMALL)
+    for stop in (3, 7, None):
+        parts = train_icnet(store, tmp_path / "parts", SMALL, stop_after=stop)
+    for file in ("weights.safetensors", "state/training.safetensors"):
+        a, b = (load_tensors(p.parent / file)[0] for p in (whole, parts))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    a, b = ([s for s in map(json.loads, open(p.parent / "stats.jsonl")) if "val_hu" in s] for p in (whole, parts))
+    assert a == b and [s["step"] for s in a] == [5, 10, 12]
+
+
+def test_ctrl_c_saves_and_ends_and_the_run_goes_on(store, tmp_path):
+    settings = replace(SMALL, steps=400, validate_every=400, log_every=400)
+    timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    train_icnet(store, tmp_path, settings)
+    timer.join()
+    step = load_model(tmp_path)[1]["step"]
+    assert 0 < step < 400
+    train_icnet(store, tmp_path, settings, stop_after=step + 1)
+    assert load_model(tmp_path)[1]["step"] == step + 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(store, tmp_path, monkeypatch):
+    train_icnet(store, tmp_path, SMALL, stop_after=4)
+    kept = (tmp_path / "state/training.safetensors").read_bytes(), (tmp_path / "weights.safetensors").read_bytes()
+    monkeypatch.setattr(training, "learning_rate", lambda settings, step: float("inf"))
+    with pytest.raises(UserError, match="checkpoint of step 4 is kept"):
+        train_icnet(store, tmp_path, SMALL)
+    assert kept == (
+        (tmp_path / "state/training.safetensors").read_bytes(),
+        (tmp_path / "weights.safetensors").read_bytes(),
+    )
+
+
+def test_mistakes_are_told_in_one_line(store, tmp_path):
+    train_icnet(store, tmp_path / "run", SMALL, stop_after=1)
+    air = tmp_path / "air"
+    for split in ("train", "val"):
+        volume = Volume.regular(np.full((4, 16, 16), -1000, np.int16), (5.0, 1.0, 1.0))
+        put_volume(air, volume, id=split, patient=split, split=split)
+    no_val = tmp_path / "no_val"
+    put_volume(no_val, volume, id="a", patient="a", split="train")
+    for message, call in {
+        "other settings": lambda: train_icnet(store, tmp_path / "run", replace(SMALL, lr=1e-4)),
+        "soft tissue": lambda: train_icnet(open_store(air), tmp_path / "b", SMALL),
+        "train and val": lambda: train_icnet(open_store(no_val), tmp_path / "c", SMALL),
+        "recipe": lambda: replace(SMALL, recipe="gain"),
+        "--steps": lambda: replace(SMALL, steps=0),
+        "output": lambda: ICNetConfig(output="image"),
+    }.items():
+        with pytest.raises(UserError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slicewise.errors import UserError
+
 OUTPUTS = ("affine", "residual")
 
 # Bounds of the per-slice map: gain in [1/2, 2] (the paper's distortion needs 1/1.3 to 1/0.7), offset within 60 HU.
@@ -40,8 +42,10 @@ class ICNetConfig:
     output: str = "affine"
 
     def __post_init__(self) -> None:
-        assert self.output in OUTPUTS, f"unknown IC-Net output {self.output!r}"
-        assert self.levels >= 2 and self.channels >= 4
+        if self.output not in OUTPUTS:
+            raise UserError(f"IC-Net output {self.output!r} is unknown; choose one of {', '.join(OUTPUTS)}")
+        if self.levels < 2 or self.channels < 4:
+            raise UserError(f"IC-Net: {self.levels} levels of {self.channels} channels; it takes 2 and 4 at the least")
 
 
 def confine(x: Tensor, y: Tensor) -> Tensor:
