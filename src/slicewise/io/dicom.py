@@ -1,8 +1,8 @@
 """Read CT series from DICOM files, however nested and mixed, into Volumes in Hounsfield units.
 
 A scan reads headers only and sorts what it finds into series and what is left out, with the reason. Reading a series
-takes uncompressed pixels straight from where the scan found them; everything else goes through pydicom's decoders. Each
-stored 16-bit pattern becomes HU through one table, in which sign, unused bits, padding, rescaling and rounding are done.
+takes uncompressed pixels straight from where the scan found them; the rest goes through pydicom's decoders. Each stored
+16-bit pattern becomes HU through one table, in which sign, unused bits, padding, rescaling and rounding are done.
 """
 
 import os
@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
@@ -98,8 +97,8 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Series:
-    """Slices that belong together, not yet sorted. `problem`: why no volume can be made of them, if it is known already.
-    `notes`: what is peculiar about them."""
+    """Slices that belong together, not yet sorted. `problem`: why no volume can be made of them, where that is known
+    already. `notes`: what is peculiar about them."""
 
     acquisition: Acquisition
     slices: tuple[Slice, ...]
@@ -163,7 +162,7 @@ def scan(source: Path | str | Iterable[Path | str], map_headers: Callable[..., I
     Files that are not DICOM at all are passed over, unless their name says .dcm; DICOMDIR is ignored. Everything else
     that is not a CT slice is in `left_out`. `map_headers` may be a pool's map (its function and arguments pickle).
     """
-    files = files_below(source) if isinstance(source, str | Path) else map(os.fspath, source)
+    files = files_below(source) if isinstance(source, str | Path) else (os.fspath(path) for path in source)
     groups: dict[tuple[str, str], list[tuple[Acquisition, list[Slice], tuple[str, ...]]]] = defaultdict(list)
     left_out: list[LeftOut] = []
     for found in map_headers(read_header, files):
@@ -236,15 +235,7 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
                 return None
             try:
                 header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            except (
-                InvalidDicomError,
-                EOFError,
-                ValueError,
-                KeyError,
-                NotImplementedError,
-                OSError,
-                TypeError,
-            ) as error:
+            except Exception as error:  # pydicom raises many kinds on a header that is cut or garbled
                 raise _Unfit(f"damaged header ({error})", damaged=True) from error
             uid = str(header.get("SeriesInstanceUID", ""))
             if header.get("SOPClassUID") == DICOMDIR or header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
@@ -261,7 +252,9 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
         return LeftOut(path, f"cannot be read: {os.strerror(error.errno or 0)}", damaged=True)
     if not slices:
         return LeftOut(path, "localiser", series_uid=uid)
-    notes = ("lossy compression: HU are approximate",) if header.get("LossyImageCompression") == "01" else ()
+    notes: tuple[str, ...] = ()
+    if header.get("LossyImageCompression") == "01":
+        notes += ("lossy compression: HU are approximate",)
     if str(_value(header, "RescaleType", "HU")).strip() == "US":
         notes += ("Rescale Type is US (unspecified), taken as HU",)
     return _acquisition(header), slices, notes
@@ -278,14 +271,16 @@ def _check_kind(header: Dataset) -> None:
     """Raise `_Unfit` unless the file is a CT image in HU, by its header."""
     kind = str(header.get("SOPClassUID", ""))
     modality = str(header.get("Modality", "") or "").strip()
-    if "Rows" not in header and kind != CT_IMAGE and kind not in ENHANCED_CT:
+    if "Rows" not in header and (kind == CT_IMAGE or kind in ENHANCED_CT):
+        raise _Unfit("no image in it: Rows and pixel data missing", damaged=True)
+    if "Rows" not in header:
         raise _Unfit("no image in it" + (f" ({UID(kind).name})" if kind else ""))
+    if int(_value(header, "SamplesPerPixel", 1)) != 1:
+        raise _Unfit(f"colour picture ({_value(header, 'PhotometricInterpretation', 'RGB')}), not CT values")
     if modality == "PT":
         raise _Unfit(f"PET, not CT: its values are in {_value(header, 'Units', 'other units')}")
     if modality not in ("CT", "") or (kind and "MR Image" in UID(kind).name):
         raise _Unfit(f"{modality or 'MR'}, not CT")
-    if int(_value(header, "SamplesPerPixel", 1)) != 1:
-        raise _Unfit(f"colour picture ({_value(header, 'PhotometricInterpretation', 'RGB')}), not CT values")
     if kind and kind != CT_IMAGE and kind not in ENHANCED_CT:
         raise _Unfit(f"{UID(kind).name}, not CT values")
     if not kind and not modality:
@@ -429,16 +424,13 @@ def _value(header: Dataset, name: str, default: Any) -> Any:
 def hu_table(pixels: Pixels, slope: float, intercept: float) -> tuple[np.ndarray, np.ndarray]:
     """HU of every 16-bit pattern, int16 (65536,), and where clipping counts, bool (65536,).
 
-    The pattern is cut to the bits stored (and its sign extended), rescaled in float64, rounded half to even and clipped.
+    The pattern is cut to the bits stored (its sign extended), rescaled in float64, rounded half to even and clipped.
     Padding, compared before any bit is cut, and everything below -1200 HU is air, -1024, and no clipping.
     """
     raw = np.arange(65536, dtype=np.uint16)
-    as_stored = raw.view(np.int16) if pixels.signed else raw
-    value = (as_stored << np.uint16(15 - pixels.high_bit) if pixels.high_bit < 15 else as_stored).astype(
-        as_stored.dtype
-    )
-    value = value >> value.dtype.type(16 - pixels.bits_stored)
-    hu = np.rint(value.astype(np.float64) * slope + intercept)
+    at_top = raw << np.uint16(15 - pixels.high_bit)
+    value = (at_top.view(np.int16) if pixels.signed else at_top).astype(np.int32) >> (16 - pixels.bits_stored)
+    hu = np.rint(value * slope + intercept)
     air = hu < PADDING_HU
     if pixels.padding and _safe_padding(pixels, slope, intercept):
         air |= _is_padding(raw, pixels)
@@ -466,7 +458,7 @@ def read_slice(s: Slice) -> tuple[np.ndarray, int]:
     hu = table.take(raw)
     if s.pixels.padding and not _safe_padding(s.pixels, s.slope, s.intercept):
         hu[_joined_to_border(_is_padding(raw, s.pixels))] = HU_MIN
-    at_edge = hu.max() == HU_MAX or clipped[:32768].any() or clipped[32768:].any()
+    at_edge = hu.max() == HU_MAX or hu.min() == HU_MIN
     return hu, int(np.count_nonzero(clipped.take(raw))) if at_edge else 0
 
 
@@ -476,10 +468,9 @@ def _stored(s: Slice) -> np.ndarray:
     try:
         if s.pixels.offset >= 0:
             count = shape[0] * shape[1]
-            order = ">u2" if s.pixels.big_endian else "<u2"
-            raw = np.fromfile(s.path, order, count, offset=s.pixels.offset + 2 * count * s.frame).astype(
-                np.uint16, copy=False
-            )
+            raw = np.fromfile(s.path, "<u2", count, offset=s.pixels.offset + 2 * count * s.frame)
+            if s.pixels.big_endian:
+                raw = raw.byteswap()
         else:
             raw = pixel_array(s.path, index=s.frame, raw=True)
             raw = np.ascontiguousarray(raw).astype(np.int64).astype(np.uint16)
@@ -506,8 +497,8 @@ def load(series: Series, *, interpolate_missing: bool = False, min_slices: int =
 
     Positions are kept one a slice, so that gantry tilt and uneven spacing stay exact. Raises `UserError` for what
     `scan` found wrong, fewer than `min_slices` slices, different images at one place, and missing slices (filled by
-    linear interpolation where `interpolate_missing` says so and the hole is at most two slices wide). `threads` 0: as many as there
-    are processors, eight at most.
+    linear interpolation where `interpolate_missing` says so and the hole is at most two slices wide). `threads` 0: as
+    many as there are processors, eight at most.
     """
     if series.problem:
         raise UserError(series.problem)
