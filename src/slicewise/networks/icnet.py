@@ -31,21 +31,23 @@ class ICNetConfig:
     Attributes
     ----------
     channels : width at the first level; the levels below have twice as many.
-    levels : resolutions below the input, each half the one above; the input's sides are padded to a multiple of
-        2**levels with air.
+    levels : resolutions, each half the one above.
+    fold : side of the pixel square that goes into channels at the input: full-resolution convolutions would be most of
+        the cost. The input's sides are padded with air to a multiple of fold * 2**(levels - 1).
     output : "affine" (one gain and one offset for a slice, so that anatomy cannot change) or "residual" (a correction
         image added to the slice, the paper's image-to-image form).
     """
 
     channels: int = 32
     levels: int = 4
+    fold: int = 2
     output: str = "affine"
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise UserError(f"IC-Net output {self.output!r} is unknown; choose one of {', '.join(OUTPUTS)}")
-        if self.levels < 2 or self.channels < 4:
-            raise UserError(f"IC-Net: {self.levels} levels of {self.channels} channels; it takes 2 and 4 at the least")
+        if self.levels < 2 or self.channels < 4 or self.fold < 1:
+            raise UserError(f"IC-Net: {self.levels} levels, {self.channels} channels; it takes 2 and 4 at the least")
 
 
 def confine(x: Tensor, y: Tensor) -> Tensor:
@@ -72,8 +74,7 @@ class ICNet(nn.Module):
         super().__init__()
         self.config = config = config or ICNetConfig()
         widths = [config.channels] + [2 * config.channels] * (config.levels - 1)
-        # Four pixels go into channels at once: full-resolution convolutions would be most of the cost.
-        self.stem = nn.Conv2d(2 * 4, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(2 * config.fold**2, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(_Block(w) for w in widths)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.summary = nn.Sequential(
@@ -83,7 +84,7 @@ class ICNet(nn.Module):
             self.head: nn.Module = nn.Linear(widths[-1], 2)
         else:
             self.ups = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(reversed(widths)))
-            self.head = nn.Conv2d(widths[0], 4, 3, padding=1)
+            self.head = nn.Conv2d(widths[0], config.fold**2, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
@@ -104,7 +105,7 @@ class ICNet(nn.Module):
         h = levels.pop() + code[:, :, None, None]
         for up in self.ups:
             h = levels.pop() + F.interpolate(up(F.silu(h)), scale_factor=2.0)
-        residual = F.pixel_shuffle(self.head(F.silu(h)), 2)
+        residual = F.pixel_shuffle(self.head(F.silu(h)), self.config.fold)
         return confine(image, image + residual[..., : image.shape[2], : image.shape[3]])
 
     def gain_offset(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +115,13 @@ class ICNet(nn.Module):
         return torch.exp(_MAX_LOG_GAIN * torch.tanh(raw[:, 0])), _MAX_OFFSET * torch.tanh(raw[:, 1])
 
     def _pad(self, x: Tensor) -> Tensor:
-        multiple = 2**self.config.levels
+        multiple = self.config.fold * 2 ** (self.config.levels - 1)
         right, bottom = -x.shape[3] % multiple, -x.shape[2] % multiple
         return F.pad(x, (0, right, 0, bottom), value=-1.0) if right or bottom else x
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features of every level, and one code (B, C) for the whole slice."""
-        h = F.silu(self.stem(F.pixel_unshuffle(x, 2)))
+        h = F.silu(self.stem(F.pixel_unshuffle(x, self.config.fold)))
         levels = []
         for i, block in enumerate(self.blocks):
             h = block(F.silu(self.downs[i - 1](h)) if i else h)
