@@ -65,8 +65,12 @@ def _cerebrum(c: Canvas, p: Person, inner: np.ndarray) -> None:
     main = main + 0.25 * small
     # Main sulci; |noise| times a length is about the distance to the zero set.
     distance = np.abs(main + 0.12 * wiggle) * F(4.6)
-    reach = np.clip(13.5 + 7.0 * deep, 2.5, 25)
-    half = np.clip(0.25 + 1.15 * old + (0.45 + 0.35 * old) * broad + 0.35 * wide_region, 0.12, 2.8)
+    reach = np.clip(14.0 + 8.0 * deep, 2.5, 27)
+    half = np.clip(0.4 + 1.15 * old + (0.5 + 0.4 * old) * broad + 0.4 * wide_region, 0.12, 2.4)
+    # The medial and the lower surface are less open, and lie along the slice or the falx, where they show too much.
+    on_falx = (medial > hemi)[inside]
+    half = half * np.where(on_falx, F(0.55), F(1)) * (1 - F(0.5) * np.clip((2 - z[inside]) / 12, 0, 1))
+    reach = reach * np.where(on_falx, F(0.75), F(1))
     half = half * np.sqrt(np.clip(1 - depth / reach, 0, 1)) * (1 + 0.8 * np.exp(-depth / 3.0))
     cut = np.where(depth < reach, distance - half, np.hypot(distance, depth - reach))
     # Shallow tertiary sulci between them.
@@ -83,8 +87,8 @@ def _cerebrum(c: Canvas, p: Person, inner: np.ndarray) -> None:
     fluid = np.where(arch[inside] * 30 < 0, np.maximum(fluid, np.minimum(sylvian, 2)), fluid)
     # Compose.
     slow = _lookup(rng, foot, 14.0)
-    grey = p.grey + F(0.7) * slow
-    white = p.white + F(0.7) * wide_region - F(1.8) * F(old) * np.exp(-((np.abs(x[inside]) - 20) / 9) ** 2)
+    grey = p.grey + F(1.0) * slow
+    white = p.white + F(0.9) * wide_region - F(3.5) * F(old) * np.exp(-((np.abs(x[inside]) - 20) / 9) ** 2)
     a_white = np.clip(F(0.5) + (to_fluid - ribbon) / F(1.4), 0, 1)
     hu = grey + a_white * (white - grey)
     a_fluid = np.clip(F(0.5) - fluid / F(0.9), 0, 1)
@@ -131,16 +135,16 @@ def _sylvian(c: Canvas, p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray, 
     for s in SIDES:
         j = c.rng.normal(0, 1.0, 4)
         ax = s * x
-        w = 0.6 + 1.9 * p.atrophy + 0.35 * j[0] + 0.5 * broad
+        w = 0.7 + 1.9 * p.atrophy + 0.3 * j[0] + 0.6 * broad
         # Insular sheet: bulges outward at its middle.
         iy, iz = (y - 2 - j[1]) / 25, (z - 4) / 17
         rr = np.sqrt(iy * iy + iz * iz)
-        sheet = 41.5 + j[2] - 4.5 * iy * iy - 3.0 * iz * iz + 0.8 * wiggle
-        d = np.abs(ax - sheet) - w * np.clip(1.5 - rr, 0, 1.2)
+        sheet = 41.5 + j[2] - 4.5 * iy * iy - 3.0 * iz * iz + 1.5 * wiggle + 1.2 * broad
+        d = np.abs(ax - sheet) - w * np.clip(1.25 - rr, 0, 0.75)
         d = np.maximum(d, (rr - 1) * 16)
         # Opercular cleft from the insula to the surface, rising backwards.
         level = -5 + 0.32 * (y + 15) + 1.6 * wiggle + j[3]
-        e = np.abs(z - level) - w * (0.55 + 0.35 * np.clip((-y) / 25, 0, 1)) * np.clip((38 - y) / 25, 0, 1)
+        e = np.abs(z - level) - w * (0.75 + 0.5 * np.clip((-y) / 25, 0, 1)) * np.clip((38 - y) / 25, 0, 1)
         e = np.maximum(e, np.maximum(39 - ax, np.maximum(-30 - y, y - 40)))
         # Stem from the suprasellar cistern along the middle cerebral artery.
         stem = tube([(14, -16, -16), (28, -17, -12), (40, -18, -6)], [1.4 + w * 0.35] * 3, blend=1)(ax, y, z)
@@ -208,7 +212,7 @@ def _ventricles(c: Canvas, p: Person) -> None:
         c.paint(box, main, p.csf, "ventricles", 1.2)
         # Caudate and thalamus press into the wall.
         caudate: list[Point] = [(s * (13.5 + 2 * f), -27, 5), (s * (13.5 + 2.2 * f), -17, 12), (s * (14 + 2.5 * f), 0, 19), (s * (18 + 3 * f), 16, 21)]
-        c.cord(caudate, [5.6, 5.0, 3.0, 1.8], p.grey + 1, "deep nuclei", 1.6)
+        c.cord(caudate, [5.6, 5.0, 3.0, 1.8], p.grey, "deep nuclei", 1.6)
         if rng.random() < 0.75:
             choroid: list[Point] = [(s * (23 + 2 * f), 33, 10), (s * (25 + 2 * f), 37, 6)]
             calcified = rng.random() < 0.5
@@ -220,7 +224,7 @@ def _ventricles(c: Canvas, p: Person) -> None:
 def _nuclei(c: Canvas, p: Person) -> None:
     """Capsules, basal ganglia, thalamus, third ventricle, pineal gland."""
     rng = c.rng
-    g, v = p.grey + 1.0, p.ventricle
+    g, v = p.grey - 0.6, p.ventricle
     for s in SIDES:
         j = rng.normal(0, 0.7, 6)
         fan = [(s * 17, -25, 8), (s * 17.5, -4, 6), (s * 23, 14, 8)]
@@ -269,11 +273,11 @@ def _posterior_fossa(c: Canvas, p: Person, inner: np.ndarray) -> None:
     inside = d < -0.5
     n = [c.noise(scale, box)[inside] for scale in (12.0, 5.0)]
     ball = np.sqrt((x[inside] / 1.25) ** 2 + (y[inside] - 26) ** 2 + ((z[inside] + 28) * 1.15) ** 2)
-    folia = np.cos((ball + 2.6 * n[0]) * F(2 * np.pi / 5.2)) * np.clip(-d[inside] / 2, 0, 1)
+    folia = np.cos((ball + 2.6 * n[0]) * F(2 * np.pi / 6.0)) * np.clip(-d[inside] / 2, 0, 1)
     core = np.clip((np.abs(x[inside]) - 5) / 6, 0, 1) * np.clip((-d[inside] - 10) / 7, 0, 1)
-    tissue = 0.62 * g + 0.38 * w + 0.9 * folia + 0.5 * n[1] + 1.0 * np.exp(-((x[inside] / 7) ** 2))
+    tissue = 0.62 * g + 0.38 * w + 1.5 * folia + 0.8 * n[1] + 1.0 * np.exp(-((x[inside] / 7) ** 2))
     tissue = tissue + core * (w + 1.0 - tissue) * 0.8
-    cleft = np.clip(folia - 0.75, 0, 1) * np.clip(1 - (-d[inside]) / 9, 0, 1) * (8 + 22 * p.atrophy)
+    cleft = np.clip(folia - 0.6, 0, 1) * np.clip(1 - (-d[inside]) / 14, 0, 1) * (14 + 30 * p.atrophy)
     target = c.hu[box]
     target[inside] = tissue - cleft
     # Brain stem over the cisterns.
@@ -291,9 +295,9 @@ def _posterior_fossa(c: Canvas, p: Person, inner: np.ndarray) -> None:
     # Behind the midbrain the stem ends where the thalamus begins.
     c.paint(box, np.maximum(smooth_max(d, z + 1, 3), inner[box] + 1.0), stem, "brain stem", 1.3)
     v = p.ventricle ** 0.6
-    fourth = smooth_min(ellipsoid((0, 27, -34), (7.0 * v, 3.6 * v, 10))(x, y, z),
+    fourth = smooth_min(ellipsoid((0, 28, -34), (8.0 * v, 4.6 * v, 11))(x, y, z),
                         tube([(-10 * v, 27, -38), (10 * v, 27, -38)], [1.2, 1.2])(x, y, z), 3)
-    fourth = smooth_min(fourth, tube([(0, 27, -34), (0, 32 * 1.0, -36)], [3.0 * v, 2.0 * v])(x, y, z), 3)
+    fourth = smooth_min(fourth, tube([(0, 28, -34), (0, 36, -36)], [3.6 * v, 2.4 * v])(x, y, z), 3)
     fourth = smooth_min(fourth, tube([(0, 25, -28), (0, 21, -10), (0, 20, 0)], [2.0, 1.0, 0.9])(x, y, z), 2)
     fourth = smooth_min(fourth, tube([(0, 29, -42), (0, 36, -56)], [2.5, 3.0])(x, y, z), 3)
     c.paint(box, fourth + 0.4 * c.noise(6.0, box), p.csf, "ventricles", 1.2)

@@ -83,8 +83,14 @@ def tube(points: list[Point], radii: list[float], squash: Point = (1.0, 1.0, 1.0
 
 def smooth_min(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
     """Union of two distances with a fillet of about k mm (polynomial smooth minimum)."""
-    h = np.maximum(k - np.abs(a - b), 0) / np.float32(k)
-    return np.minimum(a, b) - h * h * np.float32(k / 4)
+    h = a - b
+    np.abs(h, out=h)
+    np.subtract(np.float32(k), h, out=h)
+    np.maximum(h, 0, out=h)
+    h *= h
+    h *= np.float32(-0.25 / k)
+    h += np.minimum(a, b)
+    return h
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
@@ -246,7 +252,7 @@ def draw_person(rng: np.random.Generator, pathology: float) -> Person:
     kind = str(rng.choice(kinds)) if rng.random() < pathology else ""
     atrophy = float(np.clip(rng.beta(1.6, 2.2) + (0.35 if kind == "atrophy" else 0.0), 0, 1.1))
     size = rng.normal(1, 0.025)
-    white = rng.normal(27.2, 0.8)
+    white = rng.normal(26.0, 0.9)
     return Person(
         width=float(67 * size * rng.normal(1, 0.03)),
         length=float(82.5 * size * rng.normal(1, 0.03)),
@@ -254,9 +260,9 @@ def draw_person(rng: np.random.Generator, pathology: float) -> Person:
         egg=float(rng.uniform(0.06, 0.16)),
         atrophy=atrophy,
         ventricle=float(np.exp(rng.normal(-0.05, 0.16)) * (0.78 + 0.55 * atrophy)),
-        skull=float(rng.uniform(5.0, 8.0)),
+        skull=float(rng.uniform(5.2, 8.8)),
         scalp=float(rng.uniform(4.5, 7.5)),
-        grey=float(white + rng.uniform(6.5, 9.5)),
+        grey=float(white + rng.uniform(8.0, 10.5)),
         white=float(white),
         csf=float(rng.uniform(4, 9)),
         blood=float(rng.uniform(47, 58)),

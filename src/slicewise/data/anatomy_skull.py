@@ -24,12 +24,25 @@ def dome(p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def petrous(s: float) -> tuple[list[Point], list[float]]:
-    return [(s * 12, 0, -38), (s * 34, 9, -36), (s * 62, 24, -33)], [6.0, 7.5, 10.0]
+    return [(s * 12, 0, -38), (s * 34, 9, -36), (s * 58, 23, -34)], [6.0, 7.5, 8.5]
 
 
 def cavity(p: Person, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Distance to the inner table: vault over the three fossae, less petrous ridges, sphenoid wings and clivus."""
     vault = dome(p, x, y, z)
+    low = lowest(z, 24)
+    vault[low:] = _fossae(p, rng, vault[low:], x[low:], y[low:], z[low:])
+    return vault
+
+
+def lowest(z: np.ndarray, level: float) -> int:
+    """First slice that reaches below `level` mm; above it the head is vault alone."""
+    return int(np.argmax((z < level).any((1, 2))))
+
+
+def _fossae(
+    p: Person, rng: np.random.Generator, vault: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> np.ndarray:
     jit = rng.normal(0, 1.2, 24)
     k = p.width / 67
     floor = -17.5 + 9.5 * np.exp(-(((np.abs(x) - 29) / 15) ** 2) - ((y + 58) / 24) ** 2) - 4.0 * np.exp(-((x / 7) ** 2)) + jit[0]
@@ -56,12 +69,14 @@ def skin(p: Person, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, z: n
     """Distance to the surface of the head."""
     j = rng.normal(0, 1.3, 12)
     low = np.clip((-z - 5) / 40, 0, 1)
-    out = dome(p, x, y, z) - np.float32(p.skull + p.scalp) - np.float32(3.0) * low
-    face = ellipsoid((0, -38, -50), (64 + j[0], 60 + j[1], 62))(x, y, z)
+    whole = dome(p, x, y, z) - np.float32(p.skull + p.scalp) - np.float32(3.0) * low
+    start = lowest(z, 40)
+    out, x, y, z = whole[start:], x[start:], y[start:], z[start:]
+    face = ellipsoid((0, -36, -50), (71 + j[0], 62 + j[1], 62))(x, y, z)
     out = smooth_min(out, face, 12)
     brow = ellipsoid((0, -62, -10), (44, 33 + j[2] * 0.5, 18))(x, y, z)
     out = smooth_min(out, brow, 10)
-    cheek = ellipsoid((0, -52, -62), (56 + j[3], 46, 34))(x, y, z)
+    cheek = ellipsoid((0, -50, -62), (64 + j[3], 47, 36))(x, y, z)
     out = smooth_min(out, cheek, 8)
     nose = tube([(0, -90, -18), (0, -101 + j[4], -38), (0, -107 + j[5], -54)], [5, 6.5, 9.5])(x, y, z)
     nose = smooth_min(nose, tube([(-9, -99, -58), (9, -99, -58)], [7.5, 7.5])(x, y, z), 5)
@@ -70,7 +85,8 @@ def skin(p: Person, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, z: n
     out = smooth_min(out, neck, 14)
     for i, s in enumerate(SIDES):  # the socket's hollow beside the nose
         out = smooth_max(out, -ellipsoid((s * 34, -103, -27 + j[8 + i]), (17, 10, 13))(x, y, z), 8)
-    return out
+    whole[start:] = out
+    return whole
 
 
 def paint_soft_tissue(c: Canvas, p: Person, outside: np.ndarray, inner: np.ndarray) -> None:
@@ -85,10 +101,11 @@ def paint_soft_tissue(c: Canvas, p: Person, outside: np.ndarray, inner: np.ndarr
     low = c.box((-85, -100, -130), (85, 100, -8), 4)
     x, y, z = c.at(low)
     if x.size:
-        bundle, wide = c.noise(7.5, low), c.noise(40.0, low)
+        bundle, wide = c.noise(10.0, low), c.noise(40.0, low)
         depth = outside[low]
         rind = 6 + 2.5 * wide + 7 * np.clip((-y - 35) / 30, 0, 1)
-        belly = np.maximum((0.17 - np.abs(bundle)) * 6.0, depth + rind)
+        planes = 0.12 + 0.06 * wide + 0.16 * np.clip((12 - y) / 20, 0, 1)
+        belly = np.maximum((planes - np.abs(bundle)) * 8.0, depth + rind)
         belly = np.maximum(belly, 6 - inner[low])
         belly = smooth_max(belly, z + 30, 5)
         c.paint(low, belly, 54 + 3 * c.noise(3.0, low), "muscle", 1.3)
@@ -97,13 +114,15 @@ def paint_soft_tissue(c: Canvas, p: Person, outside: np.ndarray, inner: np.ndarr
         # Temporalis lies on the vault; masseter and pterygoids hang from the arch and the base.
         box = c.box((s * 62 - 24, -62, -52), (s * 62 + 24, 22, 28), 4)
         if c.x[box].size:
-            fan = ellipsoid((s * 60, -22 + j[0], -14), (26, 36, 38 + j[1]))(*c.at(box))
-            c.paint(box, smooth_max(fan, smooth_max(inner[box] - 15, outside[box] + 3.0, 2), 3), 55, "muscle")
-        c.cord([(s * 61, -42, -44), (s * 58, -34, -80)], [8, 8], 56, "muscle")
-        c.blob((s * 37, -27 + j[2], -56), (11, 15, 10), 54, "muscle")
+            fan = ellipsoid((s * 60, -22 + j[0], -8), (24, 36, 34 + j[1]))(*c.at(box))
+            c.paint(box, smooth_max(fan, smooth_max(inner[box] - 15, outside[box] + 3.0, 2), 3), 51 + 4 * c.noise(5.0, box), "muscle")
+        c.cord([(s * 58, -42, -46), (s * 55, -34, -82)], [6.5, 7], 52, "muscle")
+        c.blob((s * 40, -52 + j[2], -64), (11, 9, 20), -96, "fat", 3)  # buccal fat
+        c.cord([(s * 22, -8, -52), (s * 24, -10, -80)], [5, 5], -90, "fat", 3)  # parapharyngeal fat
+        c.blob((s * 37, -27 + j[2], -56), (10, 13, 8), 54, "muscle")
         c.cord([(s * 24, -18, -56), (s * 40, -16, -84)], [6, 7], 54, "muscle")
         c.cord([(s * 8, 1, -58), (s * 9, 4, -110)], [7, 8], 55, "muscle")
-        c.blob((s * 66, -2 + j[3], -74), (9, 17, 20), 5, "muscle", 4)  # parotid
+        c.blob((s * 57, -2 + j[3], -76), (7, 14, 18), 5, "muscle", 4)  # parotid
 
 
 def paint_skull(c: Canvas, p: Person, inner: np.ndarray, outside: np.ndarray) -> None:
@@ -113,10 +132,10 @@ def paint_skull(c: Canvas, p: Person, inner: np.ndarray, outside: np.ndarray) ->
     relief = c.noise(40.0)
     thick = p.skull + 0.7 * relief + 0.12 * c.noise(6.0)
     side = np.clip((np.abs(x) - 40) / 20, 0, 1) * np.clip((28 - z) / 30, 0, 1)
-    thick = thick * (1 - 0.48 * side)
+    thick = thick * (1 - 0.42 * side)
     thick += 3.0 * np.exp(-((x / 12) ** 2) - ((z + 16) / 14) ** 2) * (y > 50)  # external occipital protuberance
     base = np.clip((-8 - z) / 6, 0, 1) * np.clip((58 - y) / 15, 0, 1)
-    thick = thick * (1 - base) + base * (3.0 + 0.7 * relief)
+    thick = thick * (1 - base) + base * (2.4 + 0.6 * relief)
     keep_in = np.minimum(thick, -outside + inner - 3.0)
     shell = np.maximum(-inner, inner - keep_in)
     shell = np.maximum(shell, -66 - z)  # below the foramen the canal has no skull
@@ -192,7 +211,7 @@ def paint_air(c: Canvas, p: Person) -> None:
     for s in SIDES:
         r = np.array([13.0, 16, 15.0]) * k * rng.normal(1, 0.07, 3)
         centre = (s * (31 + rng.normal()), -58.0 + rng.normal(), -56.0 + rng.normal())
-        wall = rng.uniform(0.0, 1.2) if rng.random() < 0.7 else rng.uniform(2, 5)
+        wall = rng.uniform(0.0, 0.8) if rng.random() < 0.8 else rng.uniform(2, 5)
         warp = c.box(tuple(np.array(centre) - r - 3), tuple(np.array(centre) + r + 3), 6)
         if not c.x[warp].size:
             continue
@@ -209,13 +228,14 @@ def paint_air(c: Canvas, p: Person) -> None:
         d = smooth_max(np.abs(x) - taper, np.maximum(np.abs(y + 58) - 24, np.abs(z + 30) - 12), 4)
         c.paint(box, d - 1.2, 800, "facial bone")
         c.paint(box, d, -960, "air cavities")
-        septa = np.minimum(np.abs(c.noise(9.0, box)), np.abs(c.noise(10.0, box))) * 4.0 - 0.45
-        c.paint(box, np.maximum(septa, d), 250, "facial bone")
+        septa = np.minimum(np.abs(c.noise(7.0, box)), np.abs(c.noise(8.0, box))) * 4.5 - 0.6
+        c.paint(box, np.maximum(septa, d), 300, "facial bone")
     for s in SIDES:  # turbinates
-        for height, y0, r in ((-46.0, -62.0, 3.2), (-54.0, -68.0, 4.0), (-63.0, -78.0, 4.8)):
-            q: list[Point] = [(s * 7.5 + bent * 0.4, y0, height), (s * 8, -34, height)]
-            c.cord(q, [r * rng.uniform(0.8, 1.2), r * 0.9], 42, "mucosa")
-            c.cord(q, [0.9, 0.8], 450, "facial bone")
+        for height, y0, r in ((-47.0, -64.0, 3.0), (-61.0, -78.0, 3.6)):
+            q: list[Point] = [(s * 6.5 + bent * 0.4, y0, height), (s * 7.5, -34, height)]
+            r *= float(rng.uniform(0.8, 1.25))
+            c.shape((s * 7 - 6, y0 - 5, height - 9), (s * 7 + 6, -30, height + 9), tube(q, [r, r], (1, 1, 2.2)), 42, "mucosa")
+            c.shape((s * 7 - 6, y0 - 5, height - 9), (s * 7 + 6, -30, height + 9), tube(q, [0.6, 0.6], (1, 1, 4)), 330, "facial bone")
     box = c.box((-8, -92, -74), (8, -26, -18), 4)
     if c.x[box].size:
         x, y, z = c.at(box)
@@ -236,7 +256,7 @@ def paint_air(c: Canvas, p: Person) -> None:
 def _frontal_sinus(c: Canvas, p: Person, s: float) -> None:
     size = float(np.clip(c.rng.normal(p.sinus, 0.3), 0.3, 1.5))
     front = -p.length - p.skull * 0.5
-    centre, r = (s * 10 * size, front + 3.0, -6 + 5 * size), (11 * size, 5.0 * size, 13 * size)
+    centre, r = (s * 10 * size, front + 5.0, -12 + 5 * size), (11 * size, 4.0 * size ** 0.5, 12 * size)
     box = c.box(tuple(np.subtract(centre, r)), tuple(np.add(centre, r)), 8)
     if not c.x[box].size:
         return
@@ -301,9 +321,9 @@ def paint_ears(c: Canvas, p: Person, outside: np.ndarray) -> None:
         yc, zc = y - 22 - j[0], z + 40 + j[1]
         lift = 73 + 0.33 * (y - 8) + 2.2 * np.sin((y + 2 * z / 3) / 4.0) + j[2]
         rim = np.sqrt((yc / 17) ** 2 + (zc / 28) ** 2)
-        plate = np.maximum(np.abs(s * x - lift) - (1.5 + 0.8 * (rim > 0.8)), (rim - 1) * 17)
+        plate = np.maximum(np.abs(s * x - lift) - (2.0 + 0.8 * (rim > 0.8)), (rim - 1) * 17)
         plate = np.maximum(plate, -outside[box] - 2)
-        c.paint(box, plate, -5, "skin")
+        c.paint(box, plate, 20, "skin")
 
 
 def paint_table(c: Canvas) -> None:

@@ -74,5 +74,7 @@ def noise(rng: np.random.Generator, slices: np.ndarray, pixel_mm: float, sd_hu: 
     path = ndimage.gaussian_filter(low, (0, sigma, sigma), mode="constant")
     across = ndimage.uniform_filter1d(np.clip(low - 1.3, 0, 2), max(int(150 / (pixel_mm * coarse)), 1), axis=2, mode="constant")
     amplitude = np.exp(1.35 * (path - 0.78) + 1.6 * across)
+    brain = (low > 1.0) & (low < 1.06) & (path > 0.8)
+    amplitude /= amplitude[brain].mean() if brain.any() else 1.0
     amplitude = ndimage.zoom(amplitude, (1, coarse, coarse), order=1, mode="nearest", grid_mode=True)
     return grain * amplitude * np.float32(sd_hu)
