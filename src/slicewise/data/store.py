@@ -13,16 +13,16 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import atomic_file
 from slicewise.volume import Acquisition, Volume
 
 try:
@@ -54,7 +54,7 @@ class Record:
     origin_mm : DICOM LPS position of voxel [0, 0, 0]: (x, y, z) in mm.
     clipped_voxels : how many voxels of the source lay outside [-1024, 3071] HU.
     vertex_slice : first slice that shows the head.
-    source_fingerprint : SHA-256 of the source's contents, or empty; what is done already is known by it.
+    source_fingerprint : SHA-256 over the source's files (names, sizes, times), or empty: what is done is known by it.
     notes : what was mended on the way (duplicates dropped, slices interpolated, table removed, …).
     """
 
@@ -261,21 +261,6 @@ def first_head_slice(hu: np.ndarray) -> int:
     """Index of the first slice with at least 2 % of its pixels above -300 HU, or 0 where no slice has: the vertex."""
     share = np.count_nonzero(hu > -300, axis=(1, 2)) / hu[0].size
     return int(np.argmax(share >= 0.02))
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream under a temporary name in the same folder; synced and renamed to `path` on success, gone on
-    failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

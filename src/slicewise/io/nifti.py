@@ -1,0 +1,153 @@
+"""Read and write NIfTI: HU with the same geometry, RAS on disk and LPS inside."""
+
+import gzip
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from slicewise.errors import UserError, output_errors
+from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom import PADDING_HU, Reading
+from slicewise.io.geometry import volume_from_affine
+from slicewise.volume import Acquisition, Volume
+
+SUFFIXES = (".nii", ".nii.gz")
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Every CT of a head shows air (-1000 HU); a file with nothing below this is scaled to grey levels.
+AIR_BELOW_HU = -200
+# The most that gzip can shrink: a header that claims more than this many times the file's size is wrong.
+GZIP_LIMIT = 1032
+_MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+
+
+def is_nifti(path: Path | str) -> bool:
+    """Whether the name is one of a NIfTI file."""
+    return os.fspath(path).lower().endswith(SUFFIXES)
+
+
+def read_nifti(path: Path | str) -> Volume:
+    """Read a .nii or .nii.gz file in HU into a Volume; see `load_nifti` for what is checked."""
+    return load_nifti(path).volume
+
+
+def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
+    """Read a NIfTI file in HU, with what was clipped and mended.
+
+    Axes are permuted and flipped (never resampled) so that slice 0 is the most superior, rows run to the patient's left
+    and columns to the back. Scaled values are rounded half to even; below -1200 HU is padding, so air.
+
+    Raises `UserError` where the file is cut or no NIfTI, has other than three dimensions, claims more voxels than it can
+    hold, holds no HU (nothing below -200), has fewer than `min_slices` slices, or its affine makes no sense.
+    """
+    name = os.fspath(path)
+    image = _open(name)
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+        raise UserError(f"{name}: {len(image.shape)} dimensions {image.shape}, where one 3D volume is expected")
+    values = _values(name, image).reshape(image.shape[:3])
+    notes = []
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        notes.append(f"{np.count_nonzero(~np.isfinite(values))} voxels without a number set to air")
+        values = np.nan_to_num(values, nan=HU_MIN, posinf=HU_MIN, neginf=HU_MIN)
+    low, high = values.min(), values.max()
+    if low >= AIR_BELOW_HU:
+        raise UserError(
+            f"{name}: values lie in [{low:g}, {high:g}], so they are not HU (air is -1000); convert the original again"
+        )
+    outside = (values > HU_MAX + 0.5) | ((values < HU_MIN - 0.5) & (values >= PADDING_HU))
+    clipped = int(np.count_nonzero(outside)) if high > HU_MAX or low < HU_MIN else 0
+    if clipped:
+        notes.append(f"{clipped} voxels outside [{HU_MIN}, {HU_MAX}] HU clipped")
+    if values.dtype.kind == "f":
+        values = np.rint(values)
+    hu = np.clip(values, HU_MIN, HU_MAX).astype(np.int16)
+    if not (image.header["sform_code"] or image.header["qform_code"]):
+        notes.append("the header gives no orientation: taken as right, anterior, superior")
+    affine = RAS_TO_LPS @ image.affine
+    affine[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.isfinite(spacing).all() and not 0.02 <= spacing.min() <= spacing.max() <= 50:
+        raise UserError(f"{name}: voxels of {' x '.join(f'{v:g}' for v in spacing)} mm are absurd; repair the header")
+    volume = volume_from_affine(hu, affine, Acquisition(patient_id=patient_of(name), source=name))
+    if len(volume.hu) < min_slices:
+        raise UserError(f"{name}: {len(volume.hu)} slice where {min_slices} or more are needed; give a whole volume")
+    return Reading(volume, clipped, tuple(notes))
+
+
+def write_nifti(volume: Volume, path: Path | str) -> None:
+    """Write int16 HU with slope 1 and the volume's affine: sform and qform, or sform alone where a tilt shears it.
+
+    The file appears whole or not at all. Reading it back gives the same HU; geometry is stored in float32, as the
+    format has it. Raises `UserError` for uneven slices, another suffix than .nii or .nii.gz, and an output that cannot
+    be written.
+    """
+    path = Path(path)
+    if not is_nifti(path):
+        raise UserError(f"{path}: a NIfTI file is named .nii or .nii.gz")
+    affine = RAS_TO_LPS @ volume.affine
+    image = nib.Nifti1Image(volume.hu.transpose(2, 1, 0), affine, dtype=np.int16)
+    image.header.set_slope_inter(1, 0)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    sheared = np.abs(directions.T @ directions - np.eye(3)).max() > 1e-6
+    image.set_qform(affine, code=0 if sheared else 1, strip_shears=True)
+    data = image.to_bytes()
+    if path.name.lower().endswith(".gz"):
+        data = gzip.compress(data, compresslevel=4, mtime=0)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(data)
+
+
+def patient_of(path: Path | str) -> str:
+    """Whose scan a NIfTI file is, from its path: the BIDS subject (sub-...) where there is one, else the file's name."""
+    subject = re.findall(r"(?:^|[/\\_])(sub-[A-Za-z0-9]+)", os.fspath(path))
+    return subject[-1] if subject else re.sub(r"\.nii(\.gz)?$", "", os.path.basename(os.fspath(path)), flags=re.I)
+
+
+def _open(name: str) -> Any:
+    """The image with its header checked; no voxel is read."""
+    if not os.path.isfile(name):
+        raise UserError(f"{name}: no such file")
+    try:
+        image = nib.load(name)
+    except Exception as error:  # nibabel raises many kinds on what is no image
+        raise UserError(f"{name}: not a NIfTI file, or its header is damaged ({_one_line(error)})") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise UserError(f"{name}: a {type(image).__name__} where NIfTI is expected; convert it first")
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise UserError(f"{name}: voxels of type {dtype} (colour or complex), not HU")
+    claimed = int(np.prod([int(n) for n in image.shape], dtype=object)) * dtype.itemsize
+    size = os.path.getsize(name)
+    most = size * GZIP_LIMIT + 1024 if name.lower().endswith(".gz") else size
+    if claimed <= 0 or claimed > most:
+        shape = " x ".join(str(n) for n in image.shape)
+        raise UserError(
+            f"{name}: truncated or a damaged header: it claims {shape} voxels, {claimed} bytes, and the file has {size}"
+        )
+    return image
+
+
+def _values(name: str, image: Any) -> np.ndarray:
+    """Voxel values: integers where the header's slope is 1 and its intercept whole, else float64."""
+    try:
+        raw = np.asanyarray(image.dataobj.get_unscaled())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{name}: truncated or damaged ({_one_line(error)}); copy it again") from error
+    slope, intercept = image.dataobj.slope, image.dataobj.inter
+    if raw.dtype.kind in "iu" and slope == 1 and float(intercept).is_integer():
+        wide = raw.astype(np.int64) if raw.dtype.itemsize > 2 else raw.astype(np.int32)
+        return wide + int(intercept) if intercept else wide
+    return raw.astype(np.float64) * slope + intercept
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
