@@ -83,8 +83,6 @@ def _cerebrum(c: Canvas, p: Person, inner: np.ndarray) -> None:
     fluid = np.minimum(cut, sylvian)
     ribbon = F(2.9) + F(0.5) * deep
     to_fluid = np.minimum(np.minimum(cut, insula), depth)
-    to_fluid = np.where(arch[inside] * 30 < -1, np.minimum(np.minimum(cut + 40, insula), np.where(hemi[inside] > -9, depth, 30)), to_fluid)
-    fluid = np.where(arch[inside] * 30 < 0, np.maximum(fluid, np.minimum(sylvian, 2)), fluid)
     # Compose.
     slow = _lookup(rng, foot, 14.0)
     grey = p.grey + F(1.0) * slow
@@ -143,8 +141,8 @@ def _sylvian(c: Canvas, p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray, 
         d = np.abs(ax - sheet) - w * np.clip(1.25 - rr, 0, 0.75)
         d = np.maximum(d, (rr - 1) * 16)
         # Opercular cleft from the insula to the surface, rising backwards.
-        level = -5 + 0.32 * (y + 15) + 1.6 * wiggle + j[3]
-        e = np.abs(z - level) - w * (0.75 + 0.5 * np.clip((-y) / 25, 0, 1)) * np.clip((38 - y) / 25, 0, 1)
+        level = -6 + 0.34 * (y + 15) + 0.3 * (ax - 46) + 1.8 * wiggle + j[3]
+        e = np.abs(z - level) - w * (0.75 + 0.5 * np.clip((-y) / 25, 0, 1)) * np.clip((38 - y) / 25, 0, 1) * np.clip((y + 31) / 16, 0, 1) + 0.3
         e = np.maximum(e, np.maximum(39 - ax, np.maximum(-30 - y, y - 40)))
         # Stem from the suprasellar cistern along the middle cerebral artery.
         stem = tube([(14, -16, -16), (28, -17, -12), (40, -18, -6)], [1.4 + w * 0.35] * 3, blend=1)(ax, y, z)
@@ -275,7 +273,7 @@ def _posterior_fossa(c: Canvas, p: Person, inner: np.ndarray) -> None:
     ball = np.sqrt((x[inside] / 1.25) ** 2 + (y[inside] - 26) ** 2 + ((z[inside] + 28) * 1.15) ** 2)
     folia = np.cos((ball + 2.6 * n[0]) * F(2 * np.pi / 6.0)) * np.clip(-d[inside] / 2, 0, 1)
     core = np.clip((np.abs(x[inside]) - 5) / 6, 0, 1) * np.clip((-d[inside] - 10) / 7, 0, 1)
-    tissue = 0.62 * g + 0.38 * w + 1.5 * folia + 0.8 * n[1] + 1.0 * np.exp(-((x[inside] / 7) ** 2))
+    tissue = 0.62 * g + 0.38 * w + 2.2 * folia + 1.0 * n[1] + 1.0 * np.exp(-((x[inside] / 7) ** 2))
     tissue = tissue + core * (w + 1.0 - tissue) * 0.8
     cleft = np.clip(folia - 0.6, 0, 1) * np.clip(1 - (-d[inside]) / 14, 0, 1) * (14 + 30 * p.atrophy)
     target = c.hu[box]

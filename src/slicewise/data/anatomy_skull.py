@@ -225,7 +225,7 @@ def paint_air(c: Canvas, p: Person) -> None:
     if c.x[box].size:
         x, y, z = c.at(box)
         taper = 11.5 + 3.0 * np.clip((y + 80) / 45, 0, 1)
-        d = smooth_max(np.abs(x) - taper, np.maximum(np.abs(y + 58) - 24, np.abs(z + 30) - 12), 4)
+        d = smooth_max(np.abs(x) - taper, np.maximum(np.abs(y + 58) - 24, np.abs(z + 30) - 12), 4) + 1.3 * c.noise(9.0, box)
         c.paint(box, d - 1.2, 800, "facial bone")
         c.paint(box, d, -960, "air cavities")
         septa = np.minimum(np.abs(c.noise(7.0, box)), np.abs(c.noise(8.0, box))) * 4.5 - 0.6
