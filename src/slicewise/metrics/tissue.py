@@ -81,10 +81,10 @@ class TissueStats:
 def brain_mask(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Intracranial soft tissue of a head CT: bool (Z, Y, X), about 2 mm off the bone.
 
-    `spacing` is (z, y, x) in mm. On a grid of about 2 mm: soft tissue that has skull on all four sides within its slice
-    (so no scalp, no orbit and no muscle behind the spine); of what is left at least 6 mm from anything else, the
-    largest connected piece (so nothing that joins the brain only through a foramen or thin bone); grown back. Empty
-    where there is no skull. A table or holder is no bone unless it touches the head.
+    `spacing` is (z, y, x) in mm. On a grid of about 2 mm: soft tissue with skull all around within its slice (so no
+    scalp and no muscle behind the spine); of what is left at least 6 mm from anything else, the largest connected piece
+    (so nothing that joins the brain only through a foramen or thin bone); grown back. Empty where there is no skull. A
+    table or holder is no bone unless it touches the head.
     """
     fy, fx = (max(1, int(_COARSE_MM / step + 0.25)) for step in spacing[1:])
     coarse = _block_mean(hu, fy, fx)
@@ -274,14 +274,21 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 
 def _walled_in(bone: np.ndarray, sy: float, sx: float) -> np.ndarray:
-    """Voxels with bone somewhere to the left, right, front and back within their slice; holes up to 8 mm bridged."""
+    """Voxels that see bone in six or more of eight directions within their slice; holes up to 8 mm count as bone.
+
+    Six let a line of sight leave through an orbit or a defect; the scalp sees bone in five at most.
+    """
     reach = (0, round(_BRIDGE_MM / sy), round(_BRIDGE_MM / sx))
     bridged = ndimage.maximum_filter(bone, [2 * n + 1 for n in reach])
-    walls = np.ones(bone.shape, bool)
-    for axis in (1, 2):
-        walls &= np.logical_or.accumulate(bridged, axis=axis)
-        walls &= np.flip(np.logical_or.accumulate(np.flip(bridged, axis), axis=axis), axis)
-    return walls
+    seen = np.zeros(bone.shape, np.uint8)
+    for turned in (slice(None), slice(None, None, -1)):  # forwards and backwards
+        seen[:, :, turned] += np.logical_or.accumulate(bridged[:, :, turned], axis=2)
+        for lean in (-1, 0, 1):
+            row = np.zeros((bone.shape[0], bone.shape[2] + 2), bool)  # one column of margin on either side
+            for source, target in zip(bridged[:, turned].swapaxes(0, 1), seen[:, turned].swapaxes(0, 1)):
+                row[:, 1:-1] = source | row[:, 1 + lean : bone.shape[2] + 1 + lean]
+                target += row[:, 1:-1]
+    return seen >= 6
 
 
 def _depth(mask: np.ndarray, sy: float, sx: float) -> np.ndarray:
