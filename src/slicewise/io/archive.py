@@ -48,7 +48,7 @@ def read_volume(path: Path | str, *, series_uid: str = "", interpolate_missing: 
 def read_volumes(
     path: Path | str, left_out: Callable[[LeftOut], None] | None = None, *, interpolate_missing: bool = False
 ) -> Iterator[Volume]:
-    """Every volume below a folder, one after the other; what no volume is made of goes to `left_out` with its reason."""
+    """Every volume below a folder, one after the other; what is no volume goes to `left_out` with its reason."""
     archive = find([path])
     tell = left_out or (lambda entry: None)
     for entry in archive.left_out:

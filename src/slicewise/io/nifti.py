@@ -42,8 +42,8 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
     Axes are permuted and flipped (never resampled) so that slice 0 is the most superior, rows run to the patient's left
     and columns to the back. Scaled values are rounded half to even; below -1200 HU is padding, so air.
 
-    Raises `UserError` where the file is cut or no NIfTI, has other than three dimensions, claims more voxels than it can
-    hold, holds no HU (nothing below -200), has fewer than `min_slices` slices, or its affine makes no sense.
+    Raises `UserError` where the file is cut or no NIfTI, is not 3D, claims more voxels than it can hold,
+    holds no HU (nothing below -200), has fewer than `min_slices` slices, or its affine makes no sense.
     """
     name = os.fspath(path)
     image = _open(name)
@@ -107,7 +107,7 @@ def write_nifti(volume: Volume, path: Path | str) -> None:
 
 
 def patient_of(path: Path | str) -> str:
-    """Whose scan a NIfTI file is, from its path: the BIDS subject (sub-...) where there is one, else the file's name."""
+    """Whose scan a NIfTI file is: the BIDS subject (sub-...) in its path where there is one, else the file's name."""
     subject = re.findall(r"(?:^|[/\\_])(sub-[A-Za-z0-9]+)", os.fspath(path))
     return subject[-1] if subject else re.sub(r"\.nii(\.gz)?$", "", os.path.basename(os.fspath(path)), flags=re.I)
 
