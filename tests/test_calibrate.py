@@ -16,10 +16,10 @@ def make_net(output="affine", gain=1.0, offset_hu=0.0, seed=0):
     net = ICNet(ICNetConfig(channels=8, levels=3, output=output))
     with torch.no_grad():
         if output == "affine":
-            net.head.bias[0] = np.arctanh(np.log(gain) / np.log(2.0))
-            net.head.bias[1] = np.arctanh(offset_hu / 60.0)
+            net.map.bias[0] = np.arctanh(np.log(gain) / np.log(2.0))
+            net.map.bias[1] = np.arctanh(offset_hu / 60.0)
         else:
-            net.head.weight.normal_(std=3.0)
+            net.image.weight.normal_(std=3.0)
     return net
 
 

@@ -48,7 +48,7 @@ def test_starts_as_the_identity_to_the_bit(output, side):
 def test_every_parameter_learns(output):
     torch.manual_seed(0)
     net = ICNet(ICNetConfig(channels=8, levels=3, output=output))
-    for p in net.head.parameters():
+    for p in [*net.map.parameters(), *(net.image.parameters() if output == "residual" else ())]:
         torch.nn.init.normal_(p, std=0.1)
     x = random_pair(np.random.default_rng(1))
     (net(x) * torch.randn(2, 1, 32, 32)).sum().backward()
@@ -60,7 +60,7 @@ def test_every_parameter_learns(output):
 def test_the_previous_slice_matters(output):
     torch.manual_seed(0)
     net = ICNet(ICNetConfig(channels=8, levels=3, output=output))
-    for p in net.head.parameters():
+    for p in [*net.map.parameters(), *(net.image.parameters() if output == "residual" else ())]:
         torch.nn.init.normal_(p, std=0.1)
     x = random_pair(np.random.default_rng(2), batch=1)
     other = x.clone()

@@ -20,6 +20,10 @@ OUTPUTS = ("affine", "residual")
 # Bounds of the per-slice map: gain in [1/2, 2] (the paper's distortion needs 1/1.3 to 1/0.7), offset within 60 HU.
 _MAX_LOG_GAIN = math.log(2.0)
 _MAX_OFFSET = 60.0 / 150.0
+# Where the second copy of the input is centred: 30 HU.
+_BRAIN = 30.0 / 150.0
+_QUANTILES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)
+_N_STATISTICS = 9 + 2 * len(_QUANTILES)
 # Slopes between which `confine` keeps a map that starts and ends on the window's borders.
 _LEAST_SLOPE, _MOST_SLOPE = 0.1, 2.0
 
@@ -35,12 +39,12 @@ class ICNetConfig:
     fold : side of the pixel square that goes into channels at the input: full-resolution convolutions would be most of
         the cost. The input's sides are padded with air to a multiple of fold * 2**(levels - 1).
     output : "affine" (one gain and one offset for a slice, so that anatomy cannot change) or "residual" (a correction
-        image added to the slice, the paper's image-to-image form).
+        image on top of them, the paper's image-to-image form).
     """
 
     channels: int = 32
-    levels: int = 4
-    fold: int = 2
+    levels: int = 3
+    fold: int = 4
     output: str = "affine"
 
     def __post_init__(self) -> None:
@@ -67,26 +71,27 @@ def confine(x: Tensor, y: Tensor) -> Tensor:
 class ICNet(nn.Module):
     """Calibration network of Jeong et al. 2023 (section 2.3), starting as the identity.
 
-    No normalisation layers: they would take away the absolute intensity that is to be judged.
+    An encoder and the statistics of both slices' soft tissue give one gain and one offset for the slice; with the
+    residual output a decoder adds a correction image. There are no normalisation layers: they would take away the
+    absolute intensity that is to be judged.
     """
 
     def __init__(self, config: ICNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ICNetConfig()
         widths = [config.channels] + [2 * config.channels] * (config.levels - 1)
-        self.stem = nn.Conv2d(2 * config.fold**2, widths[0], 3, padding=1)
+        code = 2 * widths[-1]
+        self.stem = nn.Conv2d(4 * config.fold**2, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(_Block(w) for w in widths)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.summary = nn.Sequential(
-            nn.Linear(widths[-1] + _N_STATISTICS, 2 * widths[-1]), nn.SiLU(), nn.Linear(2 * widths[-1], widths[-1])
+            nn.Linear(widths[-1] + _N_STATISTICS, code), nn.SiLU(), nn.Linear(code, code), nn.SiLU()
         )
-        if config.output == "affine":
-            self.head: nn.Module = nn.Linear(widths[-1], 2)
-        else:
+        self.map = _zero(nn.Linear(code, 2))
+        if config.output == "residual":
+            self.code = nn.Linear(code, widths[-1])
             self.ups = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(reversed(widths)))
-            self.head = nn.Conv2d(widths[0], config.fold**2, 3, padding=1)
-        for parameter in self.head.parameters():
-            nn.init.zeros_(parameter)
+            self.image = _zero(nn.Conv2d(widths[0], config.fold**2, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 2, H, W) float32, [slice, slice before it] in unit range -> (B, 1, H, W), the calibrated slice.
@@ -94,40 +99,41 @@ class ICNet(nn.Module):
         Voxels on the window's borders (all that lie outside it, after clipping) come back unchanged; see `confine`.
         """
         image = x[:, :1]
-        if self.config.output == "affine":
-            gain, offset = self.gain_offset(x)
-            gain, offset = gain.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
-            mean = _window_moments(image)[0].view(-1, 1, 1, 1)
-            # Written as a change of x, so that gain 1 and offset 0 give x back to the bit.
-            return confine(image, image + ((gain - 1.0) * (image - mean) + offset))
-        padded = self._pad(x)
-        levels, code = self._encode(padded)
-        h = levels.pop() + code[:, :, None, None]
-        for up in self.ups:
-            h = levels.pop() + F.interpolate(up(F.silu(h)), scale_factor=2.0)
-        residual = F.pixel_shuffle(self.head(F.silu(h)), self.config.fold)
-        return confine(image, image + residual[..., : image.shape[2], : image.shape[3]])
+        levels, code = self._encode(x)
+        gain, offset = (v.view(-1, 1, 1, 1) for v in self._gain_offset(code))
+        mean = _window_moments(image)[0].view(-1, 1, 1, 1)
+        # Written as a change of x, so that gain 1 and offset 0 give x back to the bit.
+        change = (gain - 1.0) * (image - mean) + offset
+        if self.config.output == "residual":
+            h = levels.pop() + self.code(code)[:, :, None, None]
+            for up in self.ups:
+                h = levels.pop() + F.interpolate(up(F.silu(h)), scale_factor=2.0)
+            residual = F.pixel_shuffle(self.image(F.silu(h)), self.config.fold)
+            change = change + residual[..., : image.shape[2], : image.shape[3]]
+        return confine(image, image + change)
 
     def gain_offset(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Affine output only: gain (B,) and offset (B,), in unit range (150 HU), about the slice's in-window mean."""
-        assert self.config.output == "affine"
-        raw = self.head(self._encode(self._pad(x))[1])
-        return torch.exp(_MAX_LOG_GAIN * torch.tanh(raw[:, 0])), _MAX_OFFSET * torch.tanh(raw[:, 1])
+        """The per-slice part of the correction: gain (B,) and offset (B,), in unit range (150 HU), about the slice's
+        mean over the voxels inside the window."""
+        return self._gain_offset(self._encode(x)[1])
 
-    def _pad(self, x: Tensor) -> Tensor:
-        multiple = self.config.fold * 2 ** (self.config.levels - 1)
-        right, bottom = -x.shape[3] % multiple, -x.shape[2] % multiple
-        return F.pad(x, (0, right, 0, bottom), value=-1.0) if right or bottom else x
+    def _gain_offset(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        gain, offset = torch.tanh(self.map(code)).unbind(1)
+        return torch.exp(_MAX_LOG_GAIN * gain), _MAX_OFFSET * offset
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features of every level, and one code (B, C) for the whole slice."""
-        h = F.silu(self.stem(F.pixel_unshuffle(x, self.config.fold)))
+        multiple = self.config.fold * 2 ** (self.config.levels - 1)
+        padded = F.pad(x, (0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple), value=-1.0)
+        # Brain fills a sixth of the window: a second copy shows it at four times the contrast.
+        zoomed = torch.tanh(4.0 * (padded - _BRAIN))
+        h = F.silu(self.stem(F.pixel_unshuffle(torch.cat([padded, zoomed], 1), self.config.fold)))
         levels = []
         for i, block in enumerate(self.blocks):
             h = block(F.silu(self.downs[i - 1](h)) if i else h)
             levels.append(h)
         # Tissue in the window speaks, air and bone do not: weight the pooled features by its share of each cell.
-        weight = F.avg_pool2d(_in_window(x[:, :1]), x.shape[3] // h.shape[3])
+        weight = F.avg_pool2d(_in_window(padded[:, :1]), padded.shape[3] // h.shape[3])
         pooled = (h * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1.0)
         return levels, self.summary(torch.cat([pooled, _statistics(x)], 1))
 
@@ -147,7 +153,10 @@ class _Block(nn.Module):
         return h + self.second(F.silu(self.first(h)))
 
 
-_N_STATISTICS = 7
+def _zero(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _in_window(x: Tensor) -> Tensor:
@@ -165,10 +174,28 @@ def _window_moments(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, spread, weight.mean(1)
 
 
+def _quantiles(image: Tensor) -> Tensor:
+    """(B, 7) quantiles of the voxels inside the window, 0 where there are none."""
+    values = image.flatten(1)
+    inside = values.abs() < 1.0
+    count = inside.sum(1, keepdim=True)
+    ordered = torch.where(inside, values, 2.0).sort(1).values
+    ranks = torch.tensor(_QUANTILES, device=image.device) * (count - 1).clamp_min(0)
+    return torch.where(count > 0, ordered.gather(1, ranks.round().long()), 0.0)
+
+
 def _statistics(x: Tensor) -> Tensor:
-    """(B, 7): moments of both slices in the window, and their mean difference where both lie inside it; scaled to
-    about 1. The network could find them itself, but not to the one part in 150 that a HU is."""
+    """(B, 23): moments and quantiles of both slices inside the window and their differences, scaled to about 1.
+
+    Convolutions find such numbers only after long training, and not to the one part in 150 that a HU is: with them the
+    network reaches 1.3 HU in the time in which it stands at 4 without.
+    """
+    stride = max(1, min(x.shape[2:]) // 128)
+    x = x[..., ::stride, ::stride]
     a, b = (_window_moments(x[:, i]) for i in (0, 1))
     both = (_in_window(x[:, 0]) * _in_window(x[:, 1])).flatten(1)
     step = (both * (x[:, 0] - x[:, 1]).flatten(1)).sum(1) / both.sum(1).clamp_min(1.0)
-    return torch.stack([*a, *b, 10.0 * step], 1)
+    contrast = torch.log((b[1] + 0.01) / (a[1] + 0.01))
+    scalars = torch.stack([*a, *b, 10.0 * step, 10.0 * (b[0] - a[0]), 5.0 * contrast], 1)
+    quantiles, others = _quantiles(x[:, 0]), _quantiles(x[:, 1])
+    return torch.cat([scalars, 10.0 * (others - quantiles), 3.0 * others], 1)
