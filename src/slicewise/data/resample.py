@@ -41,7 +41,7 @@ class Grid:
     fov_mm: float = 240.0
     slice_mm: float = 5.0
     crop_air_above: bool = True
-    min_coverage: float = 0.75
+    min_coverage: float = 0.85
     remove_table: bool = False
 
 
@@ -184,8 +184,8 @@ def _z_range(volume: Volume, x: np.ndarray, y: np.ndarray) -> tuple[float, float
 def _covered_range(planes: list[tuple[np.ndarray, np.ndarray]], outline: np.ndarray, least: float) -> tuple[int, int]:
     """The planes [first, last) in which the scan covers the head, grown from the one it covers best.
 
-    Upwards and downwards, a plane must cover the given share of the head as it was in the plane before: where the
-    gantry was tilted, the ends of the scan are cut slantwise, and half a head is no slice to learn from.
+    Where the gantry was tilted, the ends of the scan are cut slantwise, and half a head is no slice to learn from. What
+    the scan does not see is taken to be head as far as the planes before it were.
     """
     shares = [np.count_nonzero(covered & outline) / np.count_nonzero(outline) for _, covered in planes]
     best = len(planes) // 2 if max(shares) == min(shares) else int(np.argmax(shares))
@@ -193,10 +193,12 @@ def _covered_range(planes: list[tuple[np.ndarray, np.ndarray]], outline: np.ndar
         return 0, 0
 
     def reach(step: int) -> int:
-        k = best
+        k, head = best, outline
         while 0 <= k + step < len(planes):
-            head = ndimage.binary_fill_holes(planes[k][0] > BODY_HU) & outline
-            if np.count_nonzero(planes[k + step][1] & head) < least * np.count_nonzero(head):
+            values, covered = planes[k + step]
+            seen = ndimage.binary_fill_holes(values > BODY_HU) & outline & covered
+            head = seen | (head & ~covered)
+            if np.count_nonzero(seen) < least * np.count_nonzero(head):
                 break
             k += step
         return k

@@ -1,0 +1,395 @@
+"""From an archive of DICOM and NIfTI to a store of volumes on one working grid, split by patient.
+
+Running it again does only what is new; stopping it at any moment loses no finished volume.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from slicewise.data.resample import Grid, resample_volume
+from slicewise.data.store import (
+    MANIFEST,
+    Record,
+    append,
+    assign_split,
+    open_store,
+    write_left_out,
+    write_settings,
+    write_volume,
+)
+from slicewise.errors import UserError
+from slicewise.io.archive import find
+from slicewise.io.dicom import LeftOut, Series, load
+from slicewise.io.nifti import load_nifti, patient_of
+
+# Below so many files a pool costs more than it saves while headers are read.
+POOLED_FILES = 400
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How an archive becomes training data.
+
+    Attributes
+    ----------
+    size : pixels a side of a prepared slice.
+    fov_mm : field of view a side, mm; the head is in its middle.
+    slice_mm : distance between prepared slices, mm.
+    crop_air_above : begin with the first slice that shows the head.
+    min_coverage : least share of the head that the scan must cover in a slice (the ends of tilted scans are cut).
+    remove_table : set table and head holder to air.
+    interpolate_missing : fill holes of one or two missing slices by linear interpolation; otherwise such a series is
+        left out.
+    min_slices : least number of slices, before and after resampling; shorter ones are left out.
+    split : shares of patients for training, validation and test.
+    seed : seed of the split; a patient's place depends on it and on nothing else.
+    workers : processes; 0 takes one a processor.
+    """
+
+    size: int = 128
+    fov_mm: float = 240.0
+    slice_mm: float = 5.0
+    crop_air_above: bool = True
+    min_coverage: float = 0.85
+    remove_table: bool = False
+    interpolate_missing: bool = False
+    min_slices: int = 8
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.fov_mm <= 0 or self.slice_mm <= 0 or self.min_slices < 1 or self.workers < 0:
+            raise UserError(
+                f"--size {self.size} --fov-mm {self.fov_mm:g} --slice-mm {self.slice_mm:g} --min-slices "
+                f"{self.min_slices} --workers {self.workers}: size must be 8 or more, the others positive"
+            )
+        assign_split("", self.split, self.seed)
+
+    @property
+    def grid(self) -> Grid:
+        """The working grid of these settings."""
+        return Grid(self.size, self.fov_mm, self.slice_mm, self.crop_air_above, self.min_coverage, self.remove_table)
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What a run did.
+
+    Attributes
+    ----------
+    prepared : ids of the volumes made (in a dry run: to be made).
+    already_done : ids of those that were there before.
+    left_out : what no volume was made of, and why.
+    splits : volumes by split, in the whole store.
+    clipped_voxels : voxels outside [-1024, 3071] HU in the volumes made by this run.
+    notes : "id: what was mended", for the volumes made by this run.
+    """
+
+    prepared: tuple[str, ...]
+    already_done: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    splits: dict[str, int]
+    clipped_voxels: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One volume to make. `source` is a DICOM series, or the path of a NIfTI file."""
+
+    id: str
+    patient: str
+    split: str
+    name: str
+    fingerprint: str
+    source: Series | str
+
+
+def prepare(
+    inputs: Sequence[Path | str],
+    out: Path | str,
+    settings: PrepareSettings | None = None,
+    progress: bool = True,
+    dry_run: bool = False,
+) -> PrepareReport:
+    """Make every CT volume below the inputs ready for training, in the store `out`.
+
+    Each volume is written as soon as it is made; a second run passes over those whose files have not changed. Patients
+    are known in the store by a hash of their id. Raises `UserError` where the inputs hold nothing to prepare, where the
+    store was made with other settings, and where it cannot be written.
+    """
+    settings, out = settings or PrepareSettings(), Path(out)
+    if not inputs:
+        raise UserError("nothing to prepare: name one or more folders or files")
+    _check_store(out, settings)
+    done = {record.id: record for record in open_store(out).records} if (out / MANIFEST).exists() else {}
+    with _pool(settings.workers) as pool, _bar(progress) as bar:
+        jobs, left_out = _find_jobs(inputs, settings, pool, bar)
+        if not jobs and not left_out:
+            raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
+        finished = {job.id for job in jobs if _is_done(out, done.get(job.id), job)}
+        todo = [job for job in jobs if job.id not in finished]
+        if not dry_run:
+            _remove_stale(out)
+        records: list[Record] = []
+        for result in () if dry_run else _run(todo, out, settings, pool, bar):
+            if isinstance(result, LeftOut):
+                left_out.append(result)
+            else:
+                if not done and not records:
+                    write_settings(out, _saved(settings))
+                append(out, result)
+                records.append(result)
+    if not dry_run and not done and not records:
+        raise UserError(_nothing(inputs, left_out))
+    if not dry_run:
+        _write_left_out(out, left_out, jobs)
+    total = {record.id: record.split for record in [*done.values(), *records]}
+    if dry_run:
+        total |= {job.id: job.split for job in todo}
+    return PrepareReport(
+        prepared=tuple(sorted(job.id for job in todo) if dry_run else sorted(record.id for record in records)),
+        already_done=tuple(sorted(finished)),
+        left_out=tuple(left_out),
+        splits=dict(Counter(total.values())),
+        clipped_voxels=sum(record.clipped_voxels for record in records),
+        notes=tuple(f"{record.id}: {note}" for record in records for note in record.notes),
+    )
+
+
+def _find_jobs(
+    inputs: Iterable[Path | str], settings: PrepareSettings, pool: Executor | None, bar: Any
+) -> tuple[list[_Job], list[LeftOut]]:
+    """The volumes that can be made of the inputs, in a fixed order, and what is left out by its header."""
+
+    def map_headers(function: Any, files: Iterable[str]) -> Iterator[Any]:
+        files = list(files)
+        task = bar.add_task("headers", total=len(files))
+        many = pool is not None and len(files) >= POOLED_FILES
+        results = pool.map(function, files, chunksize=64) if many and pool else map(function, files)
+        for result in results:
+            bar.advance(task)
+            yield result
+
+    archive = find(inputs, map_headers)
+    left_out, jobs = list(archive.left_out), []
+    for series in archive.series:
+        about = series.acquisition
+        count = len(series.slices)
+        if series.problem:
+            left_out.append(LeftOut(about.source, series.problem, series_uid=about.series_uid))
+        elif count < settings.min_slices:
+            reason = f"{count} slices, fewer than {settings.min_slices}"
+            left_out.append(LeftOut(series.name, reason, series_uid=about.series_uid))
+        else:
+            files = sorted({s.path for s in series.slices})
+            jobs.append(
+                _job(about.patient_id, f"{about.study_uid} {about.series_uid}", about.source, files, series, settings)
+            )
+    for file in archive.nifti:
+        jobs.append(
+            _job(
+                patient_of(file), os.path.basename(file) + _digest(os.path.abspath(file)), file, [file], file, settings
+            )
+        )
+    return jobs, left_out
+
+
+def _job(
+    patient: str, identity: str, name: str, files: Sequence[str], source: Series | str, settings: PrepareSettings
+) -> _Job:
+    """A job under a pseudonym of the patient; the id depends on the scan alone, the fingerprint on its files."""
+    pseudonym = "p" + _digest(patient)[:12]
+    states = ((os.path.basename(file), os.stat(file)) for file in files)
+    text = "".join(f"{base} {state.st_size} {state.st_mtime_ns}\n" for base, state in states)
+    return _Job(
+        id=f"{pseudonym}-{_digest(identity)[:8]}",
+        patient=pseudonym,
+        split=assign_split(pseudonym, settings.split, settings.seed),
+        name=name,
+        fingerprint=_digest(text),
+        source=source,
+    )
+
+
+def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
+    """Read, resample and write one volume: what a worker does. What is wrong with the scan makes it left out; what is
+    wrong with the output is raised."""
+    try:
+        if isinstance(job.source, str):
+            reading = load_nifti(job.source)
+        else:
+            reading = load(job.source, interpolate_missing=settings.interpolate_missing, threads=1)
+        volume = resample_volume(reading.volume, settings.grid)
+        if len(volume.hu) < settings.min_slices:
+            made = f"{len(volume.hu)} slices of {settings.slice_mm:g} mm after resampling"
+            raise UserError(f"{job.name}: {made}, fewer than {settings.min_slices}")
+    except UserError as error:
+        uid = "" if isinstance(job.source, str) else job.source.acquisition.series_uid
+        return LeftOut(job.name, str(error), series_uid=uid)
+    except MemoryError:
+        return LeftOut(job.name, "too large for the memory there is; use fewer --workers")
+    return write_volume(
+        out,
+        volume,
+        id=job.id,
+        patient=job.patient,
+        split=job.split,
+        source=job.name,
+        clipped_voxels=reading.clipped_voxels,
+        vertex_slice=0 if settings.crop_air_above else None,
+        source_fingerprint=job.fingerprint,
+        notes=reading.notes,
+    )
+
+
+def _run(
+    jobs: Sequence[_Job], out: Path, settings: PrepareSettings, pool: Executor | None, bar: Any
+) -> Iterator[Record | LeftOut]:
+    """Results as they come. Only as many jobs are handed out as keep the workers busy, so that a stop is quick."""
+    task = bar.add_task("volumes", total=len(jobs))
+    waiting = iter(jobs)
+    if pool is None:
+        for job in waiting:
+            yield _make(job, out, settings)
+            bar.advance(task)
+        return
+    ahead = 2 * _workers(settings.workers)
+    running = {pool.submit(_make, job, out, settings) for job in islice(waiting, ahead)}
+    try:
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+                bar.advance(task)
+                running |= {pool.submit(_make, job, out, settings) for job in islice(waiting, 1)}
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; run it again with fewer --workers "
+            "(what is done stays done)"
+        ) from error
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor | None]:
+    """A pool of fresh processes that leave Ctrl-C to their parent; None for one worker."""
+    count = _workers(workers)
+    if count == 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _workers(workers: int) -> int:
+    return workers or os.cpu_count() or 1
+
+
+@contextmanager
+def _bar(show: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        yield bar
+
+
+def _saved(settings: PrepareSettings) -> dict[str, Any]:
+    """The settings that a store's volumes depend on; the number of workers is none."""
+    saved = asdict(settings) | {"split": list(settings.split)}
+    del saved["workers"]
+    return saved
+
+
+def _check_store(out: Path, settings: PrepareSettings) -> None:
+    """Raise `UserError` where the store was made with other settings: its volumes would not go together."""
+    file = out / "settings.json"
+    if not file.exists() or not (out / MANIFEST).exists():
+        return
+    try:
+        before = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: damaged; restore it, or prepare into another folder") from error
+    now = _saved(settings)
+    changed = [f"{key} = {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+    if changed:
+        raise UserError(f"{out}: prepared with other settings ({'; '.join(changed)}); prepare into another folder")
+
+
+def _is_done(out: Path, record: Record | None, job: _Job) -> bool:
+    """Whether a volume was made of the same files, and is there in full size."""
+    if record is None or record.source_fingerprint != job.fingerprint:
+        return False
+    try:
+        size = (out / record.file).stat().st_size
+    except OSError:
+        return False
+    z, y, x = record.shape
+    return 0 < size - 2 * z * y * x <= 1024
+
+
+def _write_left_out(out: Path, left_out: list[LeftOut], jobs: Sequence[_Job]) -> None:
+    """Write what is left out, with what earlier runs over other inputs left out."""
+    seen = {entry.source for entry in left_out} | {job.name for job in jobs}
+    before = [e for e in (open_store(out).left_out if (out / MANIFEST).exists() else ()) if e["source"] not in seen]
+    now = [{"source": entry.source, "reason": entry.reason} for entry in left_out]
+    write_left_out(out, [*before, *now])
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what a killed run left half written; an hour is longer than any volume takes."""
+    for file in (out / "volumes").glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > 3600:
+                file.unlink()
+
+
+def _nothing(inputs: Sequence[Path | str], left_out: Sequence[LeftOut]) -> str:
+    """Why no volume could be made, in one line: the most telling reasons."""
+    told = sorted(left_out, key=lambda entry: not entry.damaged)[:3]
+    reasons = "; ".join(e.reason if e.source in e.reason else f"{e.source}: {e.reason}" for e in told)
+    more = f"; and {len(left_out) - len(told)} more" if len(left_out) > len(told) else ""
+    return f"{_names(inputs)}: no volume can be prepared: {reasons}{more}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _names(inputs: Sequence[Path | str]) -> str:
+    return str(inputs[0]) if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"
