@@ -47,7 +47,9 @@ def _cerebrum(c: Canvas, p: Person, inner: np.ndarray) -> None:
     hemi = smooth_max(outer, above.astype(np.float32), 3)
     midline = 1.2 * c.noise(45.0, region) + 0.6 * c.noise(14.0, region)
     xm = x - midline
-    arch = np.sqrt(((y - 2) / 44) ** 2 + ((z - 4) / np.where(z > 4, 26, 15)) ** 2) - 1  # callosum and below: no fissure
+    arch = (
+        np.sqrt(((y - 2) / 44) ** 2 + ((z - 4) / np.where(z > 4, F(26), F(15))) ** 2) - 1
+    )  # callosum and below: no fissure
     width = 0.35 + 1.1 * old * np.clip(-y / 50 + 0.5, 0.2, 1)
     medial = width - np.abs(xm)  # > 0 inside the fissure
     medial = np.where(arch * 30 > 0, medial, np.maximum(-30 * F(1.0), medial - 3 + arch * 30))
@@ -66,17 +68,19 @@ def _cerebrum(c: Canvas, p: Person, inner: np.ndarray) -> None:
     # Main sulci; |noise| times a length is about the distance to the zero set.
     distance = np.abs(main + 0.12 * wiggle) * F(4.6)
     reach = np.clip(14.0 + 8.0 * deep, 2.5, 27)
-    half = np.clip(0.4 + 1.15 * old + (0.5 + 0.4 * old) * broad + 0.4 * wide_region, 0.12, 2.4)
+    half = np.clip(0.7 + 1.2 * old + (0.6 + 0.4 * old) * broad + 0.45 * wide_region, 0.15, 2.7)
     # The medial and the lower surface are less open, and lie along the slice or the falx, where they show too much.
     on_falx = (medial > hemi)[inside]
     half = half * np.where(on_falx, F(0.55), F(1)) * (1 - F(0.5) * np.clip((2 - z[inside]) / 12, 0, 1))
     reach = reach * np.where(on_falx, F(0.75), F(1))
-    half = half * np.sqrt(np.clip(1 - depth / reach, 0, 1)) * (1 + 0.8 * np.exp(-depth / 3.0))
+    half = half * np.sqrt(np.clip(1 - depth / reach, 0, 1)) * (1 + 0.6 * np.exp(-depth / 3.0))
     cut = np.where(depth < reach, distance - half, np.hypot(distance, depth - reach))
     # Shallow tertiary sulci between them.
     distance2 = np.abs(_lookup(rng, foot, 4.2) + 0.3 * wiggle) * F(3.4)
     reach2 = np.clip(3.5 + 4.0 * broad, 0, 8)
-    half2 = np.clip(0.1 + 0.4 * old + 0.25 * wide_region, 0.05, 1.2) * np.sqrt(np.clip(1 - depth / np.maximum(reach2, 0.1), 0, 1))
+    half2 = np.clip(0.1 + 0.4 * old + 0.25 * wide_region, 0.05, 1.2) * np.sqrt(
+        np.clip(1 - depth / np.maximum(reach2, 0.1), 0, 1)
+    )
     cut2 = np.where(depth < reach2, distance2 - half2, np.hypot(distance2, depth - reach2))
     sylvian, insula = _sylvian(c, p, x[inside], y[inside], z[inside], wiggle, broad)
     cut = np.minimum(cut, cut2)
@@ -86,7 +90,7 @@ def _cerebrum(c: Canvas, p: Person, inner: np.ndarray) -> None:
     # Compose.
     slow = _lookup(rng, foot, 14.0)
     grey = p.grey + F(1.0) * slow
-    white = p.white + F(0.9) * wide_region - F(3.5) * F(old) * np.exp(-((np.abs(x[inside]) - 20) / 9) ** 2)
+    white = p.white + F(0.9) * wide_region - F(3.5) * F(old) * np.exp(-(((np.abs(x[inside]) - 20) / 9) ** 2))
     a_white = np.clip(F(0.5) + (to_fluid - ribbon) / F(1.4), 0, 1)
     hu = grey + a_white * (white - grey)
     a_fluid = np.clip(F(0.5) - fluid / F(0.9), 0, 1)
@@ -125,13 +129,14 @@ def _lookup(rng: np.random.Generator, at: list[np.ndarray], scale: float) -> np.
     return map_coordinates(fine, coordinates, order=1, mode="nearest", output=np.float32)
 
 
-def _sylvian(c: Canvas, p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray, wiggle: np.ndarray, broad: np.ndarray
-             ) -> tuple[np.ndarray, np.ndarray]:
+def _sylvian(
+    c: Canvas, p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray, wiggle: np.ndarray, broad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Distances to the Sylvian fluid and to the surfaces that carry grey matter (fissure and insula)."""
     fluid = np.full(x.shape, 30, np.float32)
     surface = fluid.copy()
     for s in SIDES:
-        j = c.rng.normal(0, 1.0, 4)
+        j = c.rng.normal(0, 1.0, 4).tolist()
         ax = s * x
         w = 0.7 + 1.9 * p.atrophy + 0.3 * j[0] + 0.6 * broad
         # Insular sheet: bulges outward at its middle.
@@ -142,7 +147,11 @@ def _sylvian(c: Canvas, p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray, 
         d = np.maximum(d, (rr - 1) * 16)
         # Opercular cleft from the insula to the surface, rising backwards.
         level = -6 + 0.34 * (y + 15) + 0.3 * (ax - 46) + 1.8 * wiggle + j[3]
-        e = np.abs(z - level) - w * (0.75 + 0.5 * np.clip((-y) / 25, 0, 1)) * np.clip((38 - y) / 25, 0, 1) * np.clip((y + 31) / 16, 0, 1) + 0.3
+        e = (
+            np.abs(z - level)
+            - w * (0.75 + 0.5 * np.clip((-y) / 25, 0, 1)) * np.clip((38 - y) / 25, 0, 1) * np.clip((y + 31) / 16, 0, 1)
+            + 0.3
+        )
         e = np.maximum(e, np.maximum(39 - ax, np.maximum(-30 - y, y - 40)))
         # Stem from the suprasellar cistern along the middle cerebral artery.
         stem = tube([(14, -16, -16), (28, -17, -12), (40, -18, -6)], [1.4 + w * 0.35] * 3, blend=1)(ax, y, z)
@@ -153,7 +162,8 @@ def _sylvian(c: Canvas, p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray, 
 
 
 def _cisterns(c: Canvas, p: Person, inner: np.ndarray) -> None:
-    """Suprasellar, interpeduncular, ambient, quadrigeminal, prepontine cisterns and cisterna magna: fluid first, the brain stem over it."""
+    """Suprasellar, ambient, quadrigeminal and prepontine cisterns, cisterna magna: fluid first, the brain stem over
+    it."""
     fluid = p.csf + 2
     old = p.atrophy
     k = 0.85 + 0.3 * old
@@ -162,12 +172,16 @@ def _cisterns(c: Canvas, p: Person, inner: np.ndarray) -> None:
     if not x.size:
         return
     n = 1.0 * c.noise(9.0, box)
-    star = smooth_min(ellipsoid((0, -13, -17), (10 * k, 9, 6.5))(x, y, z),
-                      tube([(-17, -17, -16), (0, -11, -16), (17, -17, -16)], [1.8, 4.5 * k, 1.8])(x, y, z), 3)
+    star = smooth_min(
+        ellipsoid((0, -13, -17), (10 * k, 9, 6.5))(x, y, z),
+        tube([(-17, -17, -16), (0, -11, -16), (17, -17, -16)], [1.8, 4.5 * k, 1.8])(x, y, z),
+        3,
+    )
     star = smooth_min(star, tube([(0, -16, -17), (0, -27, -15)], [3.0, 1.5])(x, y, z), 3)
     ring = ellipsoid((0, 9, -13), (19.5 + k, 17.5 + k, 15))(x, y, z)
-    quad = tube([(-17, 26, -6), (-7, 28.5, -1), (0, 30, 1), (7, 28.5, -1), (17, 26, -6)],
-                [1.2, 2.6 * k, 4.0 * k, 2.6 * k, 1.2])(x, y, z)
+    quad = tube(
+        [(-17, 26, -6), (-7, 28.5, -1), (0, 30, 1), (7, 28.5, -1), (17, 26, -6)], [1.2, 2.6 * k, 4.0 * k, 2.6 * k, 1.2]
+    )(x, y, z)
     pons = ellipsoid((0, 8, -32), (19, 16, 18))(x, y, z)
     angle = ellipsoid((0, 10, -38), (25, 7, 6))(x, y, z)
     magna = ellipsoid((0, 45, -60), (11 * k, 9, 10 * k))(x, y, z)
@@ -185,14 +199,25 @@ def _ventricles(c: Canvas, p: Person) -> None:
     white = p.white
     # Corpus callosum and periventricular white matter first.
     arc: list[Point] = [(0, -24, -1), (0, -37, 6), (0, -32, 19), (0, -5, 27), (0, 22, 24), (0, 36, 14)]
-    c.shape((-24, -46, -8), (24, 46, 34), tube(arc, [2, 5, 4.5, 3.5, 4.2, 5.5], (4.0, 1, 1)), white - 0.5, "corpus callosum", 2)
+    c.shape(
+        (-24, -46, -8),
+        (24, 46, 34),
+        tube(arc, [2, 5, 4.5, 3.5, 4.2, 5.5], (4.0, 1, 1)),
+        white - 0.5,
+        "corpus callosum",
+        2,
+    )
     skew = rng.normal(0, 0.08)
     for s in SIDES:
         f = v * (1 + s * skew) * rng.normal(1, 0.04)
         j = rng.normal(0, 0.9, (8, 3))
         m: list[Point] = [
-            (s * (11 + 2 * f), -37 - 2.5 * f, 8), (s * (7 + 1.5 * f), -24, 11), (s * (6 + 1.5 * f), -6, 16),
-            (s * (9 + 2 * f), 12, 20), (s * (16 + 3 * f), 27, 17), (s * (24 + 2 * f), 37, 8),
+            (s * (11 + 2 * f), -37 - 2.5 * f, 8),
+            (s * (7 + 1.5 * f), -24, 11),
+            (s * (6 + 1.5 * f), -6, 16),
+            (s * (9 + 2 * f), 12, 20),
+            (s * (16 + 3 * f), 27, 17),
+            (s * (24 + 2 * f), 37, 8),
         ]
         m = [tuple(np.add(q, o * (0.8, 1, 1))) for q, o in zip(m, j, strict=False)]  # type: ignore[misc]
         horn = rng.uniform(0.3, 1.2)
@@ -209,14 +234,25 @@ def _ventricles(c: Canvas, p: Person) -> None:
         main = main + 0.7 * c.noise(12.0, box)
         c.paint(box, main, p.csf, "ventricles", 1.2)
         # Caudate and thalamus press into the wall.
-        caudate: list[Point] = [(s * (13.5 + 2 * f), -27, 5), (s * (13.5 + 2.2 * f), -17, 12), (s * (14 + 2.5 * f), 0, 19), (s * (18 + 3 * f), 16, 21)]
+        caudate: list[Point] = [
+            (s * (13.5 + 2 * f), -27, 5),
+            (s * (13.5 + 2.2 * f), -17, 12),
+            (s * (14 + 2.5 * f), 0, 19),
+            (s * (18 + 3 * f), 16, 21),
+        ]
         c.cord(caudate, [5.6, 5.0, 3.0, 1.8], p.grey, "deep nuclei", 1.6)
         if rng.random() < 0.75:
             choroid: list[Point] = [(s * (23 + 2 * f), 33, 10), (s * (25 + 2 * f), 37, 6)]
             calcified = rng.random() < 0.5
             c.cord(choroid, [2.2, 2.4], 36, "ventricles", 2)
             if calcified:
-                c.blob((s * (24 + 2 * f), 36 + rng.normal(), 7.0), (1.6, 2.4, 2.2), float(rng.uniform(120, 420)), "calcification", 1.5)
+                c.blob(
+                    (s * (24 + 2 * f), 36 + rng.normal(), 7.0),
+                    (1.6, 2.4, 2.2),
+                    float(rng.uniform(120, 420)),
+                    "calcification",
+                    1.5,
+                )
 
 
 def _nuclei(c: Canvas, p: Person) -> None:
@@ -224,10 +260,16 @@ def _nuclei(c: Canvas, p: Person) -> None:
     rng = c.rng
     g, v = p.grey - 0.6, p.ventricle
     for s in SIDES:
-        j = rng.normal(0, 0.7, 6)
+        j = rng.normal(0, 0.7, 6).tolist()
         fan = [(s * 17, -25, 8), (s * 17.5, -4, 6), (s * 23, 14, 8)]
-        c.shape((s * 22 - 14, -34, -12), (s * 22 + 14, 28, 26),
-                tube(fan, [4.5, 4.0, 4.8], (1.0, 1.0, 3.6), 3), p.white - 1, "internal capsule", 2.5)
+        c.shape(
+            (s * 22 - 14, -34, -12),
+            (s * 22 + 14, 28, 26),
+            tube(fan, [4.5, 4.0, 4.8], (1.0, 1.0, 3.6), 3),
+            p.white - 1,
+            "internal capsule",
+            2.5,
+        )
         thalamus = (s * (10.5 + 1.2 * v + j[0] * 0.5), 8 + j[1], 7)
         c.blob(thalamus, (7.8, 14.5, 9.5), g - 1.0, "deep nuclei", 2.5)
         box = c.box((s * 26 - 16, -36, -16), (s * 26 + 16, 30, 22), 2)
@@ -241,8 +283,14 @@ def _nuclei(c: Canvas, p: Person) -> None:
         c.paint(box, pallidum, g - 1.6 + (12 if p.pathology == "calcification" else 0), "deep nuclei", 2.0)
         c.cord([(s * 14, -22, -4), (s * 24, -16, -6)], [4, 4.5], g, "deep nuclei", 2)  # accumbens
     width = 0.9 + 1.7 * v * (0.5 + 0.6 * p.atrophy)
-    c.shape((-7, -12, -14), (7, 24, 14), lambda x, y, z: smooth_max(
-        np.abs(x) - width, ellipsoid((0, 5, 0), (40, 16.5, 11))(x, y, z), 1.5), p.csf, "ventricles", 1.2)
+    c.shape(
+        (-7, -12, -14),
+        (7, 24, 14),
+        lambda x, y, z: smooth_max(np.abs(x) - width, ellipsoid((0, 5, 0), (40, 16.5, 11))(x, y, z), 1.5),
+        p.csf,
+        "ventricles",
+        1.2,
+    )
     c.blob((0, 7, 1), (3, 2.2, 2.2), g, "deep nuclei", 1.5)  # massa intermedia
     c.blob((0, 26, 3), (2.8, 3.6, 2.4), 42, "deep nuclei")
     if rng.random() < 0.65:
@@ -280,21 +328,27 @@ def _posterior_fossa(c: Canvas, p: Person, inner: np.ndarray) -> None:
     target[inside] = tissue - cleft
     # Brain stem over the cisterns.
     stem = 0.5 * (g + w) + 0.3
-    top = smooth_min(ellipsoid((0, 12, -12), (15.5, 12.5, 14))(x, y, z),
-                     tube([(-9, 2, -12), (-14, 2, -2)], [6.0, 8.0])(x, y, z), 3)
+    top = smooth_min(
+        ellipsoid((0, 12, -12), (15.5, 12.5, 14))(x, y, z), tube([(-9, 2, -12), (-14, 2, -2)], [6.0, 8.0])(x, y, z), 3
+    )
     top = smooth_min(top, tube([(9, 2, -12), (14, 2, -2)], [6.0, 8.0])(x, y, z), 3)
     pons = ellipsoid((0, 13, -32), (17, 12.5, 14.5))(x, y, z)
     peduncles = tube([(-12, 14, -33), (-26, 32, -36)], [7.5, 8.0])(x, y, z)
     peduncles = smooth_min(peduncles, tube([(12, 14, -33), (26, 32, -36)], [7.5, 8.0])(x, y, z), 2)
-    cord = tube([(0, 14, -42), (0, 20, -56), (0, 26, -70), (0, 31, -105)], [10.5, 8.0, 6.3, 5.5], (1.15, 1.0, 1.0))(x, y, z)
+    cord = tube([(0, 14, -42), (0, 20, -56), (0, 26, -70), (0, 31, -105)], [10.5, 8.0, 6.3, 5.5], (1.15, 1.0, 1.0))(
+        x, y, z
+    )
     d = smooth_min(smooth_min(smooth_min(top, pons, 4), cord, 5), peduncles, 4)
     notch = tube([(0, -4, -14), (0, 1, -12)], [3.5, 2.0])(x, y, z)
     d = smooth_max(d, -notch, 3) + 0.4 * c.noise(7.0, box)
     # Behind the midbrain the stem ends where the thalamus begins.
     c.paint(box, np.maximum(smooth_max(d, z + 1, 3), inner[box] + 1.0), stem, "brain stem", 1.3)
-    v = p.ventricle ** 0.6
-    fourth = smooth_min(ellipsoid((0, 28, -34), (8.0 * v, 4.6 * v, 11))(x, y, z),
-                        tube([(-10 * v, 27, -38), (10 * v, 27, -38)], [1.2, 1.2])(x, y, z), 3)
+    v = p.ventricle**0.6
+    fourth = smooth_min(
+        ellipsoid((0, 28, -34), (8.0 * v, 4.6 * v, 11))(x, y, z),
+        tube([(-10 * v, 27, -38), (10 * v, 27, -38)], [1.2, 1.2])(x, y, z),
+        3,
+    )
     fourth = smooth_min(fourth, tube([(0, 28, -34), (0, 36, -36)], [3.6 * v, 2.4 * v])(x, y, z), 3)
     fourth = smooth_min(fourth, tube([(0, 25, -28), (0, 21, -10), (0, 20, 0)], [2.0, 1.0, 0.9])(x, y, z), 2)
     fourth = smooth_min(fourth, tube([(0, 29, -42), (0, 36, -56)], [2.5, 3.0])(x, y, z), 3)
@@ -307,7 +361,7 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
     box = c.box((-8, -92, -34), (8, 94, 90), 6)
     x, y, z = c.at(box)
     lean = 1.3 * c.noise(50.0, box)
-    clear = np.sqrt(((y - 4) / 56) ** 2 + ((z - 2) / np.where(z > 2, 40, 30)) ** 2)
+    clear = np.sqrt(((y - 4) / 56) ** 2 + ((z - 2) / np.where(z > 2, F(40), F(30))) ** 2)
     floor = np.where(y > 34, tentorium_height(x * 0, y) - z, -14 - z)
     falx = np.abs(x - lean) - 0.3 - 0.3 * np.clip(y / 60, 0, 1)
     falx = np.maximum(falx, np.maximum(np.maximum(inner[box] + 0.2, (1 - clear) * 40), floor))
@@ -316,7 +370,7 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
         c.blob((1, -58 + 20 * rng.random(), 40.0), (1.2, 5, 5), float(rng.uniform(200, 500)), "calcification")
     wedge = (np.abs(x - lean) - 4.2) * 0.75 - (inner[box] + 3.0) * 0.55
     sagittal = np.maximum(np.maximum(wedge, -7 - inner[box]), inner[box] + 0.2)
-    sagittal = np.maximum(sagittal, np.where((z > 12) | (y > 30), -30, 30) + np.where(z < -10, 60, 0))
+    sagittal = np.maximum(sagittal, np.where((z > 12) | (y > 30), F(-30), F(30)) + np.where(z < -10, F(60), F(0)))
     taper = 2.5 * np.clip((-y + 10) / 60, 0, 1)
     c.paint(box, smooth_max(sagittal + taper, -18 - z, 2), blood, "venous sinuses")
     c.cord([(0, 36, 8), (0, 55, -2), (0, 80, -14)], [1.6, 1.8, 2.4], blood, "venous sinuses")
@@ -330,7 +384,7 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
     leaf = np.maximum(leaf, np.maximum((1 - notch) * 16, inner[box] + 0.3))
     leaf = np.maximum(leaf, 14 - y + 0.1 * np.abs(x))
     c.paint(box, leaf, blood - 3, "falx and tentorium", 1.2)
-    size = np.where(x * big > 0, 4.6, 3.0)
+    size = np.where(x * big > 0, F(4.6), F(3.0))
     along = np.sqrt((z - tentorium_height(x, y) - 0.5) ** 2 + np.minimum(inner[box] + size * 0.7, 0) ** 2) - size * 0.8
     along = np.maximum(along, np.maximum(inner[box] + 0.3, 30 - y))
     along = smooth_max(along, -6 - inner[box], 1)
@@ -339,7 +393,9 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
         r = 4.2 if s == big else 2.9
         box = c.box((s * 48 - 14, 4, -64), (s * 48 + 14, 46, -18), 4)
         if c.x[box].size:
-            sigmoid = tube([(s * 54, 40, -24), (s * 53, 30, -32), (s * 45, 24, -44), (s * 34, 18, -56)], [r, r, r, r])(*c.at(box))
+            sigmoid = tube([(s * 54, 40, -24), (s * 53, 30, -32), (s * 45, 24, -44), (s * 34, 18, -56)], [r, r, r, r])(
+                *c.at(box)
+            )
             c.paint(box, sigmoid, blood, "venous sinuses", 1.2)
     # Basilar artery before the pons, its top dividing; carotids and middle cerebral arteries.
     bend = rng.normal(0, 1.5)
@@ -349,7 +405,12 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
     for s in SIDES:
         c.cord([artery[0], (s * 7, 10, -60)], [r * 0.8, r * 0.8], blood, "basilar artery")
         c.cord([artery[-1], (s * 9, 0, -17), (s * 16, 9, -14)], [1.1, 1.0, 0.8], blood - 4, "basilar artery")
-        c.cord([(s * 8, -14, -24), (s * 8, -15, -16), (s * 22, -17, -13), (s * 36, -17, -8)], [2.3, 2.0, 1.3, 1.0], blood, "venous sinuses")
+        c.cord(
+            [(s * 8, -14, -24), (s * 8, -15, -16), (s * 22, -17, -13), (s * 36, -17, -8)],
+            [2.3, 2.0, 1.3, 1.0],
+            blood,
+            "venous sinuses",
+        )
         if p.atrophy > 0.5 and rng.random() < 0.6:
             c.blob((s * 9.5, -13, -23), (1.8, 1.5, 2.5), float(rng.uniform(200, 600)), "calcification")
 
@@ -362,11 +423,15 @@ def paint_pathology(c: Canvas, p: Person, inner: np.ndarray) -> str:
     s = float(rng.choice(SIDES))
     box = c.box((-70, -85, -20), (70, 85, 80))
     x, y, z = c.at(box)
-    brain = np.isin(c.labels[box], [LABELS[k] for k in ("white matter", "grey matter", "deep nuclei", "internal capsule",
-                                                         "corpus callosum")])
+    brain = np.isin(
+        c.labels[box],
+        [LABELS[k] for k in ("white matter", "grey matter", "deep nuclei", "internal capsule", "corpus callosum")],
+    )
     kind = rng.random()
     if p.pathology == "bleed" and kind < 0.35:  # subdural crescent
-        lump = ellipsoid((s * 56, rng.uniform(-20, 25), rng.uniform(15, 40)), (30, 48, 38))(x, y, z) + 2 * c.noise(20.0, box)
+        lump = ellipsoid((s * 56, rng.uniform(-20, 25), rng.uniform(15, 40)), (30, 48, 38))(x, y, z) + 2 * c.noise(
+            20.0, box
+        )
         depth = np.maximum(inner[box] + 0.3, -inner[box] - rng.uniform(3, 7) + 0.02 * np.maximum(lump, -20) ** 2 * 0)
         d = smooth_max(smooth_max(depth, lump, 4), 2 - s * x, 1)
         c.paint(box, d, float(rng.uniform(56, 74)), "bleed", 1.3)

@@ -1,7 +1,7 @@
 """Signed distances, smooth random fields and the canvas on which `anatomy_skull` and `anatomy_brain` paint a head.
 
-Head frame, mm: x to the patient's left, y to the back, z up; the origin lies between the commissures, so that the vertex
-of the brain is near z = +75 and the foramen magnum near z = -62. All distances are float32, in mm, negative inside.
+Head frame, mm: x to the patient's left, y to the back, z up; the origin lies between the commissures, so that the
+vertex of the brain is near z = +75 and the foramen magnum near z = -62. Distances are float32, mm, negative inside.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def ellipsoid(centre: Point, radii: Point) -> Shape:
     """First-order signed distance to an axis-aligned ellipsoid."""
 
     def distance(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        u, v, w = ((p - c) / np.float32(r) for p, c, r in zip((x, y, z), centre, radii, strict=True))
+        u, v, w = ((p - np.float32(c)) / np.float32(r) for p, c, r in zip((x, y, z), centre, radii, strict=True))
         k0 = np.sqrt(u * u + v * v + w * w)
         a, b, c = radii
         k1 = np.sqrt((u / np.float32(a)) ** 2 + (v / np.float32(b)) ** 2 + (w / np.float32(c)) ** 2) + 1e-6
@@ -73,7 +73,9 @@ def tube(points: list[Point], radii: list[float], squash: Point = (1.0, 1.0, 1.0
             ab = np.array(b, np.float32) / np.array(squash, np.float32) - a_
             pa = [c - o for c, o in zip(p, a_, strict=True)]
             t = np.clip((pa[0] * ab[0] + pa[1] * ab[1] + pa[2] * ab[2]) / max(float(ab @ ab), 1e-6), 0, 1)
-            d = np.sqrt(sum((c - t * e) ** 2 for c, e in zip(pa, ab, strict=True))) - (ra + (rb - ra) * t)
+            d = np.sqrt(sum((c - t * e) ** 2 for c, e in zip(pa, ab, strict=True))) - (
+                np.float32(ra) + np.float32(rb - ra) * t
+            )
             out = d if out is None else smooth_min(out, d, blend)
         assert out is not None, "a tube needs two points"
         return out
@@ -131,11 +133,13 @@ def expand(low: np.ndarray, mz: np.ndarray, my: np.ndarray, mx: np.ndarray) -> n
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], step: tuple[float, ...], scale: float) -> np.ndarray:
-    """float32 field of unit variance: a Gaussian lattice of `scale` mm through cubic B-splines. `step` in mm (z, y, x)."""
+    """float32 field of unit variance: a Gaussian lattice of `scale` mm through cubic B-splines; `step` in mm."""
     lows = [max(int(np.ceil(n * s / scale)), 1) for n, s in zip(shape, step, strict=True)]
     lattice = rng.standard_normal([n + 3 for n in lows]).astype(np.float32)
     # The variance of a cubic B-spline lattice averages 0.479 an axis.
-    return expand(lattice, *(spline_matrix(n, low) for n, low in zip(shape, lows, strict=True))) / np.float32(0.479**1.5)
+    return expand(lattice, *(spline_matrix(n, low) for n, low in zip(shape, lows, strict=True))) / np.float32(
+        0.479**1.5
+    )
 
 
 @dataclass
@@ -185,8 +189,8 @@ class Canvas:
         return smooth_noise(self.rng, shape, self.step, scale)
 
     def paint(self, box: Box, distance: np.ndarray, hu: "float | np.ndarray", label: str, soft: float = 1.0) -> None:
-        """Lay a tissue over what is there: opacity 1 inside, 0 outside, a ramp of `soft` mm across the surface, which is
-        the partial volume of a fine voxel."""
+        """Lay a tissue over what is there: opacity 1 inside, 0 outside, a ramp of `soft` mm across the surface: the
+        partial volume of a fine voxel."""
         if distance.size == 0:
             return
         alpha = np.clip(np.float32(0.5) - distance / np.float32(soft), 0, 1)
@@ -259,7 +263,7 @@ def draw_person(rng: np.random.Generator, pathology: float) -> Person:
         height=float(68 * size * rng.normal(1, 0.03)),
         egg=float(rng.uniform(0.06, 0.16)),
         atrophy=atrophy,
-        ventricle=float(np.exp(rng.normal(-0.05, 0.16)) * (0.78 + 0.55 * atrophy)),
+        ventricle=float(np.exp(rng.normal(0.03, 0.17)) * (0.78 + 0.55 * atrophy)),
         skull=float(rng.uniform(5.2, 8.8)),
         scalp=float(rng.uniform(4.5, 7.5)),
         grey=float(white + rng.uniform(8.0, 10.5)),
@@ -268,6 +272,6 @@ def draw_person(rng: np.random.Generator, pathology: float) -> Person:
         blood=float(rng.uniform(47, 58)),
         bone=float(rng.uniform(1250, 1650)),
         sinus=float(rng.uniform(0.8, 1.15)),
-        tilt=float(rng.normal(0, 5.0)),
+        tilt=float(np.clip(rng.normal(0, 4.5), -9, 9)),
         pathology=kind,
     )

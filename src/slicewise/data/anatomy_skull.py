@@ -5,10 +5,11 @@ import numpy as np
 from slicewise.data.anatomy_shapes import LABELS, Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
 
 SIDES = (-1.0, 1.0)
+F = np.float32
 
 
 def dome(p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Distance to the vault: an egg, broader behind, a superellipsoid of exponent 2.3, deeper below z = 8 than above."""
+    """Distance to the vault: an egg, broader behind, a superellipsoid of exponent 2.3, deeper below z = 8."""
     n = 2.3
     wide = p.width * (1 - p.egg * np.clip((-y - 5) / 80, -0.25, 1.1) - 0.05 * np.clip((y - 30) / 50, 0, 1))
     u = np.abs(x) / wide
@@ -16,7 +17,7 @@ def dome(p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     w = np.where(z > 8, (z - 8) / np.float32(p.height), (8 - z) / np.float32(105.0))
     s = u**n + v**n + w**n + 1e-6
     f = s ** (1 / n)
-    height = np.where(z > 8, p.height, 105.0)
+    height = np.where(z > 8, F(p.height), F(105.0))
     slope = (s ** (1 / n - 1)) * np.sqrt(
         (u ** (n - 1) / wide) ** 2 + (v ** (n - 1) / p.length) ** 2 + (w ** (n - 1) / height) ** 2
     )
@@ -43,9 +44,14 @@ def lowest(z: np.ndarray, level: float) -> int:
 def _fossae(
     p: Person, rng: np.random.Generator, vault: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
 ) -> np.ndarray:
-    jit = rng.normal(0, 1.2, 24)
+    jit = rng.normal(0, 1.2, 24).tolist()
     k = p.width / 67
-    floor = -17.5 + 9.5 * np.exp(-(((np.abs(x) - 29) / 15) ** 2) - ((y + 58) / 24) ** 2) - 4.0 * np.exp(-((x / 7) ** 2)) + jit[0]
+    floor = (
+        -17.5
+        + 9.5 * np.exp(-(((np.abs(x) - 29) / 15) ** 2) - ((y + 58) / 24) ** 2)
+        - 4.0 * np.exp(-((x / 7) ** 2))
+        + jit[0]
+    )
     upper = smooth_max(vault, (floor - z).astype(np.float32), 6)
     lower = ellipsoid((0, 40 + jit[1], -30), (57 * k, 46, 35 + jit[2]))(x, y, z)
     for i, s in enumerate(SIDES):
@@ -67,7 +73,7 @@ def _fossae(
 
 def skin(p: Person, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Distance to the surface of the head."""
-    j = rng.normal(0, 1.3, 12)
+    j = rng.normal(0, 1.3, 12).tolist()
     low = np.clip((-z - 5) / 40, 0, 1)
     whole = dome(p, x, y, z) - np.float32(p.skull + p.scalp) - np.float32(3.0) * low
     start = lowest(z, 40)
@@ -110,12 +116,17 @@ def paint_soft_tissue(c: Canvas, p: Person, outside: np.ndarray, inner: np.ndarr
         belly = smooth_max(belly, z + 30, 5)
         c.paint(low, belly, 54 + 3 * c.noise(3.0, low), "muscle", 1.3)
     for s in SIDES:
-        j = c.rng.normal(0, 1.2, 4)
+        j = c.rng.normal(0, 1.2, 4).tolist()
         # Temporalis lies on the vault; masseter and pterygoids hang from the arch and the base.
         box = c.box((s * 62 - 24, -62, -52), (s * 62 + 24, 22, 28), 4)
         if c.x[box].size:
             fan = ellipsoid((s * 60, -22 + j[0], -8), (24, 36, 34 + j[1]))(*c.at(box))
-            c.paint(box, smooth_max(fan, smooth_max(inner[box] - 15, outside[box] + 3.0, 2), 3), 51 + 4 * c.noise(5.0, box), "muscle")
+            c.paint(
+                box,
+                smooth_max(fan, smooth_max(inner[box] - 15, outside[box] + 3.0, 2), 3),
+                51 + 4 * c.noise(5.0, box),
+                "muscle",
+            )
         c.cord([(s * 58, -42, -46), (s * 55, -34, -82)], [6.5, 7], 52, "muscle")
         c.blob((s * 40, -52 + j[2], -64), (11, 9, 20), -96, "fat", 3)  # buccal fat
         c.cord([(s * 22, -8, -52), (s * 24, -10, -80)], [5, 5], -90, "fat", 3)  # parapharyngeal fat
@@ -146,9 +157,11 @@ def paint_skull(c: Canvas, p: Person, inner: np.ndarray, outside: np.ndarray) ->
     c.paint(every, cancellous, 300 + 0.07 * p.bone + 150 * c.noise(3.0), "diploe", 1.3)
     # Sutures: coronal, lambdoid, sagittal; seen as thin dark wavy clefts.
     wiggle = 1.6 * c.noise(4.0)
-    coronal = np.abs(y + 22 - 0.35 * (z - 50) + wiggle) + np.where(z > 2, 0, 40)
-    lambdoid = np.abs((y - 58) * 0.8 + (np.abs(x) - 30) * 0.55 - (z - 10) * 0.25 + wiggle) + np.where(z > -20, 0, 40)
-    sagittal = np.abs(x - 0.6 + wiggle) + np.where((y > -20) & (y < 60) & (z > 20), 0, 40)
+    coronal = np.abs(y + 22 - 0.35 * (z - 50) + wiggle) + np.where(z > 2, F(0), F(40))
+    lambdoid = np.abs((y - 58) * 0.8 + (np.abs(x) - 30) * 0.55 - (z - 10) * 0.25 + wiggle) + np.where(
+        z > -20, F(0), F(40)
+    )
+    sagittal = np.abs(x - 0.6 + wiggle) + np.where((y > -20) & (y < 60) & (z > 20), F(0), F(40))
     cleft = np.minimum(np.minimum(coronal, lambdoid), sagittal) - 0.5
     c.paint(every, np.maximum(cleft, shell), 480, "skull", 1.2)
     _base_and_face(c, p)
@@ -182,7 +195,14 @@ def _base_and_face(c: Canvas, p: Person) -> None:
     c.cord([(-12, 13, -78), (0, 8, -78), (12, 13, -78)], [4, 4, 4], bone, "skull base")
     c.cord([(0, 15, -74), (0, 16, -110)], [5.0, 6.5], 900, "skull base")  # dens
     # Upper jaw: an arch of bone and teeth; the palate above it.
-    jaw: list[Point] = [(-29, -46, -80), (-25, -70, -80), (-11, -85, -80), (11, -85, -80), (25, -70, -80), (29, -46, -80)]
+    jaw: list[Point] = [
+        (-29, -46, -80),
+        (-25, -70, -80),
+        (-11, -85, -80),
+        (11, -85, -80),
+        (25, -70, -80),
+        (29, -46, -80),
+    ]
     c.cord(jaw, [5.5] * 6, 900, "facial bone", 2)
     for t in np.linspace(0.03, 0.97, 14):
         k = t * 5
@@ -190,8 +210,13 @@ def _base_and_face(c: Canvas, p: Person) -> None:
         a, b = np.array(jaw[i]), np.array(jaw[i + 1])
         q = a + (k - i) * (b - a)
         c.blob((float(q[0]), float(q[1]), -88.0), (3.6, 3.6, 8), 1900 + 150 * rng.normal(), "facial bone")
-    c.shape((-26, -80, -74), (26, -34, -70), lambda x, y, z: np.maximum(ellipsoid((0, -54, -72), (27, 30, 9))(x, y, z),
-            np.abs(z + 72) - 1.4), bone, "facial bone")
+    c.shape(
+        (-26, -80, -74),
+        (26, -34, -70),
+        lambda x, y, z: np.maximum(ellipsoid((0, -54, -72), (27, 30, 9))(x, y, z), np.abs(z + 72) - 1.4),
+        bone,
+        "facial bone",
+    )
     c.cord([(0, -86, -14), (0, -93, -30)], [4.5, 3.0], bone, "facial bone")  # nasal bones
     for s in SIDES:
         c.cord([(s * 5, -88, -28), (s * 14, -80, -42), (s * 13, -80, -62)], [2.2, 2.4, 2.6], bone, "facial bone")
@@ -225,7 +250,9 @@ def paint_air(c: Canvas, p: Person) -> None:
     if c.x[box].size:
         x, y, z = c.at(box)
         taper = 11.5 + 3.0 * np.clip((y + 80) / 45, 0, 1)
-        d = smooth_max(np.abs(x) - taper, np.maximum(np.abs(y + 58) - 24, np.abs(z + 30) - 12), 4) + 1.3 * c.noise(9.0, box)
+        d = smooth_max(np.abs(x) - taper, np.maximum(np.abs(y + 58) - 24, np.abs(z + 30) - 12), 4) + 1.3 * c.noise(
+            9.0, box
+        )
         c.paint(box, d - 1.2, 800, "facial bone")
         c.paint(box, d, -960, "air cavities")
         septa = np.minimum(np.abs(c.noise(7.0, box)), np.abs(c.noise(8.0, box))) * 4.5 - 0.6
@@ -234,8 +261,20 @@ def paint_air(c: Canvas, p: Person) -> None:
         for height, y0, r in ((-47.0, -64.0, 3.0), (-61.0, -78.0, 3.6)):
             q: list[Point] = [(s * 6.5 + bent * 0.4, y0, height), (s * 7.5, -34, height)]
             r *= float(rng.uniform(0.8, 1.25))
-            c.shape((s * 7 - 6, y0 - 5, height - 9), (s * 7 + 6, -30, height + 9), tube(q, [r, r], (1, 1, 2.2)), 42, "mucosa")
-            c.shape((s * 7 - 6, y0 - 5, height - 9), (s * 7 + 6, -30, height + 9), tube(q, [0.6, 0.6], (1, 1, 4)), 330, "facial bone")
+            c.shape(
+                (s * 7 - 6, y0 - 5, height - 9),
+                (s * 7 + 6, -30, height + 9),
+                tube(q, [r, r], (1, 1, 2.2)),
+                42,
+                "mucosa",
+            )
+            c.shape(
+                (s * 7 - 6, y0 - 5, height - 9),
+                (s * 7 + 6, -30, height + 9),
+                tube(q, [0.6, 0.6], (1, 1, 4)),
+                330,
+                "facial bone",
+            )
     box = c.box((-8, -92, -74), (8, -26, -18), 4)
     if c.x[box].size:
         x, y, z = c.at(box)
@@ -249,14 +288,19 @@ def paint_air(c: Canvas, p: Person) -> None:
         _frontal_sinus(c, p, s)
         _mastoid_cells(c, p, s)
     c.cord([(0, -20, -58), (0, -14, -72), (0, -12, -100)], [9, 9, 7], 40, "mucosa")
-    c.shape((-16, -26, -100), (16, 0, -54), tube([(0, -22, -58), (0, -15, -72), (0, -12, -100)], [6, 5.5, 6],
-            (1.8, 1.0, 1.0)), -990, "air cavities")
+    c.shape(
+        (-16, -26, -100),
+        (16, 0, -54),
+        tube([(0, -22, -58), (0, -15, -72), (0, -12, -100)], [6, 5.5, 6], (1.8, 1.0, 1.0)),
+        -990,
+        "air cavities",
+    )
 
 
 def _frontal_sinus(c: Canvas, p: Person, s: float) -> None:
     size = float(np.clip(c.rng.normal(p.sinus, 0.3), 0.3, 1.5))
     front = -p.length - p.skull * 0.5
-    centre, r = (s * 10 * size, front + 5.0, -12 + 5 * size), (11 * size, 4.0 * size ** 0.5, 12 * size)
+    centre, r = (s * 10 * size, front + 5.0, -12 + 5 * size), (11 * size, 4.0 * size**0.5, 12 * size)
     box = c.box(tuple(np.subtract(centre, r)), tuple(np.add(centre, r)), 8)
     if not c.x[box].size:
         return
@@ -271,8 +315,11 @@ def _mastoid_cells(c: Canvas, p: Person, s: float) -> None:
     if not c.x[box].size:
         return
     x, y, z = c.at(box)
-    d = smooth_min(ellipsoid((s * 57, 27, -42), (8, 11, 13))(x, y, z),
-                   tube([(s * 44, 14, -38), (s * 56, 24, -37)], [4.5, 6.0])(x, y, z), 3)
+    d = smooth_min(
+        ellipsoid((s * 57, 27, -42), (8, 11, 13))(x, y, z),
+        tube([(s * 44, 14, -38), (s * 56, 24, -37)], [4.5, 6.0])(x, y, z),
+        3,
+    )
     d = d + (1.0 - p.sinus) * 6
     cells = np.abs(c.noise(6.5, box)) + 0.5 * np.abs(c.noise(5.0, box))
     c.paint(box, np.maximum(d, (0.42 - cells) * 4), -820, "mastoid", 1.4)
@@ -281,10 +328,10 @@ def _mastoid_cells(c: Canvas, p: Person, s: float) -> None:
     c.cord([(s * 45, 8, -43), (s * 44, 8, -38)], [0.8, 0.9], 900, "mastoid")  # ossicles
 
 
-def paint_orbits(c: Canvas, p: Person) -> None:
+def paint_orbits(c: Canvas, outside: np.ndarray) -> None:
     """Bony cone filled with fat; globe with sclera, vitreous and lens; optic nerve, rectus muscles, lids."""
     for s in SIDES:
-        j = c.rng.normal(0, 0.8, 4)
+        j = c.rng.normal(0, 0.8, 4).tolist()
         cx, cy, cz = s * (31.5 + j[0]), -72.0 + j[1], -27.0 + j[2] * 0.6
         cone: list[Point] = [(cx, -74, cz), (s * 28, -56, cz), (s * 19, -36, cz + 3)]
         box = c.box((cx - 24, -96, cz - 24), (cx + 24, -32, cz + 24), 4)
@@ -294,26 +341,28 @@ def paint_orbits(c: Canvas, p: Person) -> None:
         d = tube(cone, [18.0, 15.5, 5.5])(x, y, z)
         wall = smooth_max(smooth_max(d - 2.0, -d, 1), -80 - y, 2)
         c.paint(box, wall, 900, "facial bone")
-        c.paint(box, smooth_max(d, -90 - y, 2), -88, "orbit")
+        c.paint(box, smooth_max(d, outside[box] + 2.6, 2), -88, "orbit")
         gaze = c.rng.normal(0, 0.1)
         r = 11.8 + 0.4 * j[3]
         c.cord([(cx, cy + 10, cz), (s * 25, -50, cz + 1), (s * 18, -36, cz + 3)], [2.6, 2.0, 2.2], 36, "optic nerve")
         for dx, dz in ((10.0, 0.0), (-10.0, 0.0), (0.0, 10.0), (0.0, -10.0)):
-            ends: list[Point] = [(cx + dx, cy + 2, cz + dz), (s * 26 + 0.85 * dx, -54, cz + 0.85 * dz),
-                                 (s * 18 + 0.2 * dx, -36, cz + 3 + 0.2 * dz)]
+            ends: list[Point] = [
+                (cx + dx, cy + 2, cz + dz),
+                (s * 26 + 0.85 * dx, -54, cz + 0.85 * dz),
+                (s * 18 + 0.2 * dx, -36, cz + 3 + 0.2 * dz),
+            ]
             c.cord(ends, [0.9, 2.2, 1.2], 52, "orbit")
         c.cord([(cx + s * 11, cy - 2, cz + 9), (cx + s * 13, cy + 6, cz + 9)], [3.0, 2.5], 42, "orbit")  # lacrimal
         c.blob((cx, cy - r * 0.72, cz), (13, 4.0, 10), 40, "skin")
         c.blob((cx, cy, cz), (r, r, r), 48, "eye")
         c.blob((cx, cy, cz), (r - 1.3, r - 1.3, r - 1.3), 9, "eye")
         c.blob((cx + gaze * 7, cy - r + 3.6, cz), (4.6, 2.2, 4.6), 85, "lens")
-    c.rng.random()
 
 
 def paint_ears(c: Canvas, p: Person, outside: np.ndarray) -> None:
     """Auricles: a folded plate beside the canal."""
     for s in SIDES:
-        j = c.rng.normal(0, 1.5, 4)
+        j = c.rng.normal(0, 1.5, 4).tolist()
         box = c.box((s * 84 - 16, -8, -74), (s * 84 + 16, 46, -8), 6)
         if not c.x[box].size:
             continue

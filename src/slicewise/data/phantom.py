@@ -1,10 +1,18 @@
 """Data from nothing: procedural heads in Hounsfield units, each from its own seed, no two alike.
 
-`make_phantom` paints one head (`anatomy_*`) on a fine grid and scans it (`scanner`); `write_phantoms` makes a data set of them
-as DICOM series. Shape statistics come from the brain masks of the TCIA head and neck scans (CC BY 4.0, see ATTRIBUTION.md).
+`make_phantom` paints one head (`anatomy_*`) on a fine grid and scans it (`scanner`); `write_phantoms` makes a data set
+of them as DICOM series. Shape statistics come from the brain masks of TCIA head and neck scans (CC BY 4.0, see
+ATTRIBUTION.md).
 """
 
-from dataclasses import dataclass, field
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 
@@ -21,13 +29,14 @@ from slicewise.data.anatomy_skull import (
     paint_table,
     skin,
 )
+from slicewise.errors import UserError
 from slicewise.hu import round_hu
 from slicewise.volume import Acquisition, Volume
 
 PHANTOM_VERSION = 1
 SIZES = (128, 256, 512)
 
-__all__ = ["LABELS", "PHANTOM_VERSION", "Phantom", "PhantomSettings", "make_phantom"]
+__all__ = ["LABELS", "PHANTOM_VERSION", "Phantom", "PhantomSettings", "make_phantom", "write_phantoms"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Phantom:
 
 def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Phantom:
     """The head of this seed: the same bits for the same seed and settings on one platform."""
-    s = settings
+    s = check_settings(settings)
     rng = np.random.default_rng([PHANTOM_VERSION, seed])
     person = draw_person(rng, s.pathology)
     # Sub-slices at most 1.7 mm apart; in plane at most 1 mm, whatever the output's pixel.
@@ -82,7 +91,7 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     pixel = s.fov_mm / n_fine
     top = 8 + person.height + person.skull + person.scalp + 8 + s.slice_mm * float(rng.uniform(0, 1))
     bottom = float(rng.uniform(-80, -66))
-    n_slices = int(round((top - bottom) / s.slice_mm))
+    n_slices = round((top - bottom) / s.slice_mm)
     n_z = n_slices * per_slice + per_slice
     canvas, crop = _canvas(rng, person, (n_z, n_fine, n_fine), (dz, pixel, pixel), top + per_slice // 2 * dz)
     pathology = _paint(canvas, person, float(rng.random()) < s.table)
@@ -106,7 +115,7 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     described = {k: (round(v, 3) if isinstance(v, float) else v) for k, v in vars(person).items()}
     described |= {"seed": seed, "version": PHANTOM_VERSION, "pathology": pathology, "noise_hu": round(level, 3)}
     acquisition = Acquisition(
-        patient_id=f"PHANTOM-{seed:08d}",
+        patient_id=_patient_id(seed),
         series_description="Procedural head phantom",
         manufacturer="slicewise",
         model=f"phantom {PHANTOM_VERSION}",
@@ -117,6 +126,128 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     return Phantom(volume, np.ascontiguousarray(labels[:, factor // 2 :: factor, factor // 2 :: factor]), described)
 
 
+def check_settings(s: PhantomSettings) -> PhantomSettings:
+    """The settings, or a `UserError` that says which one is wrong."""
+    if s.size not in SIZES:
+        raise UserError(
+            f"--size {s.size}: the phantom is made at {', '.join(map(str, SIZES))} pixels; take one of them"
+        )
+    if not 200 <= s.fov_mm <= 400:
+        raise UserError(f"--fov-mm {s.fov_mm:g}: a head needs 200 to 400 mm; the default is 240")
+    if not 0.5 <= s.slice_mm <= 12:
+        raise UserError(f"--slice-mm {s.slice_mm:g}: slices are 0.5 to 12 mm thick; the default is 5")
+    for name, value in (("pathology", s.pathology), ("table", s.table)):
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name} {value:g}: a probability lies between 0 and 1")
+    if not 0 <= s.noise_hu <= 50:
+        raise UserError(f"--noise-hu {s.noise_hu:g}: noise is 0 to 50 HU; the default is 4")
+    return s
+
+
+def write_phantoms(
+    out: Path, count: int, seed: int = 0, settings: PhantomSettings = PhantomSettings(), workers: int = 1
+) -> list[Path]:
+    """Write heads `seed` .. `seed + count - 1` under `out`; returns their DICOM folders.
+
+        out/dicom/<patient id>/           one CT series a head, each a patient of its own
+        out/labels/<patient id>.nii.gz    tissue labels (uint8, same grid), names in out/labels/labels.json
+        out/labels/<patient id>.json      what the head is, and the settings that made it
+
+    A head that is there already with these settings is left alone, so a run that was stopped goes on where it was.
+    Raises `UserError` for bad settings, for a head made with other settings, and where `out` cannot be written.
+    """
+    check_settings(settings)
+    if count < 1:
+        raise UserError(f"--count {count}: ask for one phantom at least")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: seeds are whole numbers from 0")
+    out = Path(out)
+    try:
+        for folder in ("dicom", "labels"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        _replace_text(out / "labels" / "labels.json", json.dumps(LABELS, indent=1))
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror}); give another folder") from error
+    seeds = range(seed, seed + count)
+    missing = [one for one in seeds if not _is_written(out, one, settings)]
+    make = partial(_write_one, out, settings)
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"phantoms ({count - len(missing)} of {count} there already)", total=len(missing))
+        if workers <= 1 or len(missing) <= 1:
+            for one in missing:
+                make(one)
+                bar.advance(task)
+        else:
+            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+                jobs = [pool.submit(make, one) for one in missing]
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                        bar.advance(task)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    return [out / "dicom" / _patient_id(one) for one in seeds]
+
+
+def _patient_id(seed: int) -> str:
+    return f"PHANTOM-{seed:08d}"
+
+
+def _is_written(out: Path, seed: int, settings: PhantomSettings) -> bool:
+    """Whether this head is there whole (its description is written last). Raises `UserError` if it was made otherwise."""
+    note = out / "labels" / f"{_patient_id(seed)}.json"
+    if not note.is_file() or not (out / "dicom" / _patient_id(seed)).is_dir():
+        return False
+    try:
+        found = json.loads(note.read_text())
+        made = (found["version"], found["settings"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    if made != (PHANTOM_VERSION, asdict(settings)):
+        raise UserError(f"{note}: this head was made with other settings or another version; give a new folder")
+    return True
+
+
+def _write_one(out: Path, settings: PhantomSettings, seed: int) -> None:
+    import nibabel
+
+    from slicewise.io.dicom_write import SyntheticOrigin, write_series
+
+    phantom = make_phantom(seed, settings)
+    name = _patient_id(seed)
+    folder = out / "dicom" / name
+    origin = SyntheticOrigin(
+        model="slicewise head phantom",
+        version=str(PHANTOM_VERSION),
+        seed=seed,
+        volume=0,
+        description=f"procedural head, pathology: {phantom.description['pathology'] or 'none'}",
+    )
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_series(phantom.volume, folder, synthetic=origin, patient_id=name, series_description="Head phantom")
+        # NIfTI keeps x, y, z order and RAS; DICOM is LPS.
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ phantom.volume.affine
+        partial_file = out / "labels" / f".{name}.partial.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(phantom.labels.transpose(2, 1, 0), affine), partial_file)
+        os.replace(partial_file, out / "labels" / f"{name}.nii.gz")
+        described = phantom.description | {"settings": asdict(settings)}
+        _replace_text(out / "labels" / f"{name}.json", json.dumps(described, indent=1))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot write there ({error.strerror}); free space or give another folder"
+        ) from error
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
 def _canvas(
     rng: np.random.Generator,
     person: Person,
@@ -124,7 +255,7 @@ def _canvas(
     step: tuple[float, float, float],
     top: float,
 ) -> tuple[Canvas, tuple[slice, slice]]:
-    """The fine grid, cropped to the head in plane, with head coordinates: shifted, turned a few degrees and gently warped."""
+    """The fine grid, cropped to the head in plane, with head coordinates: shifted, turned and gently warped."""
     n_z, n_y, n_x = shape
     shift = rng.normal(0, 1, 3) * (2.5, 2.5, 0)
     centre_y = (n_y - 1) / 2 + (8 + shift[1]) / step[1]
@@ -143,7 +274,8 @@ def _canvas(
         warp = 1.2 * smooth_noise(rng, full, step, 48.0) + 0.4 * smooth_noise(rng, full, step, 20.0)
         # Turn about the middle of the brain, (0, 5, 5).
         out.append(turn[row, 0] * x + turn[row, 1] * (y - 5) + turn[row, 2] * (z - 5) + warp + (0, 5, 5)[row])
-    return Canvas(*(v.astype(np.float32) for v in out), step=step, rng=rng), (slice(y0, y1), slice(x0, x1))
+    head_x, head_y, head_z = (v.astype(np.float32) for v in out)
+    return Canvas(head_x, head_y, head_z, step, rng), (slice(y0, y1), slice(x0, x1))
 
 
 def _rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
@@ -164,11 +296,13 @@ def _paint(c: Canvas, person: Person, table: bool) -> str:
     def enlarge(low: np.ndarray) -> np.ndarray:
         return expand(low, *up)
 
-    inner = enlarge(cavity(person, c.rng, *coarse)) + np.float32(0.3) * c.noise(12.0)
-    outside = enlarge(skin(person, c.rng, *coarse)) + np.float32(0.4) * c.noise(15.0)
+    # The base is more rugged than the vault.
+    rugged = np.clip((-12 - c.z) / 12, 0, 1)
+    inner = enlarge(cavity(person, c.rng, *coarse)) + (np.float32(0.3) + rugged) * c.noise(13.0)
+    outside = enlarge(skin(person, c.rng, *coarse)) + np.float32(0.4) * c.noise(15.0) + np.float32(0.7) * c.noise(55.0)
     paint_soft_tissue(c, person, outside, inner)
     paint_skull(c, person, inner, outside)
-    paint_orbits(c, person)
+    paint_orbits(c, outside)
     paint_air(c, person)
     paint_brain(c, person, inner)
     pathology = paint_pathology(c, person, inner)

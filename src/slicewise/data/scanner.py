@@ -44,16 +44,16 @@ def beam_hardening(slices: np.ndarray, pixel_mm: float, strength: float) -> np.n
     """HU to add: brain a little brighter under the skull (cupping), darker on lines between dense bones (as between the
     petrous ridges). `strength` 1 gives about +2 and -5 HU."""
     bone = np.clip((slices - 150) / 1000, 0, 1.5).astype(np.float32)
-    near = ndimage.gaussian_filter(bone, (0, 5 / pixel_mm, 5 / pixel_mm), mode="constant")
+    near = ndimage.gaussian_filter(bone, (0.8, 7 / pixel_mm, 7 / pixel_mm), mode="nearest")
     across = ndimage.uniform_filter1d(bone, max(int(130 / pixel_mm), 1), axis=2, mode="constant")
     across = ndimage.gaussian_filter(across, (0, 2.5 / pixel_mm, 2.5 / pixel_mm), mode="constant")
     tissue = np.clip((slices + 200) / 200, 0, 1) * np.clip((300 - slices) / 200, 0, 1)
-    return np.float32(strength) * tissue * (5.0 * np.minimum(near, 0.4) - 26.0 * np.maximum(across - 0.13, 0))
+    return np.float32(strength) * tissue * (11.0 * np.minimum(near, 0.5) - 26.0 * np.maximum(across - 0.13, 0))
 
 
 def noise_filter(size: int, pixel_mm: float, cutoff_per_mm: float) -> np.ndarray:
-    """Amplitude (size, size // 2 + 1) for rfft2: square root of the noise power f exp(-(f/fc)^2), a ramp with apodisation,
-    scaled so that white unit noise comes out with unit variance."""
+    """Amplitude (size, size // 2 + 1) for rfft2: square root of the noise power f exp(-(f/fc)^2), a ramp with
+    apodisation, scaled so that white unit noise comes out with unit variance."""
     f = np.hypot(fft.fftfreq(size, pixel_mm)[:, None], fft.rfftfreq(size, pixel_mm)[None])
     power = (f + 0.012) * np.exp(-((f / cutoff_per_mm) ** 2))
     full = power.sum() * 2 - power[:, 0].sum() - (power[:, -1].sum() if size % 2 == 0 else 0)
@@ -61,8 +61,8 @@ def noise_filter(size: int, pixel_mm: float, cutoff_per_mm: float) -> np.ndarray
 
 
 def noise(rng: np.random.Generator, slices: np.ndarray, pixel_mm: float, sd_hu: float) -> np.ndarray:
-    """Noise, float32, of `sd_hu` in the middle of a head: stronger where rays cross more matter and bone, weak in the air
-    beside the head; ramp-shaped spectrum, so that it has the grain of back-projected CT."""
+    """Noise, float32, of `sd_hu` in the middle of a head: stronger where rays cross more matter and bone, weak in the
+    air beside the head; ramp-shaped spectrum, so that it has the grain of back-projected CT."""
     size = slices.shape[-1]
     white = rng.standard_normal(slices.shape, dtype=np.float32)
     spectrum = fft.rfft2(white) * noise_filter(size, pixel_mm, float(rng.uniform(0.32, 0.42)))
@@ -72,7 +72,9 @@ def noise(rng: np.random.Generator, slices: np.ndarray, pixel_mm: float, sd_hu: 
     low = reduce_pixels(matter, coarse)
     sigma = 38 / (pixel_mm * coarse)
     path = ndimage.gaussian_filter(low, (0, sigma, sigma), mode="constant")
-    across = ndimage.uniform_filter1d(np.clip(low - 1.3, 0, 2), max(int(150 / (pixel_mm * coarse)), 1), axis=2, mode="constant")
+    across = ndimage.uniform_filter1d(
+        np.clip(low - 1.3, 0, 2), max(int(150 / (pixel_mm * coarse)), 1), axis=2, mode="constant"
+    )
     amplitude = np.exp(1.35 * (path - 0.78) + 1.6 * across)
     brain = (low > 1.0) & (low < 1.06) & (path > 0.8)
     amplitude /= amplitude[brain].mean() if brain.any() else 1.0
