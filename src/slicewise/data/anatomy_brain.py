@@ -399,8 +399,8 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
             c.paint(box, sigmoid, blood, "venous sinuses", 1.2)
     # Basilar artery before the pons, its top dividing; carotids and middle cerebral arteries.
     bend = rng.normal(0, 1.5)
-    r = float(rng.uniform(1.6, 2.3))
-    artery: list[Point] = [(bend * 0.5, 6.5, -50), (bend, 1.0, -42), (bend * 0.6, -2.5, -32), (0, -4, -20)]
+    r = float(rng.uniform(1.9, 2.6))
+    artery: list[Point] = [(bend * 0.5, 7.5, -50), (bend, 2.0, -42), (bend * 0.6, -1.5, -32), (0, -3.5, -20)]
     c.cord(artery, [r, r, r, r * 0.9], blood + 3, "basilar artery", 1.0)
     for s in SIDES:
         c.cord([artery[0], (s * 7, 10, -60)], [r * 0.8, r * 0.8], blood, "basilar artery")

@@ -272,7 +272,7 @@ def paint_air(c: Canvas, p: Person) -> None:
                 (s * 7 - 6, y0 - 5, height - 9),
                 (s * 7 + 6, -30, height + 9),
                 tube(q, [0.6, 0.6], (1, 1, 4)),
-                330,
+                200,
                 "facial bone",
             )
     box = c.box((-8, -92, -74), (8, -26, -18), 4)

@@ -197,7 +197,7 @@ def _patient_id(seed: int) -> str:
 
 
 def _is_written(out: Path, seed: int, settings: PhantomSettings) -> bool:
-    """Whether this head is there whole (its description is written last). Raises `UserError` if it was made otherwise."""
+    """Whether this head is there whole (its description is written last). Raises `UserError` if made otherwise."""
     note = out / "labels" / f"{_patient_id(seed)}.json"
     if not note.is_file() or not (out / "dicom" / _patient_id(seed)).is_dir():
         return False
