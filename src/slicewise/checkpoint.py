@@ -11,7 +11,7 @@ import slicewise
 from slicewise.diffusion.precondition import denoise
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
-from slicewise.training.engine import load_tensors, save_tensors
+from slicewise.io.tensors import load_tensors, save_tensors
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -63,7 +63,9 @@ def load_model(path: Path, kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet"))
         network.load_state_dict(tensors)
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: weights do not fit the network it names ({reason}); it is from another version") from None
+        raise UserError(
+            f"{path}: weights do not fit the network it names ({reason}); it is from another version"
+        ) from None
     return network.eval().to(memory_format=torch.channels_last), meta  # type: ignore[call-overload]
 
 
@@ -101,9 +103,7 @@ class Recipe:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Recipe":
-        return Recipe(
-            **{**values, "scale": HUScale(**values["scale"]), "spacing_mm": tuple(values["spacing_mm"])}
-        )
+        return Recipe(**{**values, "scale": HUScale(**values["scale"]), "spacing_mm": tuple(values["spacing_mm"])})
 
 
 @dataclass(frozen=True)

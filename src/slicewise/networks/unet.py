@@ -1,7 +1,7 @@
 """A lean U-Net denoiser core for small machines: 2x2 pixels folded into channels, one norm that runs along memory.
 
 It shares NCSN++'s interface and purpose but spends its arithmetic at the resolutions where a convolution reaches the
-machine's peak: a quarter of the pixels at full resolution, few channels there, RMS norm over channels (contiguous in
+machine's peak: a quarter of the pixels at full resolution, few channels there, layer norm over channels (contiguous in
 channels_last, where group norm is not), plain average-pool and nearest-neighbour resampling.
 """
 
@@ -29,12 +29,12 @@ class UNetConfig:
     """
 
     slices: int = 3
-    channels: tuple[int, ...] = (32, 64, 128, 192)
+    channels: tuple[int, ...] = (24, 48, 96, 160)
     blocks: tuple[int, ...] = (1, 1, 2, 2)
     attention: tuple[bool, ...] = (False, False, False, True)
     fold: int = 2
     condition: int = 1
-    embedding: int = 192
+    embedding: int = 128
 
 
 def fourier_features(values: torch.Tensor, count: int, lowest: float, highest: float) -> torch.Tensor:
@@ -45,8 +45,8 @@ def fourier_features(values: torch.Tensor, count: int, lowest: float, highest: f
 
 
 def channel_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """RMS norm over the channels of each pixel, (B, C, H, W) in channels_last, times a learned gain (C,)."""
-    return F.rms_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, 1e-6).permute(0, 3, 1, 2)
+    """Layer norm over the channels of each pixel, (B, C, H, W) in channels_last, times a learned gain (C,)."""
+    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, None, 1e-6).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, c, h, w = x.shape
-        tokens = F.rms_norm(x.permute(0, 2, 3, 1).reshape(b, h * w, c), (c,), self.gain, 1e-6)
+        tokens = F.layer_norm(x.permute(0, 2, 3, 1).reshape(b, h * w, c), (c,), self.gain, None, 1e-6)
         q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
         return x + self.out(attended).reshape(b, h, w, c).permute(0, 3, 1, 2)
@@ -134,9 +134,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(
-        self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         # log(sigma)/4 spans about [-1.8, 1.8]; conditions span about [0, 2]: the same frequencies serve both.
         scalars = noise if condition is None else torch.cat([noise, condition], dim=1)
         features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)

@@ -1,0 +1,200 @@
+"""ASCII: slice after slice, each sampled given the ones before (Jeong et al. 2023, section 2.2).
+
+A window of K slices moves along the volume. Its first K-1 slices are known (air before the first slice, the paper's
+seed, or a slice of a real volume) and the last is sampled; upward the window is turned round. The chain's state is
+whole HU, so that a slice can be calibrated before the next one is given it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from slicewise.checkpoint import Denoiser
+from slicewise.diffusion import samplers, schedule
+from slicewise.diffusion.noise import INITIAL, KNOWN, SliceNoise
+from slicewise.errors import UserError
+from slicewise.hu import HU_MIN, round_hu
+
+# (slices (B, H, W) float64 HU, the slices before them (B, H, W) int16 HU) -> calibrated HU, float
+Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+# A slice with less of its area above -500 HU than this is air: the head has ended.
+END_FRACTION = 0.005
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """How slices are sampled.
+
+    Attributes
+    ----------
+    sampler : "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
+        copied inpainting code has it: the noise of the last step stays in the result).
+    steps : noise levels.
+    spacing : "karras" (EDM) or "geometric" (the paper's).
+    sigma_min, sigma_max : range of noise levels in units of x; 0 takes the range that the checkpoint was trained on.
+    rho : exponent of the karras spacing.
+    snr : signal-to-noise ratio of the Langevin corrector (pc).
+    known_sigma : noise put on known slices, in units of x (per-slice model only).
+    direction : "down" (from the vertex) or "up".
+    slices : how many slices to generate; 0 means until the head ends.
+    """
+
+    sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
+    steps: int = 12
+    spacing: Literal["karras", "geometric"] = "karras"
+    sigma_min: float = 0.0
+    sigma_max: float = 0.0
+    rho: float = 7.0
+    snr: float = 0.15
+    known_sigma: float = 0.005
+    direction: Literal["down", "up"] = "down"
+    slices: int = 0
+
+    def sigmas(self, denoiser: Denoiser) -> torch.Tensor:
+        """The schedule, descending, float64."""
+        low = self.sigma_min or denoiser.recipe.sigma_min
+        high = self.sigma_max or denoiser.recipe.sigma_max
+        if self.steps < 2 or not low < high:
+            raise UserError(
+                f"--steps {self.steps}, sigma {low} to {high}: needs two steps or more, and sigma-min < sigma-max"
+            )
+        if self.spacing == "geometric":
+            return schedule.geometric(self.steps, low, high)
+        return schedule.karras(self.steps, low, high, self.rho)
+
+
+@torch.no_grad()
+def chain(
+    denoiser: Denoiser,
+    settings: ChainSettings,
+    seed: int,
+    volumes: Sequence[int],
+    start: np.ndarray | None = None,
+    start_mm: float = 0.0,
+    calibrate: Calibrate | None = None,
+    device: str = "cpu",
+) -> Iterator[np.ndarray]:
+    """Generate a batch of volumes, one slice at a time.
+
+    Parameters
+    ----------
+    denoiser : the trained denoiser.
+    settings : how to sample, and which way.
+    seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
+    start : int16 HU (S, H, W), real slices to go on from, superior first; None starts from air above the vertex.
+    start_mm : position in mm below the vertex of the slice of `start` that is next to the first generated one.
+    calibrate : applied to each slice before it is given to the next (IC-Net inside the chain), or None.
+    device : torch device.
+
+    Yields
+    ------
+    int16 HU (B, H, W), in the order of generation. With `settings.slices == 0` the chain ends when every volume of the
+    batch has come to a slice of air (see `head_ended`) or to one slice more than the longest volume trained on.
+    """
+    recipe = denoiser.recipe
+    step_mm = recipe.spacing_mm[0] * (1 if settings.direction == "down" else -1)
+    size = (recipe.size, recipe.size)
+    if start is None:
+        if settings.direction == "up":
+            raise UserError("--direction up needs --seed-volume: upward there is no slice of air to start from")
+        before = [np.full((len(volumes), *size), HU_MIN, np.int16)] * (recipe.slices - 1)
+        position = 0.0
+    else:
+        if start.shape[1:] != size:
+            raise UserError(
+                f"seed slice of {start.shape[1:]} pixels: the checkpoint was trained on {size}; resample it"
+            )
+        near = start if settings.direction == "down" else start[::-1]
+        before = [np.broadcast_to(s, (len(volumes), *size)).copy() for s in near[-(recipe.slices - 1) :]]
+        position = start_mm + step_mm
+    limit = settings.slices or recipe.max_slices + 1
+    sigmas = settings.sigmas(denoiser)
+    ended = np.zeros(len(volumes), bool)
+    for index in range(limit):
+        x = _sample_slice(denoiser, settings, sigmas, seed, volumes, index, before, position, device)
+        hu = recipe.scale.decode(x)
+        if calibrate is not None:
+            hu = calibrate(hu, before[-1])
+        slices = round_hu(hu)
+        yield slices
+        ended |= head_ended(slices)
+        if settings.slices == 0 and ended.all():
+            return
+        before = [*before, slices][-(recipe.slices - 1) :]
+        position += step_mm
+
+
+def head_ended(slices: np.ndarray) -> np.ndarray:
+    """Which of int16 HU (B, H, W) are slices of air, bool (B,)."""
+    return (slices > -500).mean(axis=(1, 2)) < END_FRACTION
+
+
+def trim(hu: np.ndarray) -> np.ndarray:
+    """A generated volume (Z, Y, X), in the order of generation, up to the last slice before its first slice of air; at
+    least one slice."""
+    ends = np.flatnonzero(head_ended(hu))
+    return hu[: max(1, int(ends[0]))] if len(ends) else hu
+
+
+def _sample_slice(
+    denoiser: Denoiser,
+    settings: ChainSettings,
+    sigmas: torch.Tensor,
+    seed: int,
+    volumes: Sequence[int],
+    index: int,
+    before: list[np.ndarray],
+    position: float,
+    device: str,
+) -> np.ndarray:
+    """One new slice for each volume, x in float64 (B, H, W)."""
+    recipe = denoiser.recipe
+    down = settings.direction == "down"
+    k, batch, size = recipe.slices, len(volumes), recipe.size
+    known = np.zeros((batch, k, size, size))
+    is_known = torch.zeros(k, dtype=torch.bool)
+    for distance, slices in enumerate(reversed(before), start=1):
+        place = k - 1 - distance if down else distance
+        known[:, place] = recipe.scale.encode(slices)
+        is_known[place] = True
+    wanted = k - 1 if down else 0
+    known_x = torch.from_numpy(known).to(device)
+    mask = is_known.to(device)[None, :, None, None]
+    # The condition is the position of the window's last slice.
+    last_mm = position if down else position + (k - 1) * recipe.spacing_mm[0]
+    positions = torch.full((batch,), last_mm, dtype=torch.float32, device=device)
+    channels = k if recipe.joint else 1
+    noise = SliceNoise(seed, volumes, index, (channels, size, size), device)
+    fixed = SliceNoise(seed, volumes, index, (k, size, size), device)(0, KNOWN)
+
+    if recipe.joint:
+        # The paper's way: all K slices are sampled, and known ones are put back at the current noise level.
+        def impose(x: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
+            return torch.where(mask, known_x + sigma * noise(step, KNOWN), x)
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            return denoiser(x, torch.full((batch, k), sigma, dtype=torch.float64, device=device), positions)
+    else:
+        # Known slices come in nearly clean, missing ones as pure noise; only the wanted slice is sampled.
+        impose = samplers.nothing_known
+        level = max(settings.known_sigma, recipe.sigma_min)
+        levels = torch.where(is_known, level, recipe.sigma_max).double().to(device).repeat(batch, 1)
+        context = torch.where(mask, known_x, torch.zeros_like(known_x)) + levels[:, :, None, None] * fixed
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            window, sigma_window = context.clone(), levels.clone()
+            window[:, wanted], sigma_window[:, wanted] = x[:, 0], sigma
+            return denoiser(window, sigma_window, positions)[:, wanted : wanted + 1]
+
+    x = float(sigmas[0]) * noise(0, INITIAL)
+    if settings.sampler == "heun":
+        x = samplers.heun(denoise, x, sigmas, noise, impose)
+    elif settings.sampler == "dpmpp_2m":
+        x = samplers.dpmpp_2m(denoise, x, sigmas, noise, impose)
+    else:
+        x = samplers.pc(denoise, x, sigmas, noise, impose, settings.snr, clean_mean=settings.sampler == "pc")
+    return x[:, wanted if recipe.joint else 0].cpu().numpy()

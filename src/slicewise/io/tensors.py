@@ -1,0 +1,84 @@
+"""Tensors and text on disk, whole or not at all: safetensors with a JSON beside it, never pickle."""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from slicewise.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name in the same folder, fsync, rename: a reader sees the old file or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """Write a safetensors file and `<stem>.json` beside it with `meta` and the file's SHA-256; both atomically.
+
+    The JSON also stands in the safetensors header, so that the tensor file alone is enough after an unlucky crash
+    between the two renames.
+    """
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, temporary, metadata={"slicewise": json.dumps(meta)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        digest = sha256(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
+    sidecar = json.dumps({**meta, "file": path.name, "sha256": digest}, indent=2) + "\n"
+    write_atomically(path.with_suffix(".json"), sidecar.encode())
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: tensors on the CPU and the metadata.
+
+    Raises `UserError` where the file is absent, cut, altered (SHA-256), or from a newer format.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a .safetensors file that slicewise wrote")
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            meta = json.loads((file.metadata() or {}).get("slicewise", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: the checkpoint is cut or damaged ({error}); copy it again or train again") from error
+    if meta is None:
+        raise UserError(f"{path}: not a slicewise checkpoint (no metadata in it); give one that slicewise wrote")
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        stated = json.loads(sidecar.read_text())
+        if {k: v for k, v in stated.items() if k not in ("file", "sha256")} == meta and stated["sha256"] != sha256(
+            path
+        ):
+            raise UserError(f"{path}: SHA-256 is not the one in {sidecar.name}; the file is damaged, copy it again")
+    return tensors, meta
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,496 @@
+"""Train the denoiser: one loop for one process or, under torchrun, for many.
+
+Every batch is a function of (seed, step, sample), so a run split over processes sees the same windows, noise levels and
+noise as one process with the same global batch, and a resumed run goes on bit for bit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from slicewise import checkpoint
+from slicewise.checkpoint import Denoiser, Recipe, build_network, position_condition, save_model
+from slicewise.data.stacks import Windows, root_mean_square, training_windows
+from slicewise.data.store import Store, open_store
+from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, weighted_errors
+from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, VALIDATION, generator
+from slicewise.diffusion.precondition import c_noise, denoise
+from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.errors import UserError
+from slicewise.hu import HUScale
+from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
+from slicewise.networks.ncsnpp import NCSNppConfig
+from slicewise.networks.unet import UNetConfig
+from slicewise.training.ema import EMA
+from slicewise.training.engine import (
+    Process,
+    StatsLog,
+    StopRequest,
+    any_process,
+    core_dtype,
+    environment,
+    processes,
+)
+
+# Noise levels of the validation table, from below the scan's own noise to pure noise.
+VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
+
+
+@dataclass(frozen=True)
+class DenoiserTraining:
+    """Settings of a denoiser's training.
+
+    Attributes
+    ----------
+    network : "unet" (lean) or "ncsnpp" (the paper's).
+    unet, ncsnpp : shape of the chosen network; its number of slices and conditions follow from the fields below.
+    slices : K, slices in a window.
+    task : joint (the paper) or per-slice noise levels, and how slices of a window are corrupted.
+    sigma : distribution of noise levels.
+    scale : window and companding of the HU scale.
+    position : tell the network each window's position below the vertex.
+    flip : mirror windows left to right at random (the paper augments nothing).
+    steps : optimiser steps.
+    batch : windows a step, over all processes together.
+    lr : learning rate of Adam.
+    warmup : steps of linear warm-up.
+    decay : share of the steps, at the end, over which the rate falls linearly to zero.
+    clip : largest gradient norm.
+    ema : decay of the moving average of weights that is validated and saved.
+    balance : balance the loss over noise levels by a learned uncertainty (EDM2).
+    seed : of weights, order and noise.
+    save_every, validate_every, sample_every : steps between checkpoints, validations and sample pictures (0 = never).
+    validation_windows : windows in a validation.
+    core : dtype of the network core: "auto" (bfloat16 where the device has it), "float32" or "bfloat16".
+    device : "auto", "cpu" or "cuda".
+    parallel : "ddp" or, for networks too large for one device, "fsdp".
+    tensorboard : also write TensorBoard logs.
+    """
+
+    network: Literal["unet", "ncsnpp"] = "unet"
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    ncsnpp: NCSNppConfig = field(default_factory=NCSNppConfig)
+    slices: int = 3
+    task: WindowTask = field(default_factory=WindowTask)
+    sigma: SigmaDistribution = field(default_factory=SigmaDistribution)
+    scale: HUScale = field(default_factory=lambda: HUScale(companding="half"))
+    position: bool = True
+    flip: bool = False
+    steps: int = 6000
+    batch: int = 16
+    lr: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.3
+    clip: float = 1.0
+    ema: float = 0.998
+    balance: bool = True
+    seed: int = 0
+    save_every: int = 500
+    validate_every: int = 1000
+    sample_every: int = 0
+    validation_windows: int = 32
+    core: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    tensorboard: bool = False
+
+
+class Objective(nn.Module):
+    """Network and loss as one module, so that DDP sees a single forward pass."""
+
+    def __init__(self, network: nn.Module, sigma_data: float, balance: bool, core: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.balance = SigmaUncertainty() if balance else None
+        self.sigma_data, self.core = sigma_data, core
+
+    def forward(
+        self,
+        clean: torch.Tensor,
+        noise: torch.Tensor,
+        sigma: torch.Tensor,
+        wanted: torch.Tensor,
+        condition: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean loss over the batch, and the mean weighted error of wanted slices (1 = untrained), both scalars."""
+        noisy = clean + sigma.float()[:, :, None, None] * noise
+        denoised = denoise(self.network, noisy, sigma, condition, self.sigma_data, self.core)
+        errors = weighted_errors(denoised, clean, sigma, self.sigma_data)
+        share = wanted.float() / wanted.sum(dim=1, keepdim=True)  # every window counts the same
+        plain = (errors * share).sum(dim=1).mean()
+        if self.balance is None:
+            return plain, plain.detach()
+        balanced = self.balance(errors, c_noise(sigma).float(), wanted)
+        return (balanced * share).sum(dim=1).mean(), plain.detach()
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run; `make(step)` is a pure function of the settings and the step."""
+
+    windows: Windows
+    settings: DenoiserTraining
+    share: range
+
+    def make(self, step: int) -> dict[str, torch.Tensor]:
+        """clean, noise (B, K, H, W) float32; sigma (B, K) float64; wanted (B, K) bool; position (B,) mm."""
+        s = self.settings
+        rows: list[tuple[np.ndarray, ...]] = []
+        for sample in self.share:
+            rng = generator(s.seed, sample, step, 0, TRAIN_ORDER)
+            hu, position = self.windows.read(int(rng.integers(0, len(self.windows))))
+            if s.flip and rng.random() < 0.5:
+                hu = hu[:, :, ::-1]
+            sigma, wanted = s.task.draw(rng, s.slices, s.sigma)
+            draws = generator(s.seed, sample, step, 0, TRAIN_NOISE)
+            # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
+            clean = s.scale.encode(hu + draws.uniform(-0.5, 0.5, hu.shape))
+            rows.append((clean, draws.standard_normal(hu.shape, np.float32), sigma, wanted, np.float32(position)))
+        columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows)]
+        return dict(zip(("clean", "noise", "sigma", "wanted", "position"), columns))
+
+    def ahead(self, first: int, last: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Steps first … last-1 with their batches, each made while the one before is used."""
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(self.make, first) if first < last else None
+            for step in range(first, last):
+                assert following is not None
+                batch = following.result()
+                following = pool.submit(self.make, step + 1) if step + 1 < last else None
+                yield step, batch
+
+
+def learning_rate(step: int, settings: DenoiserTraining) -> float:
+    """Linear warm-up, constant, linear fall to zero over the last `decay` share of the steps."""
+    up = min(1.0, (step + 1) / max(1, settings.warmup))
+    down = min(1.0, (settings.steps - step) / max(1.0, settings.decay * settings.steps))
+    return settings.lr * up * down
+
+
+def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
+    """Settings of the chosen network with what follows from the data and the recipe filled in."""
+    condition = 1 if settings.position else 0
+    if settings.network == "unet":
+        return asdict(replace(settings.unet, slices=settings.slices, condition=condition))
+    return asdict(
+        replace(
+            settings.ncsnpp,
+            in_channels=settings.slices,
+            out_channels=settings.slices,
+            slices=settings.slices,
+            condition=condition,
+            image_size=size,
+        )
+    )
+
+
+def train_denoiser(store_path: Path, out: Path, settings: DenoiserTraining, init: Path | None = None) -> Path:
+    """Train on a prepared store and write a run folder; a folder that holds a started run is resumed.
+
+    Parameters
+    ----------
+    store_path : prepared store (see `data.prepare`).
+    out : run folder: config.toml (written by the command line), stats.jsonl, weights.safetensors + .json, state/,
+        env.json, samples/.
+    settings : see `DenoiserTraining`.
+    init : checkpoint whose weights to start from (fine-tuning); its network and recipe are kept.
+
+    Returns
+    -------
+    Path of the weights. Raises `UserError` where the store is empty or uneven, a checkpoint does not fit, or the loss
+    is not finite (the last good checkpoint is kept).
+    """
+    with processes(settings.device) as process:
+        store = open_store(store_path)
+        if settings.batch % process.world:
+            raise UserError(
+                f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"
+            )
+        try:
+            return _train(store, out, settings, init, process)
+        finally:
+            if process.device.type == "cuda":
+                torch.cuda.synchronize()
+
+
+def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | None, process: Process) -> Path:
+    windows = training_windows(store, "train", settings.slices)
+    size = windows.records[0].shape[1]
+    config = network_config(settings, size)
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, config).to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    recipe = Recipe(
+        slices=settings.slices,
+        joint=settings.task.joint,
+        size=size,
+        spacing_mm=windows.records[0].spacing_mm,
+        scale=settings.scale,
+        sigma_data=root_mean_square(windows, settings.scale),
+        sigma_min=settings.sigma.sigma_min,
+        sigma_max=settings.sigma.sigma_max,
+        position=settings.position,
+        min_slices=min(r.shape[0] - r.vertex_slice for r in windows.records),
+        max_slices=max(r.shape[0] - r.vertex_slice for r in windows.records),
+    )
+    if init is not None:
+        recipe = _start_from(network, config, recipe, init)
+    core = core_dtype(process.device, settings.core)
+    objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
+    if settings.parallel == "fsdp" and process.world > 1:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(objective)
+    parameters = list(objective.parameters())
+    model: nn.Module = objective
+    if settings.parallel == "ddp" and process.world > 1:
+        model = DistributedDataParallel(objective, broadcast_buffers=False)
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.99), fused=True)
+    ema = EMA(parameters, settings.ema)
+
+    first = _resume(out, objective, optimizer, ema, settings)
+    log = StatsLog(out / "stats.jsonl", first) if process.is_main else None
+    board = _tensorboard(out) if settings.tensorboard and process.is_main else None
+    meta = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
+    if process.is_main:
+        write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
+    batches = Batches(windows, settings, process.share(settings.batch))
+    weights = out / checkpoint.WEIGHTS
+
+    def save(step: int) -> None:
+        tensors = _state(objective, optimizer, ema)
+        if process.is_main:
+            save_tensors(out / "state" / "state.safetensors", tensors, {"step": step, "settings": asdict(settings)})
+            ema_weights = {
+                n.removeprefix("network."): tensors[f"ema.{n}"]
+                for n, _ in objective.named_parameters()
+                if n.startswith("network.")
+            }
+            buffers = {n: b for n, b in network.named_buffers() if n in network.state_dict()}
+            save_model(weights, settings.network, config, {**ema_weights, **buffers}, {**meta, "step": step})
+
+    with StopRequest() as stop, _progress(settings.steps, first, process.is_main) as progress:
+        started, seen = time.monotonic(), 0
+        for step, batch in batches.ahead(first, settings.steps):
+            batch = {k: v.to(process.device, non_blocking=True) for k, v in batch.items()}
+            condition = position_condition(batch["position"]) if settings.position else None
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings)
+            optimizer.zero_grad(set_to_none=True)
+            loss, plain = model(batch["clean"], batch["noise"], batch["sigma"], batch["wanted"], condition)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            norm_value = float(_full(norm))
+            if any_process(not math.isfinite(norm_value), process):
+                raise UserError(
+                    f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
+                    "resume with a smaller --lr or --core float32"
+                )
+            optimizer.step()
+            ema.update(parameters, step)
+            done, seen = step + 1, seen + settings.batch
+            rate = seen / (time.monotonic() - started)
+            progress(done, float(plain), rate)
+            if log and (done % 20 == 0 or done == settings.steps):
+                log.write(step=done, loss=float(plain), grad_norm=norm_value, images_per_s=round(rate, 2))
+                if board:
+                    board.add_scalar("loss", float(plain), done)
+            stopping = any_process(stop.requested, process)
+            if done % settings.save_every == 0 or done == settings.steps or stopping:
+                save(done)
+            if settings.validate_every and (done % settings.validate_every == 0 or done == settings.steps):
+                ema.swap(parameters)
+                bands = validate(Denoiser(network, recipe, {}, core), store, settings)
+                ema.swap(parameters)
+                if log:
+                    log.write(step=done, validation=bands)
+                    if board:
+                        for row in bands:
+                            board.add_scalar(f"brain_rmse_hu/sigma_{row['sigma']}", row["brain_rmse_hu"], done)
+            if settings.sample_every and done % settings.sample_every == 0:
+                ema.swap(parameters)
+                _sample_picture(Denoiser(network, recipe, {}, core), out / "samples" / f"{done:07d}.png", process)
+                ema.swap(parameters)
+            if stopping:
+                break
+    return weights
+
+
+@torch.no_grad()
+def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> list[dict[str, float]]:
+    """Error of the denoised last slice by noise level, on fixed windows and noise, its predecessors known.
+
+    Each row: sigma; head_rmse_hu over voxels above -500 HU; brain_rmse_hu and brain_bias_hu over voxels whose true HU
+    lies in [0, 60].
+    """
+    split = "val" if store.select("val") else "train"
+    windows = training_windows(store, split, denoiser.recipe.slices)
+    k, scale = denoiser.recipe.slices, denoiser.recipe.scale
+    device = next(denoiser.network.parameters()).device
+    rng = generator(settings.seed, 0, 0, 0, VALIDATION)
+    chosen = rng.integers(0, len(windows), settings.validation_windows)
+    denoiser.network.eval()
+    rows = []
+    for level in VALIDATION_SIGMAS:
+        head, brain, bias = [], [], []
+        for first in range(0, len(chosen), settings.batch):
+            read = [windows.read(int(i)) for i in chosen[first : first + settings.batch]]
+            hu = np.stack([r[0] for r in read])
+            position = torch.tensor([r[1] for r in read], device=device)
+            clean = torch.from_numpy(scale.encode(hu)).to(device)
+            noise = generator(settings.seed, first, 1, 0, VALIDATION).standard_normal(hu.shape, np.float32)
+            sigma = torch.full((len(read), k), level, dtype=torch.float64, device=device)
+            if not denoiser.recipe.joint:
+                sigma[:, :-1] = denoiser.recipe.sigma_min
+            noisy = clean + sigma.float()[:, :, None, None] * torch.from_numpy(noise).to(device)
+            denoised = scale.decode(denoiser(noisy, sigma, position)[:, -1].cpu().numpy())
+            error = denoised - hu[:, -1]
+            head.append(error[hu[:, -1] > -500])
+            tissue = (hu[:, -1] >= 0) & (hu[:, -1] <= 60)
+            brain.append(error[tissue])
+            bias.append(error[tissue])
+        rows.append(
+            {
+                "sigma": level,
+                "head_rmse_hu": _rms(head),
+                "brain_rmse_hu": _rms(brain),
+                "brain_bias_hu": round(float(np.mean(np.concatenate(bias))), 3),
+            }
+        )
+    denoiser.network.train()
+    return rows
+
+
+def _rms(parts: list[np.ndarray]) -> float:
+    joined = np.concatenate(parts)
+    return round(float(np.sqrt(np.mean(joined**2))), 3) if joined.size else float("nan")
+
+
+def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init: Path) -> Recipe:
+    """Load weights to fine-tune; scale and sigma_data stay those that the weights were trained with."""
+    loaded, meta = checkpoint.load_model(init)
+    theirs = Recipe.from_dict(meta["recipe"])
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    for name, found, expected in (
+        ("network", listed, meta["network"]),
+        ("size", recipe.size, theirs.size),
+        ("spacing", tuple(np.round(recipe.spacing_mm, 2)), tuple(np.round(theirs.spacing_mm, 2))),
+        ("HU scale", recipe.scale, theirs.scale),
+        ("joint", recipe.joint, theirs.joint),
+    ):
+        if found != expected:
+            raise UserError(
+                f"{init}: its {name} is {expected}, this training's is {found}; use the settings it was made with"
+            )
+    network.load_state_dict(loaded.state_dict())
+    return replace(recipe, sigma_data=theirs.sigma_data)
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that FSDP may have sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _state(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> dict[str, torch.Tensor]:
+    """Weights, moving averages and Adam moments under one flat naming."""
+    tensors: dict[str, torch.Tensor] = {}
+    for (name, parameter), average in zip(objective.named_parameters(), ema.averages):
+        tensors[f"model.{name}"] = _full(parameter.detach())
+        tensors[f"ema.{name}"] = _full(average)
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"adam.{key}.{name}"] = _full(value)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _resume(
+    out: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, settings: DenoiserTraining
+) -> int:
+    """Load the run's state if there is one; returns the step to go on from."""
+    path = out / "state" / "state.safetensors"
+    if not path.is_file():
+        return 0
+    tensors, meta = load_tensors(path)
+    names = {name for name, _ in objective.named_parameters()}
+    if {n.removeprefix("model.") for n in tensors if n.startswith("model.")} != names:
+        raise UserError(f"{path}: the started run has another network; give another --out or the settings of that run")
+    for (name, parameter), average in zip(objective.named_parameters(), ema.averages):
+        if tensors[f"model.{name}"].shape != parameter.shape:
+            raise UserError(f"{path}: {name} has another size than this network's; give another --out")
+        _copy(parameter, tensors[f"model.{name}"])
+        _copy(average, tensors[f"ema.{name}"])
+        state = optimizer.state[parameter]
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors[f"adam.{key}.{name}"]
+            if key == "step":
+                state[key] = value.clone()
+            else:
+                state[key] = torch.zeros_like(parameter)
+                _copy(state[key], value)
+    return int(meta["step"])
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    if isinstance(target, DTensor):
+        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
+    target.copy_(source)
+
+
+def _sample_picture(denoiser: Denoiser, path: Path, process: Process) -> None:
+    """One generated volume as a montage, to see how training goes."""
+    if not process.is_main:
+        return
+    from slicewise.ascii import ChainSettings, chain, trim
+    from slicewise.montage import save_montage
+    from slicewise.volume import Volume
+
+    denoiser.network.eval()
+    slices = list(chain(denoiser, ChainSettings(steps=12), seed=0, volumes=[0], device=str(process.device)))
+    hu = trim(np.stack([s[0] for s in slices]))
+    denoiser.network.train()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_montage([Volume.regular(hu, denoiser.recipe.spacing_mm)], path, [path.stem])
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install 'slicewise[tensorboard]'") from None
+    return SummaryWriter(out / "tensorboard")  # type: ignore[no-untyped-call]
+
+
+class _progress:
+    """Bar with loss, images/s and time left; silent in all processes but the first."""
+
+    def __init__(self, total: int, first: int, shown: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
+            TimeRemainingColumn(),
+            disable=not shown,
+        )
+        self.task = self.bar.add_task("train", total=total, completed=first, loss=math.nan, rate=0.0)
+
+    def __enter__(self) -> "_progress":
+        self.bar.start()
+        return self
+
+    def __call__(self, done: int, loss: float, rate: float) -> None:
+        self.bar.update(self.task, completed=done, loss=loss, rate=rate)
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.stop()
