@@ -18,7 +18,16 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from slicewise.errors import UserError
 from slicewise.hu import HU_MAX, HU_MIN
@@ -44,6 +53,14 @@ SAFE_PADDING_HU = -900
 # A minority of so few images, in another geometry, under one series UID is a picture put beside the slices.
 STRAY_IMAGES = 2
 
+# The fastest decoder of those that pydicom could take; the others are much slower to refuse a broken stream as well.
+_DECODERS = {
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+}
+
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "Manufacturer", "ManufacturerModelName", "SeriesDescription", "PatientID",
     "IssuerOfPatientID", "SliceThickness", "KVP", "GantryDetectorTilt", "ConvolutionKernel", "StudyInstanceUID",
@@ -58,7 +75,7 @@ _TAGS = [
 @dataclass(frozen=True)
 class Pixels:
     """How the pixels of a file are stored (PS3.3 C.7.6.3) and where: `offset` is the byte at which uncompressed pixels
-    begin, -1 where they must be decoded."""
+    begin, -1 where they must be decoded by the transfer `syntax`."""
 
     rows: int
     columns: int
@@ -68,6 +85,7 @@ class Pixels:
     big_endian: bool
     offset: int
     padding: tuple[int, int] | None
+    syntax: str
 
 
 @dataclass(frozen=True)
@@ -330,6 +348,7 @@ def _pixels(header: Dataset, stream: BinaryIO) -> Pixels:
         big_endian=big_endian,
         offset=offset,
         padding=None if padding is None else (min(int(padding), int(limit)), max(int(padding), int(limit))),
+        syntax=str(syntax),
     )
 
 
@@ -472,7 +491,9 @@ def _stored(s: Slice) -> np.ndarray:
             if s.pixels.big_endian:
                 raw = raw.byteswap()
         else:
-            raw = pixel_array(s.path, index=s.frame, raw=True)
+            source = pydicom.dcmread(s.path) if s.pixels.syntax == DeflatedExplicitVRLittleEndian else s.path
+            decoder = _DECODERS.get(s.pixels.syntax, "")
+            raw = pixel_array(source, index=s.frame, raw=True, decoding_plugin=decoder)
             raw = np.ascontiguousarray(raw).astype(np.int64).astype(np.uint16)
         return raw.reshape(shape)
     except Exception as error:  # decoders raise whatever they like on bad streams
