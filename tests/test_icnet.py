@@ -170,12 +170,12 @@ def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(s
 
 
 def test_training_learns_and_its_checkpoint_calibrates(store, tmp_path):
-    settings = replace(SMALL, steps=150, batch=8, lr=3e-3, validate_every=75, validation_pairs=32, air_pairs=0.0)
+    settings = replace(SMALL, steps=90, batch=8, lr=3e-3, validate_every=45, validation_pairs=32, air_pairs=0.0)
     weights = train_icnet(store, tmp_path / "run", settings)
     net, meta = load_model(weights, ("icnet",))
-    assert meta["step"] == 150 and meta["data"] == store.fingerprint
+    assert meta["step"] == 90 and meta["data"] == store.fingerprint
     stats = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
-    assert [s["step"] for s in stats if "val_hu" in s] == [75, 150]
+    assert [s["step"] for s in stats if "val_hu" in s] == [45, 90]
     assert meta["val_mae_hu"] == pytest.approx(stats[-1]["val_hu"], abs=1e-3)
     hu = store.hu(store.select("val")[0]).astype(float)
     true, neighbour = hu[5], hu[4]

@@ -72,7 +72,7 @@ class ICNetTraining:
     both_ways: bool = True
     steps: int = 6000
     batch: int = 16
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup: int = 200
     clip: float = 1.0
     air_pairs: float = 0.03
@@ -242,9 +242,10 @@ class _Run:
             for moment in ("exp_avg", "exp_avg_sq"):
                 tensors[f"{moment}.{name}"] = self.adam.state[parameter][moment]
         with output_errors(self.out):
-            save_tensors(self._state_file, tensors, {**self._identity, "step": self.step, "val_hu": self.val_hu})
             meta = {**self._identity, "step": self.step, "val_mae_hu": self.val_hu, "window_hu": [ICNET.lo, ICNET.hi]}
             save_model(self.out / WEIGHTS, "icnet", asdict(self.settings.network), self.net.state_dict(), meta)
+            # The state goes last: after a crash between the two, the resumed run comes by here again.
+            save_tensors(self._state_file, tensors, {**self._identity, "step": self.step, "val_hu": self.val_hu})
         self.saved_step = self.step
 
     def _load(self, device: torch.device) -> None:
