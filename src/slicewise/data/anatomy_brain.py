@@ -186,7 +186,7 @@ def _cisterns(c: Canvas, p: Person, inner: np.ndarray) -> None:
     angle = ellipsoid((0, 10, -38), (25, 7, 6))(x, y, z)
     magna = ellipsoid((0, 45, -60), (11 * k, 9, 10 * k))(x, y, z)
     vermian = ellipsoid((0, 38, 0), (5, 8, 4))(x, y, z)
-    canal = ellipsoid((0, 22, -62), (15, 14, 22))(x, y, z)
+    canal = ellipsoid((0, 22, -62), (12, 13, 20))(x, y, z)
     d = star
     for other in (ring, quad, pons, angle, magna, canal, vermian):
         d = smooth_min(d, other, 2.5)
@@ -311,7 +311,7 @@ def _posterior_fossa(c: Canvas, p: Person, inner: np.ndarray) -> None:
     d = smooth_max(inner[box] + 1.2 + 0.8 * p.atrophy, -tent.astype(np.float32), 4)
     hemispheres = ellipsoid((0, 48, -34), (62, 36, 32))(x, y, z)
     d = smooth_max(d, hemispheres, 4)
-    front = 14 + 0.20 * np.abs(x) - y + 0.05 * (z + 30)
+    front = 14 - 5 * np.clip((np.abs(x) - 10) / 10, 0, 1) + 0.12 * np.abs(x) - y + 0.05 * (z + 30)
     d = smooth_max(d, front.astype(np.float32), 5)
     valley = tube([(0, 84, -18), (0, 72, -48), (0, 52, -62)], [3.5, 4.0 + 2 * p.atrophy, 5.0])(x, y, z)
     d = smooth_max(d, -valley, 4) + 0.5 * c.noise(8.0, box)

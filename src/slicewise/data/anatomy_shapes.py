@@ -210,10 +210,18 @@ class Canvas:
         high = tuple(c + r for c, r in zip(centre, radii, strict=True))
         self.shape(low, high, ellipsoid(centre, radii), hu, label, soft)  # type: ignore[arg-type]
 
-    def cord(self, points: list[Point], radii: list[float], hu: float, label: str, soft: float = 1.0) -> None:
+    def cord(
+        self,
+        points: list[Point],
+        radii: list[float],
+        hu: float,
+        label: str,
+        soft: float = 1.0,
+        squash: Point = (1.0, 1.0, 1.0),
+    ) -> None:
         """Paint a tube."""
-        p, r = np.array(points), max(radii)
-        self.shape(tuple(p.min(0) - r), tuple(p.max(0) + r), tube(points, radii), hu, label, soft)  # type: ignore[arg-type]
+        p, r = np.array(points), max(radii) * np.array(squash)
+        self.shape(tuple(p.min(0) - r), tuple(p.max(0) + r), tube(points, radii, squash), hu, label, soft)
 
 
 @dataclass(frozen=True)

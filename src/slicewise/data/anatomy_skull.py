@@ -181,9 +181,18 @@ def _base_and_face(c: Canvas, p: Person) -> None:
         c.cord(arch, [4.5, 3.8, 2.4, 3.0], bone, "facial bone")
         c.cord([(s * 46, -74, -42), (s * 50, -66, -27), (s * 47, -72, -10)], [3.6, 2.6, 3.4], bone, "facial bone")
         c.cord([(s * 50, -66, -28), (s * 44, -48, -26), (s * 34, -36, -22)], [2.0, 1.8, 2.4], bone, "facial bone")
-        c.cord([(s * 52, -8, -48), (s * 50, -12, -60), (s * 50, -18, -95)], [5.0, 3.6, 4.2], 1150, "facial bone")
+        c.cord(
+            [(s * 52, -8, -48), (s * 50, -12, -60), (s * 50, -18, -95)],
+            [4.6, 3.6, 4.4],
+            1150,
+            "facial bone",
+            1.0,
+            (0.7, 1.7, 1.0),
+        )
         c.blob((s * 52, -8, -49), (3.4, 2.6, 3.0), 450, "facial bone")
-        c.cord([(s * 51, -36, -56), (s * 51, -30, -85)], [2.4, 4.0], bone, "facial bone")  # coronoid
+        c.cord(
+            [(s * 51, -36, -56), (s * 51, -30, -85)], [2.4, 4.0], bone, "facial bone", 1.0, (0.6, 1.3, 1.0)
+        )  # coronoid
         c.cord([(s * 15, -26, -48), (s * 19, -24, -74)], [2.0, 2.0], 900, "facial bone")
         c.cord([(s * 20, -26, -34), (s * 36, -22, -42)], [4.5, 4.0], 700, "skull base", 2)  # greater wing
         c.blob((s * 17, 19, -64), (6, 10, 6), 750, "skull base", 1.5)
@@ -322,7 +331,7 @@ def _mastoid_cells(c: Canvas, p: Person, s: float) -> None:
     )
     d = d + (1.0 - p.sinus) * 6
     cells = np.abs(c.noise(6.5, box)) + 0.5 * np.abs(c.noise(5.0, box))
-    c.paint(box, np.maximum(d, (0.42 - cells) * 4), -820, "mastoid", 1.4)
+    c.paint(box, np.maximum(d, (0.5 - cells) * 4), -820, "mastoid", 1.4)
     canal: list[Point] = [(s * 76, 10, -46), (s * 62, 10, -44), (s * 46, 8, -42)]
     c.cord(canal, [2.8, 3.0, 4.0], -980, "air cavities")
     c.cord([(s * 45, 8, -43), (s * 44, 8, -38)], [0.8, 0.9], 900, "mastoid")  # ossicles
