@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from slicewise.data.phantom import LABELS, PhantomSettings, make_phantom
 from slicewise.hu import Window
 from slicewise.metrics.tissue import (
     brain_mask,
@@ -125,11 +126,14 @@ def test_tissue_means_through_partial_volume_and_noise(px, means, noise):
     clean = np.tensordot(means, fractions, 1)
     hu = np.rint(clean + textured(clean.shape, 0.6, noise, 3)).astype(np.int16)
     stats = tissue_means(hu, np.ones(hu.shape, bool), (5.0, px, px))
-    found = (stats.csf.mean, stats.grey.mean, stats.white.mean)
+    found = (stats.csf.pure, stats.grey.pure, stats.white.pure)
     np.testing.assert_allclose(found, means, atol=1.5)
     np.testing.assert_allclose(
         (stats.csf.fraction, stats.grey.fraction, stats.white.fraction), fractions.mean(axis=(1, 2, 3)), atol=0.09
     )
+    most = fractions.argmax(axis=0)
+    labelled = [hu[most == i].mean() for i in (1, 2)]
+    np.testing.assert_allclose((stats.grey.mean, stats.white.mean), labelled, atol=1.5)
     assert stats.mean == pytest.approx(hu.mean()) and stats.std == pytest.approx(hu.std())
 
 
@@ -218,6 +222,26 @@ def test_noise_power_spectrum_bias_of_keeping_quiet_regions():
 def test_noise_power_spectrum_without_room():
     f, power = noise_power_spectrum(np.zeros((2, 32, 32)), np.zeros((2, 32, 32), bool), (5.0, 2.0, 2.0))
     assert f.size == power.size == 0
+
+
+def test_against_the_labels_of_a_phantom():
+    phantom = make_phantom(11, PhantomSettings(size=128))
+    hu, spacing = phantom.volume.hu, phantom.volume.spacing
+
+    def labelled(*names):
+        return np.isin(phantom.labels, [LABELS[name] for name in names])
+
+    mask = brain_mask(hu, spacing)
+    outside = labelled("air", "skin", "fat", "muscle", "facial bone", "air cavities", "orbit", "eye", "table")
+    assert (mask & outside).sum() < 0.002 * mask.sum()
+    parenchyma = labelled("grey matter", "white matter", "deep nuclei", "internal capsule", "corpus callosum")
+    assert (mask & parenchyma).sum() > 0.9 * parenchyma.sum()
+    stats = tissue_means(hu, mask, spacing)
+    grey = hu[mask & labelled("grey matter", "deep nuclei")].mean()
+    white = hu[mask & labelled("white matter", "internal capsule", "corpus callosum")].mean()
+    assert stats.grey.mean == pytest.approx(grey, abs=1.5)
+    assert stats.white.mean == pytest.approx(white, abs=1.0)
+    assert stats.csf.mean == pytest.approx(phantom.description["csf"], abs=3.5)
 
 
 def test_on_the_real_heads():

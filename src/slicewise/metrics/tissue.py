@@ -25,13 +25,23 @@ _OFF_BONE_MM = 2.0
 _BRIDGE_MM = 4.0
 # Smallest brain section that counts as one, cm2.
 MIN_SECTION_CM2 = 15.0
+# Fewest voxels that a mixture is fitted to.
+MIN_VOXELS = 1000
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """Mean of the pure tissue in HU, and its share of the brain's voxels (half of every partial-volume voxel)."""
+    """One tissue of a brain.
+
+    Attributes
+    ----------
+    mean : HU over the voxels in which it prevails, as a label map would give it; of CSF the open one, without sulci.
+    pure : HU without partial volume.
+    fraction : its share of the brain; partial-volume voxels count by halves.
+    """
 
     mean: float
+    pure: float
     fraction: float
 
 
@@ -55,6 +65,14 @@ class Mixture:
         """Of CSF, grey and white; partial volume by halves, bright voxels left out."""
         csf, grey, white, csf_grey, grey_white, _ = self.shares
         return csf + csf_grey / 2, grey + csf_grey / 2 + grey_white / 2, white + grey_white / 2
+
+    @property
+    def prevailing(self) -> tuple[float, float, float]:
+        """Mean HU of the voxels in which CSF, grey, white make up most."""
+        share = (np.array(self.shares[:5]) / np.bincount(_CLASS))[_CLASS]
+        most, hu = _PARTS.argmax(axis=1), _PARTS @ np.array(self.means)
+        csf, grey, white = (float(np.average(hu[most == i], weights=share[most == i])) for i in range(3))
+        return csf, grey, white
 
 
 @dataclass(frozen=True)
@@ -117,28 +135,34 @@ def interface_steps(profile: np.ndarray) -> np.ndarray:
 def tissue_means(hu: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> TissueStats:
     """Mean HU and share of CSF, grey and white matter without labels: `fit_mixture` on the (lightly denoised) brain.
 
-    Raises `ValueError` for a mask of fewer than 1000 voxels.
+    Against the labels of 12 phantoms (128 to 512 pixels, 5 mm, noise 4 HU) `mean` is off by 0.0 +- 0.7 HU in grey and
+    -0.1 +- 0.3 HU in white matter; CSF by 2.0 +- 0.2 HU from the pure value. `pure` grey comes out 3 HU low there:
+    hardly a voxel of 5 mm holds nothing but cortex.
+
+    Raises `ValueError` for a mask of fewer than `MIN_VOXELS`.
     """
-    if np.count_nonzero(mask) < 1000:
+    if np.count_nonzero(mask) < MIN_VOXELS:
         raise ValueError(f"{np.count_nonzero(mask)} brain voxels are too few for tissue statistics")
     mixture = fit_mixture(_denoised(hu, spacing)[mask])
-    csf, grey, white = (Tissue(mean, fraction) for mean, fraction in zip(mixture.means, mixture.fractions))
+    means = (mixture.means[0], *mixture.prevailing[1:])
+    csf, grey, white = (Tissue(*each) for each in zip(means, mixture.means, mixture.fractions))
     raw = hu[mask].astype(np.float64)
     return TissueStats(csf, grey, white, float(raw.mean()), float(raw.std()), noise_level(hu, mask, spacing), mixture)
 
 
 # The mixture: edges of its bins in HU (whole numbers in the middle), mixing ratios of partial volume, and as rows the
-# share of CSF, grey, white in every component: three pure ones, nine from CSF to grey, nine from grey to white.
+# share of CSF, grey, white in every component: three pure ones, ten from CSF to grey, ten from grey to white.
 _BINS = np.arange(-20.5, 66.0)
-_RATIO = (np.arange(9) + 0.5) / 9
+_RATIO = (np.arange(10) + 0.5) / 10
 _PARTS = np.concatenate(
     [np.eye(3), np.stack([_RATIO, 1 - _RATIO, 0 * _RATIO], 1), np.stack([0 * _RATIO, _RATIO, 1 - _RATIO], 1)]
 )
-_CLASS = np.repeat(np.arange(5), [1, 1, 1, 9, 9])
+_CLASS = np.repeat(np.arange(5), [1, 1, 1, 10, 10])
 # Weak knowledge, worth a tenth (shares) and a hundredth (contrast) of the data: a healthy adult has about as much grey
-# as white matter, 8.5 HU apart. It decides only where noise hides the difference, as in many real scans.
+# as white matter, 8.5 HU apart, and much partial volume. It decides only where noise hides the difference, as in many
+# real scans.
 _START = (8.0, 36.0, 27.0)
-_SHARES = np.array([0.07, 0.30, 0.30, 0.09, 0.20, 0.04])
+_SHARES = np.array([0.05, 0.20, 0.25, 0.15, 0.33, 0.02])
 _SHARES_WEIGHT = 0.1
 _CONTRAST, _CONTRAST_WEIGHT = 8.5, 0.01
 # Vessels, falx, and the brim along the skull that beam hardening lifts; without them grey matter runs after the tail.
@@ -152,7 +176,7 @@ def fit_mixture(values: np.ndarray) -> Mixture:
     and between grey and white (Santago and Gage 1993); a broad Gaussian at 55 HU takes bright voxels. Means of the
     *pure* tissues come out, which in 5 mm slices differ by 1 to 4 HU from the mean over voxels with that label. On
     synthetic folds with known truth (contrast 6 to 10 HU, noise 1.5 to 5 HU) the mean error is 0.2 HU in CSF, 0.6 in
-    grey and 0.4 in white matter; most (up to 3.7) in grey where it is a quarter of the brain and noise is 5 HU.
+    grey and 0.4 in white matter; most (2.9) in grey where it is a quarter of the brain and noise is 5 HU.
     """
     weight, _ = np.histogram(values, _BINS)
     weight = weight / max(1, weight.sum())
@@ -180,7 +204,7 @@ _CENTRES = (_BINS[1:] + _BINS[:-1]) / 2
 def _densities(
     means: np.ndarray, variance: float, shares: np.ndarray, x: np.ndarray = _CENTRES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Density of the 21 components at x, (len(x), 21), and of bright voxels, (len(x),), weighted by their shares."""
+    """Density of the 23 components at x, (len(x), 23), and of bright voxels, (len(x),), weighted by their shares."""
     each = (shares[:5] / np.bincount(_CLASS))[_CLASS]
     density = each * np.exp(-((x[:, None] - _PARTS @ means) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
     bright = np.exp(-(((x - _BRIGHT[0]) / _BRIGHT[1]) ** 2) / 2) / (_BRIGHT[1] * np.sqrt(2 * np.pi))
