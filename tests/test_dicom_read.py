@@ -22,7 +22,8 @@ from pydicom.uid import (
 
 from slicewise.errors import UserError
 from slicewise.io.archive import find, read_volume, read_volumes
-from slicewise.io.dicom import CT_IMAGE, load, read_header, read_series, read_slice, scan
+from slicewise.io.dicom import load, read_series, read_slice
+from slicewise.io.dicom_scan import CT_IMAGE, read_header, scan
 from slicewise.io.geometry import find_gaps, superior_first
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -382,6 +383,14 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
+def garble(path: Path) -> Path:
+    """Overwrite the start of the compressed stream."""
+    data = path.read_bytes()
+    start = data.index(b"\xff\xd8\xff")
+    path.write_bytes(data[:start] + bytes(64) + data[start + 64 :])
+    return path
+
+
 def bad_inputs():
     plane = head(np.random.default_rng(1), 1, 64, 64)[0]
 
@@ -392,7 +401,7 @@ def bad_inputs():
         ds = ct_slice(plane)
         ds.compress(JPEGLSLossless, generate_instance_uid=False)
         save(ct_slice(plane, (0, 0, 5)), folder / "y.dcm")
-        return cut(save(ds, folder / "x.dcm"), 0.8)
+        return save(ds, folder / "x.dcm")
 
     mr = {"Modality": "MR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}
     pet = {"Modality": "PT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.128"}
@@ -401,7 +410,8 @@ def bad_inputs():
         "empty folder": (lambda f: None, "no DICOM series"),
         "truncated pixels": (lambda f: cut(one(f), 0.9), "truncated"),
         "truncated header": (lambda f: cut(one(f), 0.03), "x.dcm"),
-        "truncated stream": (compressed, "cannot be decoded"),
+        "truncated stream": (lambda f: cut(compressed(f), 0.8), "truncated"),
+        "garbled stream": (lambda f: garble(compressed(f)), "cannot be decoded"),
         "text": (lambda f: (f / "x.dcm").write_text("hello " * 40), "not a DICOM file"),
         "empty file": (lambda f: (f / "x.dcm").write_bytes(b""), "not a DICOM file"),
         "no pixel data": (lambda f: one(f, PixelData=None), "pixel data missing"),
@@ -412,7 +422,7 @@ def bad_inputs():
         "8 bit": (lambda f: one(f, BitsAllocated=8, BitsStored=8, HighBit=7), "8-bit"),
         "no rescale": (lambda f: one(f, RescaleSlope=None), "Rescale Slope and Intercept are missing"),
         "no position": (lambda f: one(f, ImagePositionPatient=None), "has no place"),
-        "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "truncated"),
+        "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "absurd"),
         "singular": (lambda f: one(f, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "Image Orientation"),
     }
 

@@ -32,7 +32,8 @@ from slicewise.data.store import (
 )
 from slicewise.errors import UserError
 from slicewise.io.archive import find
-from slicewise.io.dicom import LeftOut, Series, load
+from slicewise.io.dicom import load
+from slicewise.io.dicom_scan import LeftOut, Series
 from slicewise.io.nifti import load_nifti, patient_of
 
 # Below so many files a pool costs more than it saves while headers are read.

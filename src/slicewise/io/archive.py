@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from slicewise.errors import UserError
-from slicewise.io.dicom import LeftOut, Reading, Series, files_below, load, one_series, scan
+from slicewise.io.dicom import Reading, load, one_series
+from slicewise.io.dicom_scan import LeftOut, Series, files_below, scan
 from slicewise.io.nifti import is_nifti, load_nifti
 from slicewise.volume import Volume
 

@@ -1,0 +1,414 @@
+"""Find the CT slices among files: read DICOM headers only, and sort what is found into series.
+
+What is no CT slice is listed with the reason, and so is a file that is cut: uncompressed pixels are checked to be all
+there, compressed ones to end where the file says, without reading either.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from slicewise.errors import UserError
+from slicewise.volume import Acquisition
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = (CT_IMAGE + ".1", CT_IMAGE + ".2")
+DICOMDIR = "1.2.840.10008.1.3.10"
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+# Pixels a side beyond which a header is taken to be garbled.
+MAX_SIDE = 8192
+# A minority of so few images, in another geometry, under one series UID is a picture put beside the slices.
+STRAY_IMAGES = 2
+
+_TAGS = [
+    "SOPClassUID", "ImageType", "Modality", "Manufacturer", "ManufacturerModelName", "SeriesDescription", "PatientID",
+    "IssuerOfPatientID", "SliceThickness", "KVP", "GantryDetectorTilt", "ConvolutionKernel", "StudyInstanceUID",
+    "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
+    "FrameOfReferenceUID", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "Units", "LossyImageCompression",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How the pixels of a file are stored (PS3.3 C.7.6.3) and where: `offset` is the byte at which uncompressed pixels
+    begin, -1 where they must be decoded by the transfer `syntax`."""
+
+    rows: int
+    columns: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    big_endian: bool
+    offset: int
+    padding: tuple[int, int] | None
+    syntax: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice to be: a file, or one frame of a multi-frame file. `position`, `orientation` (Image Orientation
+    (Patient)) and `spacing` (rows, columns) in LPS mm; HU = slope x stored + intercept."""
+
+    path: str
+    frame: int
+    position: tuple[float, float, float]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, float]
+    slope: float
+    intercept: float
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or series that no volume is made of, and why. `damaged`: it ought to have been readable."""
+
+    source: str
+    reason: str
+    damaged: bool = False
+    series_uid: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Slices that belong together, not yet sorted. `problem`: why no volume can be made of them, where that is known
+    already. `notes`: what is peculiar about them."""
+
+    acquisition: Acquisition
+    slices: tuple[Slice, ...]
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder of the series and its description, for messages."""
+        text = self.acquisition.series_description or self.acquisition.series_uid[-16:]
+        return f"{self.acquisition.source} ({text})"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lies below a folder: CT series, and what was left out and why."""
+
+    series: tuple[Series, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+class _Unfit(Exception):
+    """A file that is no CT slice; the message is the reason."""
+
+    def __init__(self, reason: str, damaged: bool = False) -> None:
+        super().__init__(reason)
+        self.damaged = damaged
+
+
+# --- Scanning -------------------------------------------------------------------------------------------------------
+
+
+def files_below(path: Path | str) -> Iterator[str]:
+    """Every file below a folder, in sorted order; the path itself where it is a file. Hidden files and folders are
+    passed over. Raises `UserError` where there is nothing at the path."""
+    path = os.fspath(path)
+    if os.path.isfile(path):
+        yield path
+        return
+    if not os.path.isdir(path):
+        raise UserError(f"{path}: no such file or folder")
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def scan(source: Path | str | Iterable[Path | str], map_headers: Callable[..., Iterable[Any]] = map) -> Scan:
+    """Sort the DICOM files below a folder (or in a list) into CT series; reads headers only.
+
+    Files that are not DICOM at all are passed over, unless their name says .dcm; DICOMDIR is ignored. Everything else
+    that is not a CT slice is in `left_out`. `map_headers` may be a pool's map (its function and arguments pickle).
+    """
+    files = files_below(source) if isinstance(source, str | Path) else (os.fspath(path) for path in source)
+    groups: dict[tuple[str, str], list[tuple[Acquisition, list[Slice], tuple[str, ...]]]] = defaultdict(list)
+    left_out: list[LeftOut] = []
+    for found in map_headers(read_header, files):
+        if isinstance(found, LeftOut):
+            left_out.append(found)
+        elif found is not None:
+            groups[found[0].study_uid, found[0].series_uid].append(found)
+    damaged = {entry.series_uid: entry for entry in reversed(left_out) if entry.damaged and entry.series_uid}
+    series = []
+    for (_, uid), members in groups.items():
+        made, strays = _make_series(members)
+        if uid in damaged:
+            made = replace(made, problem=f"{damaged[uid].source}: {damaged[uid].reason}")
+        series.append(made)
+        left_out += strays
+    series.sort(key=lambda s: (s.acquisition.source, s.slices[0].path))
+    return Scan(tuple(series), tuple(left_out))
+
+
+def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]) -> tuple[Series, list[LeftOut]]:
+    """One series of all files under one UID; strays in another geometry are left out, real mixtures are a problem."""
+    slices = [s for _, found, _ in members for s in found]
+    acquisition = members[0][0]
+    patients = {member.patient_id for member, _, _ in members}
+    kinds = Counter(_kind(s) for s in slices)
+    main, count = kinds.most_common(1)[0]
+    strays: list[LeftOut] = []
+    problem = ""
+    if len(patients) > 1:
+        problem = f"{len(patients)} patients share one series UID; sort the files by patient first"
+    elif len(kinds) > 1 and len(slices) - count <= STRAY_IMAGES and count > 4 * STRAY_IMAGES:
+        strays = [
+            LeftOut(s.path, f"another geometry ({_kind_text(_kind(s))}) than the {count} slices of its series")
+            for s in slices
+            if _kind(s) != main
+        ]
+        slices = [s for s in slices if _kind(s) == main]
+    elif len(kinds) > 1:
+        mixed = "; ".join(f"{n} slices of {_kind_text(kind)}" for kind, n in kinds.most_common(3))
+        problem = f"two series are mixed under one series UID ({mixed}); sort them into separate folders and UIDs"
+    folder = os.path.dirname(slices[0].path) if len({s.path for s in slices}) > 1 else slices[0].path
+    notes = tuple(dict.fromkeys(note for _, _, found in members for note in found))
+    made = Series(replace(acquisition, source=folder), tuple(slices), "", notes)
+    return (replace(made, problem=f"{made.name}: {problem}") if problem else made), strays
+
+
+def _kind(s: Slice) -> tuple[Any, ...]:
+    """What all slices of one volume share; orientation and spacing as far as scanners round them."""
+    orientation = tuple(round(v, 2) + 0.0 for v in s.orientation)
+    return s.pixels.rows, s.pixels.columns, tuple(round(v, 3) for v in s.spacing), orientation
+
+
+def _kind_text(kind: tuple[Any, ...]) -> str:
+    rows, columns, spacing, orientation = kind
+    return f"{rows}x{columns} pixels at {spacing[0]:g}x{spacing[1]:g} mm, orientation {orientation}"
+
+
+# --- Headers --------------------------------------------------------------------------------------------------------
+
+
+def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] | LeftOut | None:
+    """The slices in one file with what is known of their acquisition; a `LeftOut` where they are no CT slices; None
+    where the file is not DICOM (or a DICOMDIR)."""
+    uid = ""
+    try:
+        with open(path, "rb") as stream:
+            if not _looks_like_dicom(stream):
+                if path.lower().endswith(DICOM_SUFFIXES):
+                    return LeftOut(path, "not a DICOM file, in spite of its name", damaged=True)
+                return None
+            try:
+                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            except Exception as error:  # pydicom raises many kinds on a header that is cut or garbled
+                raise _Unfit(f"damaged header ({error})", damaged=True) from error
+            uid = str(header.get("SeriesInstanceUID", ""))
+            if header.get("SOPClassUID") == DICOMDIR or header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
+                return None
+            try:
+                _check_kind(header)
+                pixels = _pixels(header, stream)
+                slices = list(_slices(path, header, pixels))
+            except (AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
+                raise _Unfit(f"damaged header ({error})", damaged=True) from error
+    except _Unfit as unfit:
+        return LeftOut(path, str(unfit), unfit.damaged, uid)
+    except OSError as error:
+        return LeftOut(path, f"cannot be read: {os.strerror(error.errno or 0)}", damaged=True)
+    if not slices:
+        return LeftOut(path, "localiser", series_uid=uid)
+    notes: tuple[str, ...] = ()
+    if header.get("LossyImageCompression") == "01":
+        notes += ("lossy compression: HU are approximate",)
+    if str(_value(header, "RescaleType", "HU")).strip() == "US":
+        notes += ("Rescale Type is US (unspecified), taken as HU",)
+    return _acquisition(header), slices, notes
+
+
+def _looks_like_dicom(stream: BinaryIO) -> bool:
+    """The DICM mark, or, as in files from before 1993, a first element of group 0002 or 0008."""
+    start = stream.read(132)
+    stream.seek(0)
+    return start[128:] == b"DICM" or (len(start) == 132 and start[:2] in (b"\x08\x00", b"\x02\x00") and start[3] == 0)
+
+
+def _check_kind(header: Dataset) -> None:
+    """Raise `_Unfit` unless the file is a CT image in HU, by its header."""
+    kind = str(header.get("SOPClassUID", ""))
+    modality = str(header.get("Modality", "") or "").strip()
+    if "Rows" not in header and (kind == CT_IMAGE or kind in ENHANCED_CT):
+        raise _Unfit("no image in it: Rows and pixel data missing", damaged=True)
+    if "Rows" not in header:
+        raise _Unfit("no image in it" + (f" ({UID(kind).name})" if kind else ""))
+    if int(_value(header, "SamplesPerPixel", 1)) != 1:
+        raise _Unfit(f"colour picture ({_value(header, 'PhotometricInterpretation', 'RGB')}), not CT values")
+    if modality == "PT":
+        raise _Unfit(f"PET, not CT: its values are in {_value(header, 'Units', 'other units')}")
+    if modality not in ("CT", "") or (kind and "MR Image" in UID(kind).name):
+        raise _Unfit(f"{modality or 'MR'}, not CT")
+    if kind and kind != CT_IMAGE and kind not in ENHANCED_CT:
+        raise _Unfit(f"{UID(kind).name}, not CT values")
+    if not kind and not modality:
+        raise _Unfit("neither SOP Class nor Modality says that it is CT")
+    bits = int(_value(header, "BitsAllocated", 16))
+    if bits != 16 or int(_value(header, "BitsStored", bits)) <= 8:
+        raise _Unfit(f"{min(bits, int(_value(header, 'BitsStored', bits)))}-bit pixels, not CT values of 10 to 16 bits")
+    if "ModalityLUTSequence" in header:
+        raise _Unfit("pixels are mapped by a Modality LUT, not by rescale slope and intercept")
+
+
+def _pixels(header: Dataset, stream: BinaryIO) -> Pixels:
+    """How and where the pixels are; checks that uncompressed ones are all there, without reading them."""
+    meta_syntax = header.file_meta.get("TransferSyntaxUID")
+    syntax = UID(meta_syntax) if meta_syntax else ImplicitVRLittleEndian
+    rows, columns = int(header.Rows), int(header.Columns)
+    frames = int(_value(header, "NumberOfFrames", 1))
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE and frames > 0):
+        raise _Unfit(f"{rows}x{columns} pixels in {frames} frames are absurd", damaged=True)
+    bits_stored = int(_value(header, "BitsStored", 16))
+    signed = int(_value(header, "PixelRepresentation", 0)) == 1
+    big_endian = syntax == ExplicitVRBigEndian
+    offset = -1
+    if syntax != DeflatedExplicitVRLittleEndian:
+        order = "big" if big_endian else "little"
+        start = stream.tell()
+        head = stream.read(12)
+        tag = int.from_bytes(head[0:2], order), int.from_bytes(head[2:4], order)  # type: ignore[arg-type]
+        if tag != (0x7FE0, 0x0010):
+            raise _Unfit("pixel data missing", damaged=True)
+        # Implicit VR has the length here, which is even; these letters would make an odd one.
+        long_form = head[4:6] in (b"OW", b"OB", b"UN")
+        stated = int.from_bytes(head[8:12] if long_form else head[4:8], order)  # type: ignore[arg-type]
+        if syntax.is_compressed:
+            _check_fragments(stream)
+        else:
+            offset = start + (12 if long_form else 8)
+            due, there = rows * columns * frames * 2, os.fstat(stream.fileno()).st_size - offset
+            if min(stated, there) < due:
+                found = max(min(stated, there), 0)
+                raise _Unfit(f"truncated: {found} bytes of pixels where {due} are due", damaged=True)
+    padding = _value(header, "PixelPaddingValue", None)
+    limit = _value(header, "PixelPaddingRangeLimit", padding)
+    return Pixels(
+        rows=rows,
+        columns=columns,
+        bits_stored=bits_stored,
+        high_bit=int(_value(header, "HighBit", bits_stored - 1)),
+        signed=signed,
+        big_endian=big_endian,
+        offset=offset,
+        padding=None if padding is None else (min(int(padding), int(limit)), max(int(padding), int(limit))),
+        syntax=str(syntax),
+    )
+
+
+def _check_fragments(stream: BinaryIO) -> None:
+    """Raise `_Unfit` where a compressed pixel element (PS3.5 A.4) ends within a fragment: decoders can take seconds to
+    notice. The stream stands at the first item."""
+    size = os.fstat(stream.fileno()).st_size
+    place, fragments = stream.tell(), 0
+    while place + 8 <= size:
+        stream.seek(place)
+        item = stream.read(8)
+        if item[:4] != b"\xfe\xff\x00\xe0":
+            break
+        place += 8 + int.from_bytes(item[4:], "little")
+        fragments += 1
+    if place > size or fragments < 2:
+        raise _Unfit(f"truncated: its compressed pixels end at byte {place}, the file at {size}", damaged=True)
+
+
+def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
+    """The slices in one file: one, or one a frame (Enhanced CT, PS3.3 C.7.6.16)."""
+    enhanced = "PerFrameFunctionalGroupsSequence" in header or "SharedFunctionalGroupsSequence" in header
+    if not enhanced and int(_value(header, "NumberOfFrames", 1)) > 1:
+        raise _Unfit("several frames without functional groups: their places are unknown")
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    for index in range(int(_value(header, "NumberOfFrames", 1))):
+        frame = per_frame[index] if index < len(per_frame) else Dataset()
+
+        def item(macro: str, frame: Dataset = frame) -> Dataset:
+            if not enhanced:
+                return header
+            sequence = frame.get(macro) or shared.get(macro)
+            return sequence[0] if sequence else Dataset()
+
+        kind = item("CTImageFrameTypeSequence")
+        image_type = {str(v).upper() for v in (kind.get("FrameType") or header.get("ImageType") or ())}
+        if image_type & {"LOCALIZER", "SCOUT"}:
+            continue
+        transform = item("PixelValueTransformationSequence")
+        unit = str(transform.get("RescaleType") or "HU").strip().upper()
+        if unit not in ("HU", "US"):
+            raise _Unfit(f"values are in {unit} (Rescale Type), not HU")
+        slope, intercept = transform.get("RescaleSlope"), transform.get("RescaleIntercept")
+        if slope is None or intercept is None or float(slope) == 0:
+            raise _Unfit("Rescale Slope and Intercept are missing, so the values are not in HU")
+        position = item("PlanePositionSequence").get("ImagePositionPatient")
+        orientation = item("PlaneOrientationSequence").get("ImageOrientationPatient")
+        spacing = item("PixelMeasuresSequence").get("PixelSpacing")
+        if not position or not orientation or not spacing:
+            raise _Unfit("Image Position, Image Orientation or Pixel Spacing is missing, so the slice has no place")
+        row, column = np.array(orientation[:3], float), np.array(orientation[3:6], float)
+        if abs(row @ row - 1) > 0.01 or abs(column @ column - 1) > 0.01 or abs(row @ column) > 0.01:
+            raise _Unfit("Image Orientation is not two unit vectors at right angles")
+        if not 0 < float(min(spacing)) <= float(max(spacing)) < 100:
+            raise _Unfit(f"Pixel Spacing {list(spacing)} mm is absurd")
+        x, y, z = (float(v) for v in position)
+        yield Slice(
+            path=path,
+            frame=index,
+            position=(x, y, z),
+            orientation=tuple(float(v) for v in orientation),
+            spacing=(float(spacing[0]), float(spacing[1])),
+            slope=float(slope),
+            intercept=float(intercept),
+            pixels=pixels,
+        )
+
+
+def _acquisition(header: Dataset) -> Acquisition:
+    def text(name: str) -> str:
+        value = header.get(name)
+        return "" if value is None else str(value).strip()
+
+    def number(name: str) -> float | None:
+        try:
+            return float(text(name)) if text(name) else None
+        except ValueError:
+            return None
+
+    kernel = header.get("ConvolutionKernel")
+    patient = "/".join(v for v in (text("IssuerOfPatientID"), text("PatientID")) if v)
+    return Acquisition(
+        patient_id=patient or f"study {text('StudyInstanceUID')}",
+        study_uid=text("StudyInstanceUID"),
+        series_uid=text("SeriesInstanceUID"),
+        frame_of_reference_uid=text("FrameOfReferenceUID"),
+        series_description=text("SeriesDescription"),
+        manufacturer=text("Manufacturer"),
+        model=text("ManufacturerModelName"),
+        kernel=kernel if isinstance(kernel, str) else "/".join(map(str, kernel or ())),
+        kvp=number("KVP"),
+        slice_thickness_mm=number("SliceThickness"),
+        gantry_tilt_deg=number("GantryDetectorTilt"),
+    )
+
+
+def _value(header: Dataset, name: str, default: Any) -> Any:
+    """The value of an element, or the default where it is absent or empty."""
+    value = header.get(name)
+    return default if value is None or value == "" else value
