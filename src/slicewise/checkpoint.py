@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from slicewise.diffusion.precondition import denoise
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from slicewise.networks.icnet import ICNet
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -133,3 +136,9 @@ def load_denoiser(path: Path, core_dtype: torch.dtype = torch.float32, device: s
     """A denoiser from a checkpoint file or a run folder."""
     network, meta = load_model(path, ("unet", "ncsnpp"))
     return Denoiser(network.to(device), Recipe.from_dict(meta["recipe"]), meta, core_dtype)
+
+
+def load_icnet(path: Path, device: str = "cpu") -> "ICNet":
+    """An IC-Net from a checkpoint file or a run folder."""
+    network, _ = load_model(path, ("icnet",))
+    return network.to(device)  # type: ignore[return-value]

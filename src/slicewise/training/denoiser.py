@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slicewise import checkpoint
 from slicewise.checkpoint import Denoiser, Recipe, build_network, position_condition, save_model
 from slicewise.data.stacks import Windows, root_mean_square, training_windows
-from slicewise.data.store import Store, open_store
+from slicewise.data.store import Store
 from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, weighted_errors
 from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, VALIDATION, generator
 from slicewise.diffusion.precondition import c_noise, denoise
@@ -195,12 +195,12 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     )
 
 
-def train_denoiser(store_path: Path, out: Path, settings: DenoiserTraining, init: Path | None = None) -> Path:
+def train_denoiser(store: Store, out: Path, settings: DenoiserTraining, init: Path | None = None) -> Path:
     """Train on a prepared store and write a run folder; a folder that holds a started run is resumed.
 
     Parameters
     ----------
-    store_path : prepared store (see `data.prepare`).
+    store : prepared store (see `data.prepare`).
     out : run folder: config.toml (written by the command line), stats.jsonl, weights.safetensors + .json, state/,
         env.json, samples/.
     settings : see `DenoiserTraining`.
@@ -212,7 +212,6 @@ def train_denoiser(store_path: Path, out: Path, settings: DenoiserTraining, init
     is not finite (the last good checkpoint is kept).
     """
     with processes(settings.device) as process:
-        store = open_store(store_path)
         if settings.batch % process.world:
             raise UserError(
                 f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"

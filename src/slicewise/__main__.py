@@ -1,0 +1,5 @@
+"""`python -m slicewise`, which torchrun needs."""
+
+from slicewise.cli import main
+
+main()

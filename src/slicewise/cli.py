@@ -1,0 +1,513 @@
+"""The command line: a thin skin over the Python API. Each command imports what it needs when it is called, so that
+`slicewise --help` answers at once."""
+
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import slicewise
+from slicewise.errors import UserError
+
+T = TypeVar("T")
+
+USAGE = """\
+usage: slicewise COMMAND [OPTIONS]        (slicewise COMMAND --help explains one)
+
+Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 HU).
+
+  demo         generate a few volumes with the release checkpoint: DICOM, pictures, report
+  phantom      make head phantoms: DICOM series, or a store to train on
+  prepare      DICOM and NIfTI archives to a store of training data
+  train        train the denoiser on a store
+  train-icnet  train IC-Net, the intensity calibration network, on a store
+  generate     generate volumes with a checkpoint
+  calibrate    calibrate a volume's slices with IC-Net, or match their histograms
+  export       write any volume as a DICOM series, NIfTI or picture
+  info         say what a checkpoint, store, run, DICOM folder or NIfTI file holds
+  reference    measure a store, for the report to compare with
+
+Settings come from flags, then --config FILE (TOML), then --preset NAME, then defaults.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. Exit status: 0 done, 1 bad input (one line on stderr), 2 bad usage, 130 stopped by Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        sys.exit(0 if argv else 2)
+    if argv[0] in ("-V", "--version"):
+        print(f"slicewise {slicewise.__version__}")
+        return
+    if argv[0] not in COMMANDS:
+        print(f"slicewise: unknown command {argv[0]!r}; slicewise --help lists them", file=sys.stderr)
+        sys.exit(2)
+    try:
+        COMMANDS[argv[0]](argv[1:])
+    except UserError as error:
+        print(f"slicewise {argv[0]}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"slicewise {argv[0]}: stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse(command: str, kind: type[T], argv: list[str], **settings: Any) -> T:
+    """Parse `argv` into the dataclass `kind`. Its fields named in `settings` are themselves dataclasses of settings,
+    given with their defaults; --preset and --config fill the one called `settings`."""
+    import tyro
+
+    from slicewise.settings import fill, preset, presets, read_table
+
+    argv, name = _take(argv, "--preset")
+    argv, file = _take(argv, "--config")
+    if "settings" in settings:
+        if name:
+            settings["settings"] = fill(settings["settings"], preset(command, name), f"preset {name}")
+        if file:
+            settings["settings"] = fill(settings["settings"], read_table(Path(file), command), f"--config {file}")
+    elif name or file:
+        raise UserError(f"--preset and --config have nothing to set in {command}")
+    known = ", ".join(presets(command))
+    description = " ".join((kind.__doc__ or "").split("Attributes")[0].split())
+    if "settings" in settings:
+        description += "\n\n--config FILE reads settings from TOML" + (
+            f"; --preset NAME is one of {known}." if known else "."
+        )
+    for documented in (kind, *(type(value) for value in settings.values())):
+        _document(documented)
+    values = {f: getattr(kind, f, tyro.MISSING) for f in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    return tyro.cli(
+        kind, args=argv, prog=f"slicewise {command}", description=description, default=kind(**{**values, **settings})
+    )
+
+
+def _document(kind: type) -> None:
+    """Turn a dataclass's "Attributes" section ("name, name : text"), and those of its fields' types, into the form from
+    which tyro takes the help of each flag."""
+    for field in fields(kind):  # type: ignore[arg-type]
+        if is_dataclass(field.type):
+            _document(field.type)  # type: ignore[arg-type]
+    head, found, tail = inspect.cleandoc(kind.__doc__ or "").partition("Attributes\n----------\n")
+    if not found:
+        return
+    entries: list[tuple[str, str]] = []
+    for line in tail.splitlines():
+        if line and not line.startswith(" "):
+            names, _, text = line.partition(" : ")
+            entries.append((names, text))
+        elif entries:
+            entries[-1] = (entries[-1][0], f"{entries[-1][1]} {line.strip()}".strip())
+    described = [f"    {name}: {text}" for names, text in entries for name in names.split(", ")]
+    kind.__doc__ = "\n".join([head.strip(), "", "Args:", *described])
+
+
+def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Remove `flag VALUE` or `flag=VALUE` from argv."""
+    for i, argument in enumerate(argv):
+        if argument == flag:
+            if i + 1 == len(argv):
+                raise UserError(f"{flag} needs a value")
+            return argv[:i] + argv[i + 2 :], argv[i + 1]
+        if argument.startswith(flag + "="):
+            return argv[:i] + argv[i + 1 :], argument.split("=", 1)[1]
+    return argv, None
+
+
+def phantom(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data.phantom import PhantomSettings, write_phantoms
+    from slicewise.data.phantom_store import store_phantoms
+    from slicewise.settings import write_settings
+
+    @dataclass(frozen=True)
+    class Phantom:
+        """Make procedural head phantoms, each from its own seed: DICOM series with label maps.
+
+        Attributes
+        ----------
+        out : folder to write to; heads that are there already are kept.
+        count : number of heads.
+        seed : of the first head; the next has seed + 1, and so on.
+        workers : processes; 0 takes one a processor.
+        store : write a prepared store to train on instead of DICOM.
+        dry_run : only say what would be written.
+        """
+
+        out: Annotated[Path, tyro.conf.Positional]
+        settings: Annotated[PhantomSettings, tyro.conf.arg(name="")]
+        count: int = 10
+        seed: int = 0
+        workers: int = 0
+        store: bool = False
+        dry_run: bool = False
+
+    a = parse("phantom", Phantom, argv, settings=PhantomSettings())
+    workers = a.workers or os.cpu_count() or 1
+    if a.dry_run:
+        print(f"would write {a.count} heads of {a.settings.size} pixels to {a.out}, with {workers} processes")
+        return
+    if a.store:
+        store = store_phantoms(a.out, a.count, a.seed, a.settings, workers)
+        print(f"{len(store.records)} heads in the store {a.out}")
+    else:
+        folders = write_phantoms(a.out, a.count, a.seed, a.settings, workers)
+        print(f"{len(folders)} DICOM series in {a.out / 'dicom'}, labels in {a.out / 'labels'}")
+    write_settings(a.out / "config.toml", "phantom", a.settings)
+
+
+def prepare(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data import prepare as data
+    from slicewise.settings import write_settings
+
+    @dataclass(frozen=True)
+    class Prepare:
+        """Read every CT volume below the given folders (DICOM, however nested and mixed, and NIfTI), resample it onto
+        the working grid and store it for training. Running it again does only what is new.
+
+        Attributes
+        ----------
+        inputs : folders or files.
+        out : store to write.
+        dry_run : only list what would be prepared and what is left out.
+        """
+
+        inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+        out: Path
+        settings: Annotated[data.PrepareSettings, tyro.conf.arg(name="")]
+        dry_run: bool = False
+
+    a = parse("prepare", Prepare, argv, settings=data.PrepareSettings())
+    report = data.prepare(a.inputs, a.out, a.settings, dry_run=a.dry_run)
+    for left in report.left_out:
+        print(f"left out  {left.source}: {left.reason}")
+    for note in report.notes:
+        print(f"mended    {note}")
+    if report.clipped_voxels:
+        print(f"clipped   {report.clipped_voxels} voxels outside [-1024, 3071] HU")
+    verb = "would prepare" if a.dry_run else "prepared"
+    splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
+    print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")
+    if not a.dry_run:
+        write_settings(a.out / "config.toml", "prepare", a.settings)
+
+
+def train(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data.store import open_store
+    from slicewise.settings import write_settings
+    from slicewise.training import denoiser as training
+
+    @dataclass(frozen=True)
+    class Train:
+        """Train the denoiser. One process, or many: torchrun --nproc-per-node N -m slicewise train ...
+
+        Attributes
+        ----------
+        data : prepared store.
+        out : run folder; a started run in it goes on where it was, bit for bit.
+        init : checkpoint to start from (fine-tuning); give the settings it was made with.
+        """
+
+        data: Annotated[Path, tyro.conf.Positional]
+        out: Path
+        settings: Annotated[training.DenoiserTraining, tyro.conf.arg(name="")]
+        init: Path | None = None
+
+    a = parse("train", Train, argv, settings=training.DenoiserTraining())
+    store = open_store(a.data)
+    if os.environ.get("RANK", "0") == "0":
+        write_settings(a.out / "config.toml", "train", a.settings)
+    weights = training.train_denoiser(store, a.out, a.settings, a.init)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"checkpoint: {weights}")
+
+
+def train_icnet(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data.store import open_store
+    from slicewise.settings import write_settings
+    from slicewise.training import icnet as training
+
+    @dataclass(frozen=True)
+    class TrainICNet:
+        """Train IC-Net, self-supervised, on neighbouring slices of a store.
+
+        Attributes
+        ----------
+        data : prepared store.
+        out : run folder; a started run in it goes on where it was, bit for bit.
+        """
+
+        data: Annotated[Path, tyro.conf.Positional]
+        out: Path
+        settings: Annotated[training.ICNetTraining, tyro.conf.arg(name="")]
+
+    a = parse("train-icnet", TrainICNet, argv, settings=training.ICNetTraining())
+    write_settings(a.out / "config.toml", "train-icnet", a.settings)
+    print(f"checkpoint: {training.train_icnet(open_store(a.data), a.out, a.settings)}")
+
+
+def generate(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise import generate as generation
+    from slicewise.release import DENOISER, ICNET, REFERENCE
+
+    @dataclass(frozen=True)
+    class Generate:
+        """Generate head CT volumes, slice after slice: DICOM series, NIfTI, pictures and a report.
+
+        Attributes
+        ----------
+        out : folder to write to; volumes that are there already are kept.
+        checkpoint : run folder or weights of the denoiser; default: the release checkpoint.
+        icnet : run folder or weights of IC-Net; default: the release one.
+        reference : measures of the training data for the report (slicewise reference); default: the release's.
+        report : write pictures and the HTML report.
+        dry_run : only say what would be done.
+        """
+
+        out: Path
+        settings: Annotated[generation.GenerateSettings, tyro.conf.arg(name="")]
+        checkpoint: Path = DENOISER
+        icnet: Path = ICNET
+        reference: Path = REFERENCE
+        report: bool = True
+        dry_run: bool = False
+
+    a = parse("generate", Generate, argv, settings=generation.GenerateSettings())
+    _generate(a.out, a.checkpoint, a.icnet, a.reference, a.settings, a.report, a.dry_run)
+
+
+def demo(argv: list[str]) -> None:
+    from slicewise import generate as generation
+    from slicewise.release import DENOISER, ICNET, REFERENCE
+
+    @dataclass(frozen=True)
+    class Demo:
+        """Generate a few head CT volumes with the release checkpoint and say where to look.
+
+        Attributes
+        ----------
+        out : folder to write to.
+        count : volumes.
+        seed : of the run.
+        """
+
+        out: Path = Path("runs/demo")
+        count: int = 4
+        seed: int = 0
+
+    a = parse("demo", Demo, argv)
+    settings = generation.GenerateSettings(count=a.count, seed=a.seed)
+    _generate(a.out, DENOISER, ICNET, REFERENCE, settings, True, False)
+
+
+def _generate(
+    out: Path, checkpoint: Path, icnet: Path, reference: Path, settings: Any, report: bool, dry_run: bool
+) -> None:
+    """Generate, then pictures and report (in the first process only)."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from slicewise import generate as generation
+    from slicewise.settings import write_settings
+
+    if dry_run:
+        print(f"would generate {settings.count} volumes with {checkpoint} into {out}")
+        return
+    main_process = os.environ.get("RANK", "0") == "0"
+    started = time.monotonic()
+    with Progress(
+        TextColumn("generate"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} volumes, slice {task.fields[slice]}"),
+        TimeElapsedColumn(),
+        disable=not main_process,
+    ) as bar:
+        task = bar.add_task("generate", total=settings.count, slice=0)
+        run = generation.generate(
+            checkpoint,
+            out,
+            settings,
+            icnet if settings.calibrate != "off" else None,
+            lambda volumes, slices: bar.update(task, completed=volumes, slice=slices),
+        )
+    if not main_process:
+        return
+    write_settings(out / "config.toml", "generate", settings)
+    print(f"DICOM series  {out / 'dicom'}   ({time.monotonic() - started:.0f} s)")
+    if settings.nifti:
+        print(f"NIfTI         {out / 'nifti'}")
+    if report:
+        from slicewise.report import write_run_report
+
+        for path in write_run_report(out, generation.results(out, settings.count), reference, run):
+            print(f"{'Report' if path.suffix == '.html' else 'Picture':13} {path}")
+
+
+def calibrate(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.calibrate import calibrate_volume, match_volume
+    from slicewise.checkpoint import load_icnet
+    from slicewise.io.archive import read_volume
+    from slicewise.io.write import write_volume
+    from slicewise.release import ICNET
+
+    @dataclass(frozen=True)
+    class Calibrate:
+        """Calibrate the intensities of a volume slice by slice.
+
+        Attributes
+        ----------
+        volume : DICOM folder or NIfTI file.
+        out : DICOM folder or .nii.gz file to write.
+        icnet : run folder or weights of IC-Net; default: the release one.
+        method : "icnet", or histogram matching to the slice before ("match-previous") or to the seed slice
+            ("match-seed").
+        seed_slice : slice that keeps its HU, 0 the most superior; without it IC-Net starts from air at the top.
+        """
+
+        volume: Annotated[Path, tyro.conf.Positional]
+        out: Path
+        icnet: Path = ICNET
+        method: str = "icnet"
+        seed_slice: int | None = None
+
+    a = parse("calibrate", Calibrate, argv)
+    volume = read_volume(a.volume).volume
+    if a.method == "icnet":
+        done = calibrate_volume(load_icnet(a.icnet), volume, a.seed_slice)
+    elif a.method in ("match-previous", "match-seed"):
+        done = match_volume(volume, a.method.removeprefix("match-"), a.seed_slice or 0)
+    else:
+        raise UserError(f"--method {a.method}: unknown; choose icnet, match-previous or match-seed")
+    write_volume(done, a.out, patient_id="", description=f"Calibrated with {a.method}")
+    print(f"wrote {a.out}")
+
+
+def export(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data.resample import Grid, resample_volume
+    from slicewise.io.archive import read_volume
+    from slicewise.io.write import write_volume
+
+    @dataclass(frozen=True)
+    class Export:
+        """Write any volume that slicewise reads in another form; its HU and geometry stay as they are.
+
+        Attributes
+        ----------
+        volume : DICOM folder, NIfTI file, or STORE:ID for a volume of a prepared store.
+        out : a .nii, .nii.gz or .png file, or a new folder for a DICOM series.
+        patient_id : Patient ID of a DICOM series; default: EXPORT.
+        series_uid : which series, where the folder holds several.
+        interpolate_missing : fill missing slices.
+        slice_mm : resample an unevenly spaced or tilted scan to even axial slices this far apart, in mm (0 = leave).
+        """
+
+        volume: Annotated[str, tyro.conf.Positional]
+        out: Path
+        patient_id: str = "EXPORT"
+        series_uid: str = ""
+        interpolate_missing: bool = False
+        slice_mm: float = 0.0
+
+    a = parse("export", Export, argv)
+    store, _, name = a.volume.rpartition(":")
+    if store and Path(store, "manifest.jsonl").is_file():
+        from slicewise.data.store import open_store
+
+        held = open_store(Path(store))
+        found = [r for r in held.records if r.id == name]
+        if not found:
+            raise UserError(f"{store}: no volume {name}; slicewise info {store} lists them")
+        volume = held.volume(found[0])
+    else:
+        volume = read_volume(a.volume, series_uid=a.series_uid, interpolate_missing=a.interpolate_missing).volume
+    if a.slice_mm:
+        pixels = max(volume.hu.shape[1:])
+        grid = Grid(size=pixels, fov_mm=pixels * min(volume.pixel_spacing), slice_mm=a.slice_mm, crop_air_above=False)
+        volume = resample_volume(volume, grid)
+    write_volume(volume, a.out, patient_id=a.patient_id)
+    print(f"wrote {a.out}")
+
+
+def info(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.info import describe
+
+    @dataclass(frozen=True)
+    class Info:
+        """Say what a checkpoint, prepared store, run folder, DICOM folder or NIfTI file holds.
+
+        Attributes
+        ----------
+        path : file or folder.
+        """
+
+        path: Annotated[Path, tyro.conf.Positional]
+
+    print(describe(parse("info", Info, argv).path))
+
+
+def reference(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data.store import open_store
+    from slicewise.metrics.reference import measure_reference
+
+    @dataclass(frozen=True)
+    class Reference:
+        """Measure tissue means, HU distribution and slice steps of a store, for the report to compare with.
+
+        Attributes
+        ----------
+        data : prepared store.
+        out : JSON file to write.
+        split : which volumes.
+        """
+
+        data: Annotated[Path, tyro.conf.Positional]
+        out: Path
+        split: str = "val"
+
+    a = parse("reference", Reference, argv)
+    store = open_store(a.data)
+    records = store.select(a.split)
+    if not records:
+        raise UserError(f"{a.data}: no volume in the {a.split} split")
+    measure_reference(store.volume(r) for r in records).save(a.out)
+    print(f"wrote {a.out}, measured on {len(records)} volumes")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "phantom": phantom,
+    "prepare": prepare,
+    "train": train,
+    "train-icnet": train_icnet,
+    "generate": generate,
+    "calibrate": calibrate,
+    "export": export,
+    "info": info,
+    "reference": reference,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Phantoms straight into a prepared store, on their own grid: training data without the way through DICOM."""
+
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from slicewise.data.phantom import PHANTOM_VERSION, PhantomSettings, check_settings, make_phantom
+from slicewise.data.store import MANIFEST, Store, assign_split, open_store, put_volume, write_settings
+from slicewise.errors import UserError, output_errors
+
+
+def store_phantoms(
+    out: Path,
+    count: int,
+    seed: int = 0,
+    settings: PhantomSettings = PhantomSettings(),
+    workers: int = 1,
+    fractions: tuple[float, float, float] = (0.9, 0.1, 0.0),
+) -> Store:
+    """Heads `seed` … `seed + count - 1` as a prepared store, split into train, validation and test by patient.
+
+    Voxels are exactly those of `make_phantom` (no resampling). Heads that are there already are kept. Raises
+    `UserError` for bad settings or a folder that cannot be written.
+    """
+    check_settings(settings)
+    if count < 1 or seed < 0:
+        raise UserError(f"--count {count}, --seed {seed}: at least one phantom, seeds from 0")
+    out = Path(out)
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    held = {r.id for r in open_store(out).records} if (out / MANIFEST).is_file() else set()
+    if not held:
+        write_settings(out, {"phantom": asdict(settings), "phantom_version": PHANTOM_VERSION})
+    missing = [s for s in range(seed, seed + count) if _name(s) not in held]
+    make = partial(_store_one, out, settings, fractions)
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("phantoms", total=count, completed=count - len(missing))
+        if workers <= 1:
+            for one in missing:
+                make(one)
+                bar.advance(task)
+        elif missing:
+            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+                jobs = [pool.submit(make, one) for one in missing]
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                        bar.advance(task)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    return open_store(out)
+
+
+def _name(seed: int) -> str:
+    return f"phantom-{seed:08d}"
+
+
+def _store_one(out: Path, settings: PhantomSettings, fractions: tuple[float, float, float], seed: int) -> None:
+    name = _name(seed)
+    volume = make_phantom(seed, settings).volume
+    put_volume(out, volume, id=name, patient=name, split=assign_split(name, fractions), source=f"phantom seed {seed}")

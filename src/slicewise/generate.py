@@ -1,0 +1,287 @@
+"""Generate many volumes: batches of chains, calibrated, written as DICOM and NIfTI, resumable volume by volume."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import slicewise
+from slicewise.ascii import ChainSettings, chain, trim
+from slicewise.calibrate import calibrate_slice, calibrate_volume
+from slicewise.checkpoint import Denoiser, load_denoiser, load_icnet
+from slicewise.data.resample import Grid, resample_volume
+from slicewise.data.store import first_head_slice
+from slicewise.diffusion.samplers import nfe
+from slicewise.errors import UserError, output_errors
+from slicewise.io.archive import read_volume
+from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom_write import SyntheticOrigin, write_series
+from slicewise.io.nifti import read_nifti, write_nifti
+from slicewise.training.engine import Process, core_dtype, processes
+from slicewise.volume import Volume
+
+if TYPE_CHECKING:
+    from slicewise.networks.icnet import ICNet
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """What to generate, and how.
+
+    Attributes
+    ----------
+    count : volumes to generate.
+    seed : of the run; volume i of seed s is the same in any batch.
+    batch : volumes that are generated together.
+    chain : sampler, direction and number of slices.
+    calibrate : IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is
+        calibrated before the next is given it) or "off".
+    seed_volume : DICOM folder or NIfTI file of a real head to go on from; none starts from air.
+    seed_slice : slice of the seed volume, on the working grid, to go on from; 0 is the most superior, -1 the middle.
+    resample_seed : resample a seed volume of another spacing onto the checkpoint's grid.
+    nifti : write NIfTI beside DICOM.
+    core : dtype of the network core: "auto", "float32" or "bfloat16".
+    device : "auto", "cpu" or "cuda".
+    """
+
+    count: int = 4
+    seed: int = 0
+    batch: int = 4
+    chain: ChainSettings = field(default_factory=ChainSettings)
+    calibrate: Literal["after", "inside", "off"] = "after"
+    seed_volume: Path | None = None
+    seed_slice: int = -1
+    resample_seed: bool = False
+    nifti: bool = True
+    core: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Real slices to go on from: int16 HU (S, H, W) superior first, geometry of the volume, and where in it."""
+
+    volume: Volume
+    index: int
+    position_mm: float
+
+
+# Called with (volumes done, slices done of the batch in work).
+Progress = Callable[[int, int], None]
+
+
+def volume_name(index: int) -> str:
+    return f"volume-{index:04d}"
+
+
+def generate(
+    checkpoint: Path,
+    out: Path,
+    settings: GenerateSettings,
+    icnet: Path | None = None,
+    progress: Progress = lambda volumes, slices: None,
+) -> dict[str, Any]:
+    """Generate `settings.count` volumes into `out`; volumes that are there already are kept.
+
+    Writes dicom/<name>/ (one series a volume), nifti/<name>.nii.gz, raw/<name>.nii.gz (before calibration, with
+    `calibrate="after"`) and generate.json (settings, checkpoint, NFE, seconds). Memory does not grow with the count:
+    one batch is held at a time. Under torchrun the volumes are shared among the processes.
+
+    Returns what generate.json says. Raises `UserError` for a checkpoint or seed volume that does not fit, for an
+    output folder that cannot be written or that holds volumes of other settings.
+    """
+    if settings.calibrate != "off" and icnet is None:
+        raise UserError("--calibrate needs an IC-Net checkpoint (--icnet); give one or --calibrate off")
+    if settings.count < 1 or settings.batch < 1:
+        raise UserError(f"--count {settings.count}, --batch {settings.batch}: both must be 1 or more")
+    with processes(settings.device) as process:
+        device = str(process.device)
+        denoiser = load_denoiser(checkpoint, core_dtype(process.device, settings.core), device)
+        net = load_icnet(icnet, device) if icnet is not None and settings.calibrate != "off" else None
+        seed = load_seed(settings, denoiser) if settings.seed_volume is not None else None
+        about = describe(settings, denoiser, checkpoint)
+        if process.is_main:
+            _claim(out, about)
+        missing = [i for i in range(settings.count) if not (out / "dicom" / volume_name(i)).is_dir()]
+        mine = [missing[k] for k in process.share(len(missing))]
+        started, made = time.monotonic(), 0
+        for first in range(0, len(mine), settings.batch):
+            numbers = mine[first : first + settings.batch]
+            for number, raw, final in _batch(denoiser, net, settings, seed, numbers, device, made, progress):
+                _write(out, number, raw, final, settings, about)
+                made += 1
+                progress(made, 0)
+        seconds = time.monotonic() - started
+        if process.world > 1:
+            dist.barrier()
+        if process.is_main:
+            record = {**about, **_timing(out, made, seconds, process)}
+            _write_json(out / "generate.json", record)
+            return record
+        return about
+
+
+def describe(settings: GenerateSettings, denoiser: Denoiser, checkpoint: Path) -> dict[str, Any]:
+    """What decides the voxels of a run: settings, checkpoint, evaluations of the denoiser a slice."""
+    shown = asdict(settings)
+    for name in ("count", "batch", "device"):
+        shown.pop(name)
+    shown["seed_volume"] = str(settings.seed_volume or "")
+    return {
+        "slicewise": slicewise.__version__,
+        "model": denoiser.meta.get("name", Path(checkpoint).name),
+        "model_step": denoiser.meta.get("step"),
+        "data": denoiser.meta.get("data"),
+        "settings": shown,
+        "nfe_per_slice": nfe(settings.chain.sampler, settings.chain.steps),
+        "spacing_mm": list(denoiser.recipe.spacing_mm),
+    }
+
+
+def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
+    """The seed volume on the checkpoint's grid, and the slice to go on from."""
+    assert settings.seed_volume is not None
+    recipe = denoiser.recipe
+    volume = read_volume(settings.seed_volume).volume
+    wanted = (recipe.size, *np.round(recipe.spacing_mm, 2))
+    found = (volume.hu.shape[1], *np.round(volume.spacing, 2))
+    if found != wanted or not volume.is_even:
+        if not settings.resample_seed:
+            raise UserError(
+                f"--seed-volume {settings.seed_volume}: {found[0]} pixels at {_mm(volume.spacing)} mm, the checkpoint "
+                f"works on {recipe.size} pixels at {_mm(recipe.spacing_mm)} mm; add --resample-seed"
+            )
+        dz, dy, _ = recipe.spacing_mm
+        volume = resample_volume(volume, Grid(size=recipe.size, fov_mm=dy * recipe.size, slice_mm=dz))
+    index = len(volume.hu) // 2 if settings.seed_slice == -1 else settings.seed_slice
+    if not 0 <= index < len(volume.hu):
+        raise UserError(
+            f"--seed-slice {index}: the seed volume has slices 0 to {len(volume.hu) - 1} on the working grid"
+        )
+    return Seed(volume, index, (index - first_head_slice(volume.hu)) * recipe.spacing_mm[0])
+
+
+def _batch(
+    denoiser: Denoiser,
+    net: "ICNet | None",
+    settings: GenerateSettings,
+    seed: Seed | None,
+    numbers: list[int],
+    device: str,
+    made: int,
+    progress: Progress,
+) -> Iterator[tuple[int, Volume | None, Volume]]:
+    """(number, uncalibrated or None, final) of the volumes of one batch."""
+    inside = (lambda hu, before: calibrate_slice(net, hu, before)) if net and settings.calibrate == "inside" else None
+    start, start_mm = None, 0.0
+    if seed is not None:
+        k = denoiser.recipe.slices - 1
+        window = slice(max(0, seed.index - k + 1), seed.index + 1)
+        if settings.chain.direction == "up":
+            window = slice(seed.index, seed.index + k)
+        start, start_mm = seed.volume.hu[window], seed.position_mm
+    slices = []
+    for made_slice in chain(denoiser, settings.chain, settings.seed, numbers, start, start_mm, inside, device):
+        slices.append(made_slice)
+        progress(made, len(slices))
+    stack = np.stack(slices, axis=1)
+    for row, number in enumerate(numbers):
+        hu = stack[row] if settings.chain.slices else trim(stack[row])
+        volume = _place(hu, denoiser, seed, settings.chain.direction)
+        if net is not None and settings.calibrate == "after":
+            seed_index = None
+            if seed is not None:
+                seed_index = 0 if settings.chain.direction == "down" else len(volume.hu) - 1
+            yield number, volume, calibrate_volume(net, volume, seed_index)
+        else:
+            yield number, None, volume
+
+
+def _place(hu: np.ndarray, denoiser: Denoiser, seed: Seed | None, direction: str) -> Volume:
+    """Generated slices (in the order of generation) as a Volume; with a seed, its slice first (or last, upward)."""
+    if seed is None:
+        return Volume.regular(np.ascontiguousarray(hu), denoiser.recipe.spacing_mm)
+    real, step = seed.volume, np.array([0.0, 0.0, denoiser.recipe.spacing_mm[0]])
+    at = real.positions[seed.index]
+    seed_slice = real.hu[seed.index : seed.index + 1]
+    if direction == "down":
+        voxels, first = np.concatenate([seed_slice, hu]), at
+    else:
+        voxels, first = np.concatenate([hu[::-1], seed_slice]), at + len(hu) * step
+    positions = first - step * np.arange(len(voxels))[:, None]
+    return Volume(np.ascontiguousarray(voxels), positions, real.row_axis, real.column_axis, real.pixel_spacing)
+
+
+def _write(
+    out: Path, number: int, raw: Volume | None, final: Volume, settings: GenerateSettings, about: dict[str, Any]
+) -> None:
+    """DICOM last: a volume counts as made when its series is there."""
+    name = volume_name(number)
+    with output_errors(out):
+        for folder, volume, wanted in (("raw", raw, raw is not None), ("nifti", final, settings.nifti)):
+            if wanted and volume is not None:
+                (out / folder).mkdir(exist_ok=True)
+                write_nifti(volume, out / folder / f"{name}.nii.gz")
+    chosen = settings.chain
+    origin = SyntheticOrigin(
+        model=f"{about['model']} step {about['model_step']}",
+        version=slicewise.__version__,
+        seed=settings.seed,
+        volume=number,
+        description=f"{chosen.sampler}, {about['nfe_per_slice']} evaluations a slice, IC-Net {settings.calibrate}",
+    )
+    patient = f"SYN-{settings.seed}-{number:04d}"
+    write_series(
+        final, out / "dicom" / name, synthetic=origin, patient_id=patient, series_description="Synthetic head CT"
+    )
+
+
+def results(out: Path, count: int) -> Iterator[tuple[str, Volume | None, Volume]]:
+    """(name, uncalibrated or None, final) of the volumes of a run, one in memory at a time."""
+    for index in range(count):
+        name = volume_name(index)
+        raw = out / "raw" / f"{name}.nii.gz"
+        yield name, read_nifti(raw) if raw.is_file() else None, read_volume(out / "dicom" / name).volume
+
+
+def _claim(out: Path, about: dict[str, Any]) -> None:
+    """Make the output folder, or check that what is in it was made with the same settings."""
+    path = out / "generate.json"
+    if path.is_file():
+        held = json.loads(path.read_text())
+        if {k: held.get(k) for k in about} != json.loads(json.dumps(about)):
+            raise UserError(f"{out}: holds volumes of another checkpoint or other settings; choose another --out")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty and not a generate run; choose another --out")
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    _write_json(path, about)
+
+
+def _timing(out: Path, made: int, seconds: float, process: Process) -> dict[str, Any]:
+    """Seconds and slices of this run; a run that made nothing keeps what was there."""
+    path = out / "generate.json"
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    if not made:
+        return {k: held[k] for k in ("seconds_per_volume", "volumes", "threads") if k in held}
+    return {
+        "seconds_per_volume": round(seconds / made, 2),
+        "volumes": len(list((out / "dicom").iterdir())),
+        "threads": torch.get_num_threads() * process.world,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with output_errors(path), atomic_file(path) as file:
+        file.write((json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def _mm(spacing: tuple[float, ...]) -> str:
+    return " x ".join(f"{s:g}" for s in np.round(spacing, 2))

@@ -1,0 +1,7 @@
+"""The checkpoints that come with the package; MODEL_CARD.md beside them says what they are."""
+
+from pathlib import Path
+
+DENOISER = Path(__file__).parent / "denoiser.safetensors"
+ICNET = Path(__file__).parent / "icnet.safetensors"
+REFERENCE = Path(__file__).parent / "reference.json"

@@ -1,0 +1,98 @@
+"""Settings from presets, TOML files and the command line: flag > file > preset > default.
+
+Settings are the frozen dataclasses that the parts of the program define; this file only fills them from tables and
+writes them back.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import tomli_w
+
+from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import atomic_file
+
+T = TypeVar("T")
+
+
+def presets(command: str) -> dict[str, dict[str, Any]]:
+    """The packaged presets that hold a table for `command` ("train", "phantom", …), by name."""
+    found = {}
+    for file in sorted(resources.files("slicewise.presets").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            table = tomllib.loads(file.read_text())
+            if command in table:
+                found[file.name.removesuffix(".toml")] = table[command]
+    return found
+
+
+def preset(command: str, name: str) -> dict[str, Any]:
+    """One preset's table for `command`."""
+    known = presets(command)
+    if name not in known:
+        raise UserError(
+            f"--preset {name}: not known for {command}; choose {', '.join(known) or 'none, there is no preset'}"
+        )
+    return known[name]
+
+
+def read_table(path: Path, command: str) -> dict[str, Any]:
+    """The settings of `command` in a TOML file: its table of that name, or the whole file where there is none."""
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not TOML ({error}); mend the file") from None
+    return table.get(command, table)
+
+
+def fill(settings: T, table: Mapping[str, Any], where: str) -> T:
+    """`settings` (a dataclass) with the values of a nested table; `UserError` for an unknown key or a wrong type."""
+    hints = get_type_hints(type(settings))
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            raise UserError(f"{where}: unknown setting {key!r}; expected one of {', '.join(hints)}")
+        current = getattr(settings, name)
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            changes[name] = fill(current, value, f"{where}: {key}")
+        elif isinstance(current, bool) != isinstance(value, bool) or not _fits(value, current):
+            raise UserError(f"{where}: {key} = {value!r}, expected a value like {current!r}")
+        else:
+            changes[name] = (
+                tuple(value) if isinstance(value, list) else type(current)(value) if current is not None else value
+            )
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+
+
+def _fits(value: Any, current: Any) -> bool:
+    if current is None:
+        return True
+    if isinstance(current, float):
+        return isinstance(value, (int, float))
+    if isinstance(current, tuple):
+        return isinstance(value, list)
+    return isinstance(value, str if isinstance(current, Path) else type(current))
+
+
+def write_settings(path: Path, command: str, settings: Any) -> None:
+    """Write settings as a TOML file that `--config` reads back."""
+    with output_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(tomli_w.dumps({command: _plain(settings)}).encode())
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: _plain(v) for name, v in fields if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
