@@ -82,8 +82,9 @@ def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
 
 
 def crop_above(volume: Volume) -> Volume:
-    """The volume from the first slice on that shows the head (see `body_mask`)."""
-    first = int(np.argmax(body_mask(volume).any(axis=(1, 2))))
+    """The volume from the first slice on that shows the head: 1 cm² of it or more (see `body_mask`)."""
+    area_mm2 = body_mask(volume).sum(axis=(1, 2)) * volume.pixel_spacing[0] * volume.pixel_spacing[1]
+    first = int(np.argmax(area_mm2 >= 100.0))
     return Volume(
         volume.hu[first:],
         volume.positions[first:],
