@@ -1,16 +1,39 @@
+# Two commands: `make demo` and `make test`. Both make their own virtual environment first.
+
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Programs that the tests check against; from Debian's package lists.
+TOOLS  := dicom3tools dcmtk libgdcm-tools dcm2niix
 
-.PHONY: install demo test lint tools clean
+.PHONY: demo test lint tools clean
 
-install: $(VENV)/.installed
+demo: $(VENV)/.installed
+	$(BIN)/slicewise demo --out runs/demo
+
+test: $(VENV)/.installed-test tools
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+# Tests that need a program which is neither here nor installable skip and say so.
+tools:
+	@command -v dciodvfy >/dev/null && command -v dcm2niix >/dev/null && command -v dcmdump >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(TOOLS) >/dev/null; } || \
+	echo "Optional test programs are missing; as root: apt-get install $(TOOLS)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	touch $@
+	$(PIP) -e .
+	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@
+	$(PIP) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

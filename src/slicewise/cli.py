@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import slicewise
-from slicewise.errors import UserError
+from slicewise.errors import UserError, output_errors
 
 T = TypeVar("T")
 
@@ -352,10 +352,33 @@ def _generate(
     if settings.nifti:
         print(f"NIfTI         {out / 'nifti'}")
     if report:
-        from slicewise.report import write_run_report
+        _report(out, settings.count, reference, run)
 
-        for path in write_run_report(out, generation.results(out, settings.count), reference, run):
-            print(f"{'Report' if path.suffix == '.html' else 'Picture':13} {path}")
+
+def _report(out: Path, count: int, reference: Path, run: dict[str, Any]) -> None:
+    """Montage, slice sheet and HTML report of a run; one volume in memory at a time but for the pictured ones."""
+    from slicewise.generate import results
+    from slicewise.metrics.reference import ReferenceStats
+    from slicewise.montage import save_montage, slice_sheet
+    from slicewise.report import write_report
+
+    known = ReferenceStats.from_json(reference.read_text()) if reference.is_file() else None
+    pictured: list[Any] = []
+
+    def volumes() -> Any:
+        for name, raw, final in results(out, count):
+            if len(pictured) < 4:
+                pictured.append((name, final))
+            yield name, raw, final
+
+    facts = {"model": run["model"], "seed": run["settings"]["seed"], "nfe": run["nfe_per_slice"]}
+    if "seconds_per_volume" in run:
+        facts["seconds"] = run["seconds_per_volume"] * count
+    write_report(out / "report.html", volumes(), known, {**facts, **run})
+    save_montage([v for _, v in pictured], out / "montage.png", [name for name, _ in pictured])
+    slice_sheet(pictured[0][1], out / "slices.png", title=pictured[0][0])
+    for label, name in (("Report", "report.html"), ("Three planes", "montage.png"), ("All slices", "slices.png")):
+        print(f"{label:13} {out / name}")
 
 
 def calibrate(argv: list[str]) -> None:
@@ -492,7 +515,10 @@ def reference(argv: list[str]) -> None:
     records = store.select(a.split)
     if not records:
         raise UserError(f"{a.data}: no volume in the {a.split} split")
-    measure_reference(store.volume(r) for r in records).save(a.out)
+    stats = measure_reference((store.volume(r) for r in records), f"{len(records)} volumes, {a.split} split of {a.data.name}")
+    with output_errors(a.out):
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        a.out.write_text(stats.to_json() + "\n")
     print(f"wrote {a.out}, measured on {len(records)} volumes")
 
 
