@@ -139,7 +139,7 @@ def test_batches_depend_on_seed_and_step_alone(store):
 
 @pytest.mark.parametrize("recipe, both_ways", [("paper", False), ("offset", True)])
 def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(store, recipe, both_ways):
-    settings = replace(SMALL, recipe=recipe, both_ways=both_ways, air_pairs=0.2)
+    settings = replace(SMALL, recipe=recipe, both_ways=both_ways, air_pairs=0.2, neighbour_error_hu=0.0)
     records = store.select("train")
     unit = {r.id: training.to_unit(store.hu(r), training.ICNET) for r in records}
     x, target = draw_batch(store, records, settings, 3, 200)
@@ -167,6 +167,19 @@ def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(s
         assert upward == 0 and np.abs(offsets).max() < 1e-3
     else:
         assert 50 < upward < 120 and -20.01 < min(offsets) < -15 and 15 < max(offsets) < 20.01
+
+
+def test_the_neighbour_drifts_as_far_as_it_is_said_to(store):
+    records = store.select("train")
+    true, _ = draw_batch(store, records, replace(SMALL, neighbour_error_hu=0.0, air_pairs=0.0), 3, 300)
+    drifted, _ = draw_batch(store, records, replace(SMALL, neighbour_error_hu=5.0, air_pairs=0.0), 3, 300)
+    paper, _ = draw_batch(store, records, replace(SMALL, recipe="paper", air_pairs=0.0), 3, 300)
+    np.testing.assert_array_equal(paper[:, 1], true[:, 1])
+    np.testing.assert_array_equal(drifted[:, 0], true[:, 0])
+    fits = [np.polyfit(t[m], d[m], 1) for t, d in zip(true[:, 1], drifted[:, 1]) for m in [np.abs(t) < 0.7]]
+    means = [150 * (d[m].mean() - t[m].mean()) for t, d in zip(true[:, 1], drifted[:, 1]) for m in [np.abs(t) < 1]]
+    assert np.std([gain for gain, _ in fits]) == pytest.approx(0.05, rel=0.15)
+    assert np.std(means) == pytest.approx(5.0, rel=0.15) and abs(np.mean(means)) < 1.0
 
 
 def test_training_learns_and_its_checkpoint_calibrates(store, tmp_path):

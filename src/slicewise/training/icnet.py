@@ -33,6 +33,7 @@ from slicewise.training.engine import StatsLog, StopRequest, environment, proces
 RECIPES = ("offset", "paper")
 GAIN_RANGE = (0.7, 1.3)
 OFFSET_HU = 20.0
+_CONTRAST_HU = 100.0
 HU_PER_UNIT = (ICNET.hi - ICNET.lo) / 2.0
 
 _AIR_HU = -1024
@@ -49,6 +50,9 @@ class ICNetTraining:
     ----------
     network : shape of the network.
     recipe : "offset" distorts contrast, μ in [0.7, 1.3], and shifts by up to 20 HU; "paper" distorts contrast only.
+    neighbour_error_hu : standard deviation of an offset given to the neighbour, and of a change of contrast that is as
+        large at 100 HU from the mean, in the "offset" recipe. In a chain the neighbour is itself only calibrated: a
+        network that trusts it wholly hands every error on, one that has seen this comes back to what heads look like.
     both_ways : whether the known neighbour is as often the slice below as the one above, for chains that run upward
         from a seed slice; the paper's chain runs downward only.
     steps : optimiser steps.
@@ -69,9 +73,10 @@ class ICNetTraining:
 
     network: ICNetConfig = field(default_factory=ICNetConfig)
     recipe: str = "offset"
+    neighbour_error_hu: float = 4.0
     both_ways: bool = True
-    steps: int = 6000
-    batch: int = 16
+    steps: int = 4000
+    batch: int = 8
     lr: float = 2e-3
     warmup: int = 200
     clip: float = 1.0
@@ -89,6 +94,8 @@ class ICNetTraining:
         for name in ("steps", "batch", "lr", "clip", "validate_every", "validation_pairs", "log_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above zero")
+        if not self.neighbour_error_hu >= 0:
+            raise UserError(f"--neighbour-error-hu {self.neighbour_error_hu}: must not be below zero")
         for name in ("air_pairs", "least_tissue"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1)")
@@ -124,6 +131,8 @@ def draw_batch(
     gain = rng.uniform(*GAIN_RANGE, count)
     offset = rng.uniform(-OFFSET_HU, OFFSET_HU, count) * (settings.recipe == "offset")
     at_air = rng.random(count) < settings.air_pairs
+    drift = rng.normal(size=(2, count)) * settings.neighbour_error_hu * (settings.recipe == "offset")
+    neighbour = distort(neighbour, 1.0 + drift[0] / _CONTRAST_HU, drift[1])
     neighbour[at_air] = _AIR_HU
     distorted = distort(target, np.where(at_air, 1.0, gain), np.where(at_air, 0.0, offset))
     x = np.stack([to_unit(distorted, ICNET), to_unit(neighbour, ICNET)], axis=1)
