@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from slicewise.errors import UserError
+
 HU_MIN = -1024
 HU_MAX = 3071
 HU_CODES = HU_MAX - HU_MIN + 1
@@ -64,6 +66,8 @@ class HUScale:
     companding : "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft"
         (a quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative
         error of the network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32.
+
+    Raises `UserError` for an unknown companding or an empty window.
     """
 
     lo: float = HU_MIN
@@ -71,8 +75,10 @@ class HUScale:
     companding: str = "linear"
 
     def __post_init__(self) -> None:
-        assert self.companding in COMPANDINGS, f"unknown companding {self.companding!r}"
-        assert self.hi > self.lo
+        if self.companding not in COMPANDINGS:
+            raise UserError(f"companding {self.companding!r} is unknown; choose one of {', '.join(COMPANDINGS)}")
+        if not self.hi > self.lo:
+            raise UserError(f"HU window {self.lo:g} to {self.hi:g} is empty; lo must be below hi")
 
     def encode(self, hu: np.ndarray) -> np.ndarray:
         """HU (any real dtype, any shape) to x in float32. Values outside the window are clipped half a HU beyond it,

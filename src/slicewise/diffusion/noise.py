@@ -11,9 +11,9 @@ INITIAL, PREDICTOR, CORRECTOR, KNOWN, TRAIN_ORDER, TRAIN_NOISE, VALIDATION = ran
 
 
 def generator(seed: int, volume: int, slice_index: int, step: int, stream: int) -> np.random.Generator:
-    """A NumPy generator on the Philox 4x64 counter (Salmon et al. 2011) at the given key."""
+    """A NumPy generator on the Philox 4x64 counter (Salmon et al. 2011) at the given key; seeds count modulo 2^64."""
     counter = np.array([0, slice_index % 2**64, step % 2**64, stream], np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, volume], np.uint64)))
+    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed % 2**64, volume], np.uint64)))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class UNetConfig:
     condition: int = 1
     embedding: int = 128
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of a slice, in pixels, must be a multiple of."""
+        return int(self.fold * 2 ** (len(self.channels) - 1))
+
 
 def fourier_features(values: torch.Tensor, count: int, lowest: float, highest: float) -> torch.Tensor:
     """sin and cos of `values` (..., ) at `count` geometrically spaced frequencies, (..., 2 count) float32."""
@@ -98,7 +103,7 @@ class UNet(nn.Module):
     """The raw network F: no sigma arithmetic inside, output layer in float32.
 
     forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> (B, K, H, W)
-    float32. H and W must divide by fold * 2**(levels - 1).
+    float32. H and W must divide by `UNetConfig.multiple`.
     """
 
     FEATURES = 16
@@ -135,6 +140,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        assert x.shape[2] % self.config.multiple == 0 and x.shape[3] % self.config.multiple == 0
         # log(sigma)/4 spans about [-1.8, 1.8]; conditions span about [0, 2]: the same frequencies serve both.
         scalars = noise if condition is None else torch.cat([noise, condition], dim=1)
         features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)

@@ -1,0 +1,92 @@
+"""The training objective: weights, roles of slices in a window, and the learned balance over noise levels."""
+
+import numpy as np
+import pytest
+import torch
+
+from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, weighted_errors
+from slicewise.diffusion.schedule import SigmaDistribution
+
+DISTRIBUTION = SigmaDistribution(sigma_min=0.002, sigma_max=80.0)
+
+
+def _draws(task: WindowTask, n: int = 4000, slices: int = 3):
+    rng = np.random.default_rng(0)
+    rows = [task.draw(rng, slices, DISTRIBUTION) for _ in range(n)]
+    return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+
+
+def test_weighted_error_is_one_for_a_network_that_says_nothing():
+    """D = 0 at high noise errs by the data's power sigma_data^2, which the weight brings to one."""
+    rng = torch.Generator().manual_seed(0)
+    clean = 0.5 * torch.randn(2, 3, 64, 64, generator=rng)
+    sigma = torch.full((2, 3), 500.0, dtype=torch.float64)
+    errors = weighted_errors(torch.zeros_like(clean), clean, sigma, 0.5)
+    assert errors.dtype == torch.float32
+    torch.testing.assert_close(errors, torch.ones(2, 3), rtol=0.05, atol=0)
+
+
+def test_weighted_error_is_the_formula_slice_by_slice():
+    clean, denoised = torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 4)
+    sigma = torch.tensor([[0.1, 3.0]], dtype=torch.float64)
+    found = weighted_errors(denoised, clean, sigma, 0.5)
+    for k, s in enumerate((0.1, 3.0)):
+        weight = (s**2 + 0.25) / (s * 0.5) ** 2
+        assert float(found[0, k]) == pytest.approx(weight * float(((denoised - clean)[0, k] ** 2).mean()), rel=1e-5)
+
+
+def test_joint_windows_share_one_level_and_want_every_slice():
+    sigma, wanted = _draws(WindowTask(joint=True), 200)
+    assert wanted.all() and (sigma == sigma[:, :1]).all()
+    assert sigma.dtype == np.float64 and len(np.unique(sigma[:, 0])) > 150
+
+
+def test_roles_come_as_often_as_stated():
+    task = WindowTask(known_sigma=0.05, missing=0.1, last_wanted=0.6)
+    sigma, wanted = _draws(task)
+    assert wanted.any(axis=1).all(), "every window wants a slice"
+    only_last = wanted[:, -1] & (wanted.sum(axis=1) == 1)
+    # 0.6 for sure, then 2/3 of the rest one slice out of 3, then a random subset that is {last} 1/4 * 1/3 + ... of the
+    # time: P({last}) = P(all others off) P(forced = last) = (1/2)^2 * 1/3.
+    expected = 0.6 + 0.4 * (2 / 3 * 1 / 3 + 1 / 3 * 1 / 12)
+    assert only_last.mean() == pytest.approx(expected, abs=4 * np.sqrt(0.24 / len(sigma)))
+    context = sigma[~wanted]
+    missing = context == DISTRIBUTION.sigma_max
+    assert missing.mean() == pytest.approx(0.1, abs=0.02)
+    known = context[~missing]
+    assert known.min() >= DISTRIBUTION.sigma_min and known.max() <= 0.05
+    # log-uniform: the median lies at the geometric mean of the ends
+    assert np.median(np.log(known)) == pytest.approx(np.log(0.002 * 0.05) / 2, abs=0.1)
+
+
+def test_wanted_slices_of_a_window_share_their_level():
+    sigma, wanted = _draws(WindowTask(last_wanted=0.0), 500)
+    for levels, w in zip(sigma, wanted):
+        assert len(np.unique(levels[w])) == 1
+
+
+def test_learned_uncertainty_settles_where_it_balances():
+    """L / e^u + u is least at e^u = L: after fitting, every level's share of the loss is one."""
+    torch.manual_seed(0)
+    balance = SigmaUncertainty()
+    levels = torch.tensor([[-1.0, 0.0, 1.0]])
+    errors = torch.tensor([[3.0, 0.5, 0.02]])
+    wanted = torch.ones(1, 3, dtype=torch.bool)
+    optimizer = torch.optim.Adam(balance.parameters(), lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        balance(errors, levels, wanted).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        # With errors = 0 the loss is u alone.
+        u = balance(torch.zeros(1, 3), levels, wanted)
+        torch.testing.assert_close(u.exp(), errors, rtol=0.03, atol=0)
+        torch.testing.assert_close(balance(errors, levels, wanted), 1 + errors.log(), rtol=0.03, atol=0.02)
+
+
+def test_uncertainty_starts_at_one_and_leaves_out_what_is_not_wanted():
+    errors = torch.tensor([[2.0, 7.0]], requires_grad=True)
+    found = SigmaUncertainty()(errors, torch.zeros(1, 2), torch.tensor([[True, False]]))
+    assert found.tolist() == [[2.0, 0.0]]
+    found.sum().backward()
+    assert errors.grad is not None and errors.grad.tolist() == [[1.0, 0.0]]

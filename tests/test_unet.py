@@ -1,0 +1,125 @@
+"""The lean U-Net core: what it promises to the preconditioning, and that every input reaches its output."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from slicewise.networks.unet import UNet, UNetConfig, channel_norm, fourier_features
+
+TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16)
+
+
+def _random(config: UNetConfig = TINY) -> UNet:
+    """A network with random instead of zero output layers, so that something comes through."""
+    torch.manual_seed(0)
+    net = UNet(config)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return net.eval()
+
+
+def _inputs(config: UNetConfig = TINY, size: int = 16):
+    torch.manual_seed(1)
+    return torch.randn(2, config.slices, size, size), torch.randn(2, config.slices), torch.rand(2, config.condition)
+
+
+def test_untrained_network_says_nothing():
+    x, noise, condition = _inputs()
+    assert torch.equal(UNet(TINY)(x, noise, condition), torch.zeros_like(x))
+
+
+def test_output_is_float32_and_close_under_autocast():
+    net, inputs = _random(), _inputs()
+    with torch.no_grad():
+        full = net(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = net(*inputs)
+    assert full.dtype == half.dtype == torch.float32 and full.shape == inputs[0].shape
+    assert 0 < float((full - half).abs().max()) < 0.1 * float(full.abs().max())
+
+
+def test_every_level_condition_and_slice_reaches_the_output():
+    net, (x, noise, condition) = _random(), _inputs()
+    with torch.no_grad():
+        base = net(x, noise, condition)
+        changed = []
+        for k in range(TINY.slices):
+            other = noise.clone()
+            other[:, k] += 0.5
+            changed.append(net(x, other, condition))
+        changed.append(net(x, noise, condition + 0.3))
+        for k in range(TINY.slices):
+            other = x.clone()
+            other[:, k] += 0.5
+            changed.append(net(other, noise, condition))
+    for i, one in enumerate(changed):
+        assert float((one - base).abs().max()) > 1e-3, f"input {i} does not matter"
+        for other in changed[:i]:
+            assert float((one - other).abs().max()) > 1e-4, "two inputs do the same"
+
+
+def test_samples_of_a_batch_do_not_mix():
+    net, (x, noise, condition) = _random(), _inputs()
+    with torch.no_grad():
+        both = net(x, noise, condition)
+        alone = torch.cat([net(x[i : i + 1], noise[i : i + 1], condition[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_sees_the_whole_picture_and_folding_loses_no_pixel():
+    net, (x, noise, condition) = _random(), _inputs()
+    x = x[:1].requires_grad_()
+    net(x, noise[:1], condition[:1])[0, 0, 0, 0].backward()
+    assert x.grad is not None and (x.grad.abs() > 0).all(), "some pixel cannot reach the far corner"
+
+
+def test_all_parameters_learn():
+    net, (x, noise, condition) = _random(), _inputs()
+    net(x, noise, condition).square().mean().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+def test_default_is_small_and_default_matches_the_release_preset():
+    count = sum(p.numel() for p in UNet(UNetConfig()).parameters())
+    assert 1e6 < count < 5e6
+    assert UNetConfig().channels == (24, 48, 96, 160)
+
+
+def test_without_conditions():
+    config = replace(TINY, condition=0, slices=2, fold=1)
+    x, noise, _ = _inputs(config)
+    with torch.no_grad():
+        assert _random(config)(x, noise, None).shape == x.shape
+
+
+@pytest.mark.parametrize("size", [16, 20, 24])
+def test_sizes_that_divide(size):
+    x, noise, condition = _inputs(TINY, size)
+    with torch.no_grad():
+        assert _random()(x, noise, condition).shape == x.shape
+
+
+@pytest.mark.parametrize("size", [15, 18])
+def test_sizes_that_do_not_divide_are_our_own_bug_here(size):
+    with pytest.raises(AssertionError):
+        UNet(TINY)(*_inputs(TINY, size))
+
+
+def test_channel_norm_is_layer_norm_of_each_pixel():
+    x, gain = torch.randn(2, 5, 3, 4), torch.rand(5)
+    found = channel_norm(x, gain)
+    for b, i, j in ((0, 0, 0), (1, 2, 3)):
+        v = x[b, :, i, j]
+        expected = (v - v.mean()) / torch.sqrt(v.var(unbiased=False) + 1e-6) * gain
+        torch.testing.assert_close(found[b, :, i, j], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fourier_features_tell_close_noise_levels_apart():
+    """Neighbouring levels of a 12-step schedule, and 1 % of noise, must differ in the features."""
+    levels = torch.tensor([0.001, 0.00101, 0.01, 80.0, 80.8]).log() / 4
+    features = fourier_features(levels, 16, 0.5, 64.0)
+    assert features.shape == (5, 32) and features.abs().max() <= 1
+    distance = torch.cdist(features, features) + torch.eye(5)
+    assert distance.min() > 0.1
