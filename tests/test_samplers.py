@@ -1,0 +1,177 @@
+"""Samplers on data whose denoiser is known in closed form: what they draw against what they should."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from slicewise.diffusion.noise import INITIAL, SliceNoise
+from slicewise.diffusion.samplers import dpmpp_2m, heun, nfe, pc
+from slicewise.diffusion.schedule import geometric, karras
+
+ONE_HU = 2 / 4095
+SHAPE = (1, 64, 64)
+# Every pixel is drawn on its own from this mixture: weights, means, standard deviations.
+WEIGHTS, MEANS, STDS = np.array([0.7, 0.3]), np.array([-0.8, 0.5]), np.array([0.05, 0.15])
+
+
+def mixture(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """E[x0 | x] of the mixture under noise sigma: posterior weights times the normal posteriors' means."""
+    m, s2, w = (torch.from_numpy(v) for v in (MEANS, STDS**2, WEIGHTS))
+    total = s2 + sigma**2
+    d = x.unsqueeze(-1) - m
+    weight = torch.softmax(torch.log(w) - 0.5 * torch.log(total) - d**2 / (2 * total), dim=-1)
+    return (weight * (m + s2 / total * d)).sum(-1)
+
+
+def normal(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    return 0.3 + 0.25**2 / (0.25**2 + sigma**2) * (x - 0.3)
+
+
+def _draw(sampler, denoise, sigmas, volumes=(0, 1), **options):
+    noise = SliceNoise(11, volumes, 0, SHAPE)
+    return sampler(denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, **options)
+
+
+# pc is a discretisation of a stochastic equation: many more levels, as in the paper.
+CASES = [
+    pytest.param(pc, geometric(300, 0.002, 30.0), id="pc"),
+    pytest.param(heun, karras(40, 0.002, 30.0), id="heun"),
+    pytest.param(dpmpp_2m, karras(80, 0.002, 30.0), id="dpmpp_2m"),
+]
+
+
+@pytest.mark.parametrize("sampler, sigmas", CASES)
+def test_a_normal_distribution_comes_out(sampler, sigmas):
+    x = _draw(sampler, normal, sigmas).numpy().ravel()
+    assert x.mean() == pytest.approx(0.3, abs=4 * 0.25 / math.sqrt(x.size) + 0.003)
+    assert x.std() == pytest.approx(0.25, rel=0.05)
+    assert stats.kurtosis(x) == pytest.approx(0, abs=0.25)
+
+
+@pytest.mark.parametrize("sampler, sigmas", CASES)
+def test_a_mixture_comes_out_with_its_modes_and_their_weights(sampler, sigmas):
+    x = _draw(sampler, mixture, sigmas).numpy().ravel()
+    left = x < -0.3
+    assert left.mean() == pytest.approx(0.7, abs=0.03)
+    for mode, (mean, std) in enumerate(zip(MEANS, STDS)):
+        part = x[left] if mode == 0 else x[~left]
+        assert part.mean() == pytest.approx(mean, abs=0.02)
+        assert part.std() == pytest.approx(std, rel=0.12)
+
+
+@pytest.mark.parametrize("sampler", [heun, dpmpp_2m])
+def test_the_ode_is_solved_to_second_order(sampler):
+    """Against the exact solution for normal data, x(0) = m + (x - m) s / sqrt(s^2 + sigma^2); the last step, to zero,
+    is the same for all and is taken off by comparing with a fine solution."""
+    x = torch.linspace(-60, 60, 7, dtype=torch.float64).reshape(1, 1, 1, 7)
+
+    def solve(steps, by=sampler):
+        return by(normal, x, geometric(steps, 0.002, 30.0), lambda *key: torch.zeros_like(x))
+
+    fine = solve(4000, heun)
+    exact = 0.3 + (x - 0.3) * 0.25 / math.sqrt(0.25**2 + 30.0**2)
+    torch.testing.assert_close(fine, exact, rtol=0, atol=5e-5)
+    errors = [float((solve(n) - fine).abs().max()) for n in (40, 80, 160, 320)]
+    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+    assert orders[-1] == pytest.approx(2, abs=0.3) and errors[-1] < 1e-3, (errors, orders)
+
+
+@pytest.mark.parametrize("sampler", [heun, dpmpp_2m])
+def test_the_ode_samplers_are_deterministic_given_their_start(sampler):
+    def noise(step, stream):
+        raise AssertionError("no noise may be drawn")
+
+    x = 5 * torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    sigmas = karras(6, 0.01, 5.0)
+    assert torch.equal(sampler(mixture, x, sigmas, noise), sampler(mixture, x, sigmas, noise))
+
+
+@pytest.mark.parametrize("sigma_min, hu", [(0.01, 20.5), (0.001, 2.05)])
+def test_the_widely_copied_pc_leaves_its_last_noise_in(sigma_min, hu):
+    """Data that are one constant: the clean mean is that constant, the faulty variant is off by sigma_min in x, which
+    is 20 HU of the linear whole range at 0.01 and 2 HU at 0.001."""
+
+    def constant(x, sigma):
+        return torch.full_like(x, 0.25)
+
+    sigmas = geometric(20, sigma_min, 30.0)
+    clean = _draw(pc, constant, sigmas)
+    noisy = _draw(pc, constant, sigmas, clean_mean=False)
+    assert float((clean - 0.25).abs().max()) / ONE_HU < 1e-6
+    assert float((noisy - 0.25).std()) / ONE_HU == pytest.approx(hu, rel=0.03)
+
+
+@pytest.mark.parametrize("sampler, name", [(pc, "pc"), (heun, "heun"), (dpmpp_2m, "dpmpp_2m")])
+def test_evaluations_are_as_many_as_stated_and_in_float64(sampler, name):
+    calls = []
+
+    def denoise(x, sigma):
+        assert x.dtype == torch.float64 and isinstance(sigma, float) and sigma > 0
+        calls.append(sigma)
+        return normal(x, sigma)
+
+    for steps in (2, 7):
+        calls.clear()
+        sigmas = geometric(steps, 0.01, 30.0)
+        assert _draw(sampler, denoise, sigmas).dtype == torch.float64
+        assert len(calls) == nfe(name, steps)
+        assert set(calls) <= set(sigmas.tolist()), "a level that the schedule does not have"
+
+
+@pytest.mark.parametrize("sampler", [pc, heun, dpmpp_2m])
+def test_a_volume_does_not_depend_on_its_batch_mates(sampler):
+    """Langevin steps are as long as each sample's own norms say; a mate of other norms must change nothing."""
+
+    def uneven(x, sigma):
+        scale = torch.where(x[:, :, :1, :1] == x[:1, :, :1, :1], 1.0, 3.0)  # other data for the mates
+        return scale * normal(x, sigma)
+
+    sigmas = geometric(15, 0.01, 30.0)
+    alone = _draw(sampler, uneven, sigmas, (4,))
+    among = _draw(sampler, uneven, sigmas, (4, 9, 2))
+    assert torch.equal(alone[0], among[0])
+
+
+@pytest.mark.parametrize("sampler", [pc, heun, dpmpp_2m])
+def test_known_slices_are_imposed_at_the_level_of_each_evaluation(sampler):
+    """Two channels, the first known: whenever the denoiser is asked, it must see the known one at that noise level."""
+    known = torch.full((64, 64), 0.7, dtype=torch.float64)
+    seen = []
+
+    def impose(x, sigma, step):
+        x = x.clone()
+        x[:, 0] = known + sigma * SliceNoise(3, [step], 0, SHAPE)(0, INITIAL)[0, 0]
+        return x
+
+    def denoise(x, sigma):
+        seen.append((sigma, float((x[:, 0] - known).std()), float((x[:, 0] - known).mean())))
+        return normal(x, sigma)
+
+    sigmas = karras(9, 0.01, 30.0)
+    noise = SliceNoise(1, [0], 0, (2, 64, 64))
+    sampler(denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
+    for sigma, std, mean in seen:
+        assert std == pytest.approx(sigma, rel=0.06) and abs(mean) < 5 * sigma / 64
+
+
+def test_a_known_slice_pulls_the_unknown_one_towards_it():
+    """Joint sampling by imposing: two slices of correlation 0.95; given one at +2 std, the other comes out near it."""
+    covariance = 0.25**2 * np.array([[1, 0.95], [0.95, 1]])
+    known = torch.full(SHAPE[1:], 0.5, dtype=torch.float64)
+    noise = SliceNoise(5, [0], 0, (2, 64, 64))
+
+    def denoise(x, sigma):
+        gain = torch.from_numpy(covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(2)))
+        return torch.einsum("ij,bjhw->bihw", gain, x)
+
+    def impose(x, sigma, step):
+        return torch.stack([known.expand(len(x), -1, -1) + sigma * noise(step, 3)[:, 0], x[:, 1]], dim=1)
+
+    sigmas = geometric(400, 0.002, 30.0)
+    x = pc(denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
+    # Exactly conditioned: mean 0.475, std 0.078. Imposing is an approximation (noisier), with no shift of the mean.
+    assert float(x[0, 1].mean()) == pytest.approx(0.475, abs=0.05)
+    assert 0.06 < float(x[0, 1].std()) < 0.16
