@@ -5,7 +5,6 @@ sections; one scale for all planes, so that pixels are isotropic whatever the sl
 """
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from slicewise.errors import UserError
+from slicewise.errors import output_errors
 from slicewise.hu import BRAIN, HU_MIN, WHOLE, Window
+from slicewise.io.atomic import atomic_file
 from slicewise.metrics.tissue import brain_mask
 from slicewise.volume import Volume
 
@@ -168,19 +168,15 @@ def png(figure: "Figure", **options: Any) -> bytes:
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """A figure as a PNG file, whole or not at all. Raises `UserError` where `path` cannot be written."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    write_whole(Path(path), png(figure))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, with the folders above it. Raises `UserError` where that cannot be done."""
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(png(figure))
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write the picture ({error.strerror or error}); choose a writable place"
-        ) from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        with atomic_file(path) as stream:
+            stream.write(data)
 
 
 def _head(hu: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ not grow with the run.
 import base64
 import io
 import math
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +27,7 @@ from slicewise.metrics.reference import (
     VolumeStats,
     measure,
 )
-from slicewise.montage import montage, png
+from slicewise.montage import montage, png, write_whole
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def write_report(
     reference: ReferenceStats | None,
     run: Mapping[str, Any],
     pictures: int = PICTURES,
+    picture_folder: Path | None = None,
 ) -> ReferenceStats:
     """Write the report of a run to the file `out`; returns the sums over the run's volumes.
 
@@ -74,9 +75,10 @@ def write_report(
     ----------
     volumes : (name, volume before calibration or None, volume) one after the other; may be a generator.
     reference : the set to compare with, as stored with a checkpoint; None leaves the comparison out.
-    run : what was run, shown as given; plain values, or mappings, which become sections. "seconds" (wall time), "nfe"
-        (network evaluations a slice), "seed" and "model" are shown on top where present.
+    run : what was run, shown as given; plain values, or mappings, which become sections. "seconds_per_volume",
+        "nfe_per_slice" (network evaluations), "model" and "seed" (also in "settings") go on top where present.
     pictures : how many volumes are pictured; the rest count in tables and histograms.
+    picture_folder : where to put the pictures as PNG files as well, one a pictured volume; None for nowhere.
 
     Raises `UserError` where `out` cannot be written, or there are no volumes.
     """
@@ -91,7 +93,10 @@ def write_report(
             total_raw.add(stats_raw)
         slices += len(volume.hu)
         if len(cards) < pictures:
-            cards.append(_card(name, volume, stats, stats_raw, reference))
+            picture = png(montage([volume], [name]), dpi=120)
+            cards.append(_card(name, volume, picture, stats, stats_raw, reference))
+            if picture_folder is not None:
+                write_whole(picture_folder / f"{name}.png", picture)
     if total.count == 0:
         raise UserError(f"{out}: no volumes to report on; generate some first")
     after = total.result()
@@ -111,8 +116,25 @@ def write_report(
         mean_plot=_svg(_mean_profile_figure(after, before, reference), "mean"),
         settings=_settings(run),
     )
-    _write(Path(out), page)
+    write_whole(Path(out), page.encode())
     return after
+
+
+def write_run_report(
+    folder: Path,
+    volumes: Iterable[tuple[str, Volume | None, Volume]],
+    reference: Path,
+    run: Mapping[str, Any],
+) -> list[Path]:
+    """Report on a run in its own folder: report.html, pictures/*.png and measured.json, the run's own statistics.
+
+    `reference` is a file of `ReferenceStats`; where there is none, the report does without. The rest as `write_report`.
+    Returns the pictures and the report.
+    """
+    known = ReferenceStats.load(reference) if reference.exists() else None
+    pictures, page = folder / "pictures", folder / "report.html"
+    write_report(page, volumes, known, run, picture_folder=pictures).save(folder / "measured.json")
+    return [*sorted(pictures.glob("*.png")), page]
 
 
 def _template() -> Any:
@@ -124,28 +146,19 @@ def _template() -> Any:
     ).get_template("report.html")
 
 
-def _write(out: Path, page: str) -> None:
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{out}: cannot write the report ({reason}); choose a writable place") from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
-
-
 def _card(
-    name: str, volume: Volume, stats: VolumeStats, raw: VolumeStats | None, reference: ReferenceStats | None
+    name: str,
+    volume: Volume,
+    picture: bytes,
+    stats: VolumeStats,
+    raw: VolumeStats | None,
+    reference: ReferenceStats | None,
 ) -> _Card:
     z, y, x = volume.spacing
     slices, rows, columns = volume.hu.shape
     return _Card(
         name=name,
-        picture=base64.b64encode(png(montage([volume]), dpi=110)).decode(),
+        picture=base64.b64encode(picture).decode(),
         profile=_svg(_profile_figure(stats, raw, reference), f"profile {name}"),
         shape=f"{slices} slices of {rows} × {columns}, {z:.2f} × {y:.2f} × {x:.2f} mm",
     )
@@ -154,13 +167,15 @@ def _card(
 def _facts(run: Mapping[str, Any], count: int, slices: int) -> list[tuple[str, str]]:
     """The figures on top of the page: (label, value)."""
     facts = [("volumes", f"{count}"), ("slices", f"{slices}")]
-    for key, label in (("model", "model"), ("seed", "seed"), ("nfe", "evaluations a slice (NFE)")):
-        if key in run:
-            facts.append((label, str(run[key])))
-    if "seconds" in run:
-        seconds = float(run["seconds"])
-        facts.append(("time", str(timedelta(seconds=round(seconds)))))
-        facts.append(("time a slice", f"{seconds / slices:.2f} s"))
+    settings = run.get("settings")
+    values = {**(settings if isinstance(settings, Mapping) else {}), **run}
+    for key, label in (("model", "model"), ("seed", "seed"), ("nfe_per_slice", "evaluations a slice (NFE)")):
+        if key in values:
+            facts.append((label, str(values[key])))
+    if "seconds_per_volume" in values:
+        seconds = float(values["seconds_per_volume"])
+        facts.append(("time", str(timedelta(seconds=round(seconds * count)))))
+        facts.append(("time a slice", f"{seconds * count / slices:.2f} s"))
     return facts
 
 
@@ -234,15 +249,17 @@ def _figure(width: float, height: float, x_label: str, y_label: str) -> tuple["F
     return figure, axes
 
 
-def _svg(figure: "Figure", salt: str) -> str:
-    """A figure as inline SVG whose colours are the page's; `salt` keeps the ids of several drawings apart."""
+def _svg(figure: "Figure", name: str) -> str:
+    """A figure as inline SVG whose colours are the page's; `name` keeps the ids of several drawings apart."""
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     for colour, variable in _CSS.items():
         text = text.replace(colour, variable)
     return text

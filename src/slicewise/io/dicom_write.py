@@ -104,7 +104,7 @@ def write_series(
         if folder.is_dir():
             folder.rmdir()  # empty, as checked; an explicit rmdir works on every platform
         os.replace(partial, folder)
-    except OSError as error:
+    except OSError as error:  # not `output_errors`: nobody should look for the name of the hidden folder
         reason = error.strerror or str(error)
         raise UserError(
             f"{folder}: cannot write the DICOM series ({reason}); nothing was kept, choose a writable folder with "

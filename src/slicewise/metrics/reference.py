@@ -7,11 +7,13 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 
-from slicewise.errors import UserError
+from slicewise.errors import UserError, output_errors
 from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.io.atomic import atomic_file
 from slicewise.metrics.tissue import (
     MIN_VOXELS,
     TISSUES,
@@ -108,7 +110,7 @@ class ReferenceStats:
         return json.dumps(_rounded(asdict(self)), allow_nan=False)
 
     @staticmethod
-    def from_json(text: str) -> "ReferenceStats":
+    def from_json(text: str, name_of_text: str = "reference statistics") -> "ReferenceStats":
         """The inverse of `to_json`. Raises `UserError` for anything else."""
         try:
             values = json.loads(text)
@@ -122,8 +124,24 @@ class ReferenceStats:
             if shapes != ((4, len(BRAIN_EDGES) - 1), (len(HEAD_EDGES) - 1,), (len(STEP_EDGES) - 1,)):
                 raise ValueError("histograms have other bins")
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"reference statistics: not readable ({error}); measure the reference set again") from error
+            raise UserError(f"{name_of_text}: no statistics of a reference set ({error}); measure it again") from error
         return stats
+
+    def save(self, path: Path) -> None:
+        """Write `to_json` to a file. Raises `UserError` where it cannot be written."""
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as stream:
+                stream.write(self.to_json().encode())
+
+    @staticmethod
+    def load(path: Path) -> "ReferenceStats":
+        """Read what `save` wrote. Raises `UserError` for a file that is missing or something else."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); give a file that slicewise reference made") from error
+        return ReferenceStats.from_json(text, str(path))
 
     @property
     def mean_step(self) -> float:
