@@ -123,9 +123,13 @@ def test_padding_range_and_padding_above_the_stored_bits(tmp_path):
         ds = ct_slice(stored, (0, 0, 5.0 * k), BitsStored=12, HighBit=11, RescaleIntercept=-1024)
         ds.PixelPaddingValue = 63536
         save(ds, tmp_path / "a" / f"{k}")
+        ds["PixelPaddingValue"].VR, ds["PixelPaddingValue"].value = "SS", -2000
+        save(ds, tmp_path / "c" / f"{k}")
+        del ds.PixelPaddingValue
         ds.PixelPaddingValue, ds.PixelPaddingRangeLimit = 0, 15
         save(ds, tmp_path / "b" / f"{k}")
-    assert read_series(tmp_path / "a").hu[0].tolist() == [[-1024, 40], [-1014, -1004]]
+    for folder in "ac":
+        assert read_series(tmp_path / folder).hu[0].tolist() == [[-1024, 40], [-1014, -1004]]
     assert read_series(tmp_path / "b").hu[0, 1].tolist() == [-1024, -1004]
 
 
@@ -420,6 +424,8 @@ def bad_inputs():
         "PET": (lambda f: one(f, **pet), "PET, not CT"),
         "RGB": (lambda f: one(f, **rgb), "colour picture"),
         "8 bit": (lambda f: one(f, BitsAllocated=8, BitsStored=8, HighBit=7), "8-bit"),
+        "bits": (lambda f: one(f, BitsStored=12, HighBit=9), "High Bit 9"),
+        "not a number": (lambda f: one(f, ImagePositionPatient=[0, 0, float("inf")]), "has no place"),
         "no rescale": (lambda f: one(f, RescaleSlope=None), "Rescale Slope and Intercept are missing"),
         "no position": (lambda f: one(f, ImagePositionPatient=None), "has no place"),
         "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "absurd"),

@@ -37,7 +37,7 @@ from slicewise.io.dicom_scan import LeftOut, Series
 from slicewise.io.nifti import load_nifti, patient_of
 
 # Below so many files a pool costs more than it saves while headers are read.
-POOLED_FILES = 400
+POOLED_FILES = 3000
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _run(
             yield _make(job, out, settings)
             bar.advance(task)
         return
-    ahead = 2 * _workers(settings.workers)
+    ahead = _workers(settings.workers)
     running = {pool.submit(_make, job, out, settings) for job in islice(waiting, ahead)}
     try:
         while running:

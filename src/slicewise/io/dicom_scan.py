@@ -4,16 +4,20 @@ What is no CT slice is listed with the reason, and so is a file that is cut: unc
 there, compressed ones to end where the file says, without reading either.
 """
 
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from slicewise.errors import UserError
@@ -28,16 +32,6 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_SIDE = 8192
 # A minority of so few images, in another geometry, under one series UID is a picture put beside the slices.
 STRAY_IMAGES = 2
-
-_TAGS = [
-    "SOPClassUID", "ImageType", "Modality", "Manufacturer", "ManufacturerModelName", "SeriesDescription", "PatientID",
-    "IssuerOfPatientID", "SliceThickness", "KVP", "GantryDetectorTilt", "ConvolutionKernel", "StudyInstanceUID",
-    "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-    "FrameOfReferenceUID", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
-    "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "Units", "LossyImageCompression",
-    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,12 +204,12 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
                 if path.lower().endswith(DICOM_SUFFIXES):
                     return LeftOut(path, "not a DICOM file, in spite of its name", damaged=True)
                 return None
-            try:
-                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            try:  # all tags: picking some takes pydicom longer than keeping all unparsed
+                header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
             except Exception as error:  # pydicom raises many kinds on a header that is cut or garbled
                 raise _Unfit(f"damaged header ({error})", damaged=True) from error
-            uid = str(header.get("SeriesInstanceUID", ""))
-            if header.get("SOPClassUID") == DICOMDIR or header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
+            uid = _text(header, "SeriesInstanceUID")
+            if _text(header, "SOPClassUID") == DICOMDIR or header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
                 return None
             try:
                 _check_kind(header)
@@ -230,9 +224,9 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
     if not slices:
         return LeftOut(path, "localiser", series_uid=uid)
     notes: tuple[str, ...] = ()
-    if header.get("LossyImageCompression") == "01":
+    if _text(header, "LossyImageCompression") == "01":
         notes += ("lossy compression: HU are approximate",)
-    if str(_value(header, "RescaleType", "HU")).strip() == "US":
+    if _text(header, "RescaleType") == "US":
         notes += ("Rescale Type is US (unspecified), taken as HU",)
     return _acquisition(header), slices, notes
 
@@ -246,25 +240,25 @@ def _looks_like_dicom(stream: BinaryIO) -> bool:
 
 def _check_kind(header: Dataset) -> None:
     """Raise `_Unfit` unless the file is a CT image in HU, by its header."""
-    kind = str(header.get("SOPClassUID", ""))
-    modality = str(header.get("Modality", "") or "").strip()
+    kind = _text(header, "SOPClassUID")
+    modality = _text(header, "Modality")
     if "Rows" not in header and (kind == CT_IMAGE or kind in ENHANCED_CT):
         raise _Unfit("no image in it: Rows and pixel data missing", damaged=True)
     if "Rows" not in header:
         raise _Unfit("no image in it" + (f" ({UID(kind).name})" if kind else ""))
-    if int(_value(header, "SamplesPerPixel", 1)) != 1:
-        raise _Unfit(f"colour picture ({_value(header, 'PhotometricInterpretation', 'RGB')}), not CT values")
+    if _whole(header, "SamplesPerPixel", 1) != 1:
+        raise _Unfit(f"colour picture ({_text(header, 'PhotometricInterpretation')}), not CT values")
     if modality == "PT":
-        raise _Unfit(f"PET, not CT: its values are in {_value(header, 'Units', 'other units')}")
+        raise _Unfit(f"PET, not CT: its values are in {_text(header, 'Units') or 'other units'}")
     if modality not in ("CT", "") or (kind and "MR Image" in UID(kind).name):
         raise _Unfit(f"{modality or 'MR'}, not CT")
     if kind and kind != CT_IMAGE and kind not in ENHANCED_CT:
         raise _Unfit(f"{UID(kind).name}, not CT values")
     if not kind and not modality:
         raise _Unfit("neither SOP Class nor Modality says that it is CT")
-    bits = int(_value(header, "BitsAllocated", 16))
-    if bits != 16 or int(_value(header, "BitsStored", bits)) <= 8:
-        raise _Unfit(f"{min(bits, int(_value(header, 'BitsStored', bits)))}-bit pixels, not CT values of 10 to 16 bits")
+    bits, stored = _whole(header, "BitsAllocated", 16), _whole(header, "BitsStored", 16)
+    if bits != 16 or not 8 < stored <= 16:
+        raise _Unfit(f"{min(bits, stored)}-bit pixels, not CT values of 10 to 16 bits")
     if "ModalityLUTSequence" in header:
         raise _Unfit("pixels are mapped by a Modality LUT, not by rescale slope and intercept")
 
@@ -273,12 +267,15 @@ def _pixels(header: Dataset, stream: BinaryIO) -> Pixels:
     """How and where the pixels are; checks that uncompressed ones are all there, without reading them."""
     meta_syntax = header.file_meta.get("TransferSyntaxUID")
     syntax = UID(meta_syntax) if meta_syntax else ImplicitVRLittleEndian
-    rows, columns = int(header.Rows), int(header.Columns)
-    frames = int(_value(header, "NumberOfFrames", 1))
+    rows, columns = _whole(header, "Rows", 0), _whole(header, "Columns", 0)
+    frames = _whole(header, "NumberOfFrames", 1)
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE and frames > 0):
         raise _Unfit(f"{rows}x{columns} pixels in {frames} frames are absurd", damaged=True)
-    bits_stored = int(_value(header, "BitsStored", 16))
-    signed = int(_value(header, "PixelRepresentation", 0)) == 1
+    bits_stored = _whole(header, "BitsStored", 16)
+    high_bit = _whole(header, "HighBit", bits_stored - 1)
+    if not bits_stored <= high_bit + 1 <= 16:
+        raise _Unfit(f"High Bit {high_bit} does not go with {bits_stored} Bits Stored", damaged=True)
+    signed = _whole(header, "PixelRepresentation", 0) == 1
     big_endian = syntax == ExplicitVRBigEndian
     offset = -1
     if syntax != DeflatedExplicitVRLittleEndian:
@@ -299,17 +296,19 @@ def _pixels(header: Dataset, stream: BinaryIO) -> Pixels:
             if min(stated, there) < due:
                 found = max(min(stated, there), 0)
                 raise _Unfit(f"truncated: {found} bytes of pixels where {due} are due", damaged=True)
-    padding = _value(header, "PixelPaddingValue", None)
-    limit = _value(header, "PixelPaddingRangeLimit", padding)
+    padding = None
+    if (value := _whole(header, "PixelPaddingValue", None, signed)) is not None:
+        limit = _whole(header, "PixelPaddingRangeLimit", value, signed)
+        padding = (min(value, limit), max(value, limit))
     return Pixels(
         rows=rows,
         columns=columns,
         bits_stored=bits_stored,
-        high_bit=int(_value(header, "HighBit", bits_stored - 1)),
+        high_bit=high_bit,
         signed=signed,
         big_endian=big_endian,
         offset=offset,
-        padding=None if padding is None else (min(int(padding), int(limit)), max(int(padding), int(limit))),
+        padding=padding,
         syntax=str(syntax),
     )
 
@@ -333,11 +332,11 @@ def _check_fragments(stream: BinaryIO) -> None:
 def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
     """The slices in one file: one, or one a frame (Enhanced CT, PS3.3 C.7.6.16)."""
     enhanced = "PerFrameFunctionalGroupsSequence" in header or "SharedFunctionalGroupsSequence" in header
-    if not enhanced and int(_value(header, "NumberOfFrames", 1)) > 1:
+    if not enhanced and _whole(header, "NumberOfFrames", 1) > 1:
         raise _Unfit("several frames without functional groups: their places are unknown")
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    for index in range(int(_value(header, "NumberOfFrames", 1))):
+    for index in range(_whole(header, "NumberOfFrames", 1)):
         frame = per_frame[index] if index < len(per_frame) else Dataset()
 
         def item(macro: str, frame: Dataset = frame) -> Dataset:
@@ -346,69 +345,103 @@ def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
             sequence = frame.get(macro) or shared.get(macro)
             return sequence[0] if sequence else Dataset()
 
-        kind = item("CTImageFrameTypeSequence")
-        image_type = {str(v).upper() for v in (kind.get("FrameType") or header.get("ImageType") or ())}
-        if image_type & {"LOCALIZER", "SCOUT"}:
+        image_type = _text(item("CTImageFrameTypeSequence"), "FrameType") or _text(header, "ImageType")
+        if {"LOCALIZER", "SCOUT"} & set(image_type.upper().split("\\")):
             continue
         transform = item("PixelValueTransformationSequence")
-        unit = str(transform.get("RescaleType") or "HU").strip().upper()
+        unit = _text(transform, "RescaleType").upper() or "HU"
         if unit not in ("HU", "US"):
             raise _Unfit(f"values are in {unit} (Rescale Type), not HU")
-        slope, intercept = transform.get("RescaleSlope"), transform.get("RescaleIntercept")
-        if slope is None or intercept is None or float(slope) == 0:
+        rescale = _numbers(transform, "RescaleSlope", 1) + _numbers(transform, "RescaleIntercept", 1)
+        if len(rescale) < 2 or rescale[0] == 0:
             raise _Unfit("Rescale Slope and Intercept are missing, so the values are not in HU")
-        position = item("PlanePositionSequence").get("ImagePositionPatient")
-        orientation = item("PlaneOrientationSequence").get("ImageOrientationPatient")
-        spacing = item("PixelMeasuresSequence").get("PixelSpacing")
+        position = _numbers(item("PlanePositionSequence"), "ImagePositionPatient", 3)
+        orientation = _numbers(item("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+        spacing = _numbers(item("PixelMeasuresSequence"), "PixelSpacing", 2)
         if not position or not orientation or not spacing:
             raise _Unfit("Image Position, Image Orientation or Pixel Spacing is missing, so the slice has no place")
-        row, column = np.array(orientation[:3], float), np.array(orientation[3:6], float)
-        if abs(row @ row - 1) > 0.01 or abs(column @ column - 1) > 0.01 or abs(row @ column) > 0.01:
+        (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
+        if max(abs(a * a + b * b + c * c - 1), abs(d * d + e * e + f * f - 1), abs(a * d + b * e + c * f)) > 0.01:
             raise _Unfit("Image Orientation is not two unit vectors at right angles")
-        if not 0 < float(min(spacing)) <= float(max(spacing)) < 100:
-            raise _Unfit(f"Pixel Spacing {list(spacing)} mm is absurd")
-        x, y, z = (float(v) for v in position)
+        if not 0 < min(spacing) <= max(spacing) < 100:
+            raise _Unfit(f"Pixel Spacing {spacing} mm is absurd")
         yield Slice(
             path=path,
             frame=index,
-            position=(x, y, z),
-            orientation=tuple(float(v) for v in orientation),
-            spacing=(float(spacing[0]), float(spacing[1])),
-            slope=float(slope),
-            intercept=float(intercept),
+            position=(position[0], position[1], position[2]),
+            orientation=tuple(orientation),
+            spacing=(spacing[0], spacing[1]),
+            slope=rescale[0],
+            intercept=rescale[1],
             pixels=pixels,
         )
 
 
 def _acquisition(header: Dataset) -> Acquisition:
-    def text(name: str) -> str:
-        value = header.get(name)
-        return "" if value is None else str(value).strip()
+    def one(name: str) -> float | None:
+        return next(iter(_numbers(header, name, 1)), None)
 
-    def number(name: str) -> float | None:
-        try:
-            return float(text(name)) if text(name) else None
-        except ValueError:
-            return None
-
-    kernel = header.get("ConvolutionKernel")
-    patient = "/".join(v for v in (text("IssuerOfPatientID"), text("PatientID")) if v)
+    # Only these may hold letters beyond ASCII, which take pydicom's decoding.
+    patient = str(header.get("PatientID") or "").strip()
+    description = str(header.get("SeriesDescription") or "").strip()
     return Acquisition(
-        patient_id=patient or f"study {text('StudyInstanceUID')}",
-        study_uid=text("StudyInstanceUID"),
-        series_uid=text("SeriesInstanceUID"),
-        frame_of_reference_uid=text("FrameOfReferenceUID"),
-        series_description=text("SeriesDescription"),
-        manufacturer=text("Manufacturer"),
-        model=text("ManufacturerModelName"),
-        kernel=kernel if isinstance(kernel, str) else "/".join(map(str, kernel or ())),
-        kvp=number("KVP"),
-        slice_thickness_mm=number("SliceThickness"),
-        gantry_tilt_deg=number("GantryDetectorTilt"),
+        # The issuer is left out: it comes and goes between studies of one patient, who must stay one in a split.
+        patient_id=patient or f"study {_text(header, 'StudyInstanceUID')}",
+        study_uid=_text(header, "StudyInstanceUID"),
+        series_uid=_text(header, "SeriesInstanceUID"),
+        frame_of_reference_uid=_text(header, "FrameOfReferenceUID"),
+        series_description=description,
+        manufacturer=_text(header, "Manufacturer"),
+        model=_text(header, "ManufacturerModelName"),
+        kernel=_text(header, "ConvolutionKernel").replace("\\", "/"),
+        kvp=one("KVP"),
+        slice_thickness_mm=one("SliceThickness"),
+        gantry_tilt_deg=one("GantryDetectorTilt"),
     )
 
 
-def _value(header: Dataset, name: str, default: Any) -> Any:
-    """The value of an element, or the default where it is absent or empty."""
-    value = header.get(name)
-    return default if value is None or value == "" else value
+# Elements are taken as bytes, unparsed: pydicom's own conversion costs more than all the rest of a header.
+
+
+def _element(header: Dataset, name: str) -> Any:
+    tag = _tag(name)
+    return header.get_item(tag) if tag in header else None
+
+
+@lru_cache(maxsize=256)
+def _tag(name: str) -> BaseTag:
+    number = tag_for_keyword(name)
+    assert number is not None, name
+    return BaseTag(number)
+
+
+def _text(header: Dataset, name: str) -> str:
+    """The text of an element, several values joined by backslashes; empty where it is absent."""
+    element = _element(header, name)
+    value = None if element is None else element.value
+    if isinstance(value, bytes):
+        return value.decode("latin-1").strip(" \0")
+    if value is None or isinstance(value, str):
+        return (value or "").strip()
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue | list | tuple) else str(value)
+
+
+def _numbers(header: Dataset, name: str, count: int) -> list[float]:
+    """The numbers of a decimal string; empty where there are fewer than `count`, or one is none or not finite."""
+    try:
+        values = [float(part) for part in _text(header, name).split("\\")[:count]]
+    except ValueError:
+        return []
+    return values if len(values) == count and all(map(math.isfinite, values)) else []
+
+
+def _whole(header: Dataset, name: str, default: Any, signed: bool = False) -> Any:
+    """A whole number, binary or text; a 16-bit one is read with the given sign, whatever its VR."""
+    element = _element(header, name)
+    value = None if element is None else element.value
+    if value is None or value in (b"", ""):
+        return default
+    if isinstance(value, bytes) and element.VR not in ("IS", "DS") and len(value) == 2 and name != "NumberOfFrames":
+        return int.from_bytes(value, "little" if element.is_little_endian else "big", signed=signed)
+    number = int(_text(header, name).split("\\")[0])
+    return number - 65536 if signed and number > 32767 else number % 65536 if not signed and number < 0 else number
