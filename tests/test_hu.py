@@ -103,7 +103,7 @@ def _cost_in_hu(rounded: torch.Tensor, x: torch.Tensor) -> float:
 
 
 def test_what_half_precision_of_x_would_cost():
-    """At |x| in [1/2, 1) one unit in the last place is 1 HU in fp16 and TF32 and 8 HU in bf16; rounding errs by half."""
+    """At |x| in [1/2, 1) one unit in the last place is 1 HU in fp16 and TF32, 8 HU in bf16; rounding errs by half."""
     x = torch.from_numpy(HUScale().encode(CODES + np.random.default_rng(0).uniform(-0.5, 0.5, CODES.shape)))
     assert 3.5 < _cost_in_hu(x.to(torch.bfloat16), x) <= 4.1
     assert 0.4 < _cost_in_hu(x.to(torch.float16), x) <= 0.51

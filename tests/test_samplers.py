@@ -1,6 +1,7 @@
 """Samplers on data whose denoiser is known in closed form: what they draw against what they should."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_ode_is_solved_to_second_order(sampler):
     exact = 0.3 + (x - 0.3) * 0.25 / math.sqrt(0.25**2 + 30.0**2)
     torch.testing.assert_close(fine, exact, rtol=0, atol=5e-5)
     errors = [float((solve(n) - fine).abs().max()) for n in (40, 80, 160, 320)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert orders[-1] == pytest.approx(2, abs=0.3) and errors[-1] < 1e-3, (errors, orders)
 
 

@@ -22,7 +22,7 @@ WEIGHTS = "weights.safetensors"
 
 def build_network(kind: str, config: dict[str, Any]) -> nn.Module:
     """The raw network of a kind ("unet", "ncsnpp", "icnet") with the given settings."""
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     if kind == "unet":
         from slicewise.networks.unet import UNet, UNetConfig
 
@@ -65,7 +65,7 @@ def load_model(path: Path, kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet"))
         network = build_network(meta["kind"], meta["network"])
         network.load_state_dict(tensors)
     except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: weights do not fit the network it names ({reason}); it is from another version"
         ) from None

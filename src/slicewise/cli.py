@@ -206,7 +206,6 @@ def train(argv: list[str]) -> None:
     import tyro
 
     from slicewise.data.store import open_store
-    from slicewise.settings import write_settings
     from slicewise.training import denoiser as training
 
     @dataclass(frozen=True)
@@ -226,10 +225,7 @@ def train(argv: list[str]) -> None:
         init: Path | None = None
 
     a = parse("train", Train, argv, settings=training.DenoiserTraining())
-    store = open_store(a.data)
-    if os.environ.get("RANK", "0") == "0":
-        write_settings(a.out / "config.toml", "train", a.settings)
-    weights = training.train_denoiser(store, a.out, a.settings, a.init)
+    weights = training.train_denoiser(open_store(a.data), a.out, a.settings, a.init)
     if os.environ.get("RANK", "0") == "0":
         print(f"checkpoint: {weights}")
 

@@ -1,5 +1,6 @@
 """Phantoms straight into a prepared store, on their own grid: training data without the way through DICOM."""
 
+import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
@@ -15,24 +16,29 @@ def store_phantoms(
     out: Path,
     count: int,
     seed: int = 0,
-    settings: PhantomSettings = PhantomSettings(),
+    settings: PhantomSettings | None = None,
     workers: int = 1,
     fractions: tuple[float, float, float] = (0.9, 0.1, 0.0),
 ) -> Store:
     """Heads `seed` … `seed + count - 1` as a prepared store, split into train, validation and test by patient.
 
     Voxels are exactly those of `make_phantom` (no resampling). Heads that are there already are kept. Raises
-    `UserError` for bad settings or a folder that cannot be written.
+    `UserError` for bad settings, a folder that holds phantoms of other settings, or one that cannot be written.
     """
+    settings = settings or PhantomSettings()
     check_settings(settings)
     if count < 1 or seed < 0:
         raise UserError(f"--count {count}, --seed {seed}: at least one phantom, seeds from 0")
     out = Path(out)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    held = {r.id for r in open_store(out).records} if (out / MANIFEST).is_file() else set()
-    if not held:
-        write_settings(out, {"phantom": asdict(settings), "phantom_version": PHANTOM_VERSION})
+    about = {"phantom": asdict(settings), "phantom_version": PHANTOM_VERSION}
+    there = open_store(out) if (out / MANIFEST).is_file() else None
+    held = {r.id for r in there.records} if there else set()
+    if there is None or not held:
+        write_settings(out, about)
+    elif there.settings != json.loads(json.dumps(about)):
+        raise UserError(f"{out}: holds phantoms of other settings or another version; choose another folder")
     missing = [s for s in range(seed, seed + count) if _name(s) not in held]
     make = partial(_store_one, out, settings, fractions)
     from rich.progress import Progress

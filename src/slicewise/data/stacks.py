@@ -52,16 +52,16 @@ class Windows:
 
 
 def training_windows(store: Store, split: str, slices: int) -> Windows:
-    """The windows of one split; `UserError` where it is empty or its volumes differ in size or spacing."""
+    """The windows of one split; `UserError` where it is empty, or volumes differ in size or spacing or are not square."""
     records = store.select(split)
     if not records:
         raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients or change --split")
-    shapes = {r.shape[1:] for r in records} | {r.shape[1:] for r in store.records}
-    spacings = {tuple(np.round(r.spacing_mm, 3)) for r in store.records}
-    if len(shapes) > 1 or len(spacings) > 1:
+    shapes = {r.shape[1:] for r in store.records}
+    spacings = {tuple(round(mm, 3) for mm in r.spacing_mm) for r in store.records}
+    if len(shapes) > 1 or len(spacings) > 1 or any(y != x for y, x in shapes):
         raise UserError(
-            f"{store.path}: volumes differ in size or spacing ({sorted(shapes)}, {sorted(spacings)} mm); "
-            "prepare them onto one grid"
+            f"{store.path}: volumes differ in size or spacing, or are not square ({sorted(shapes)} pixels, "
+            f"{sorted(spacings)} mm); prepare them onto one grid"
         )
     return Windows(store, records, slices)
 

@@ -62,6 +62,8 @@ class SigmaUncertainty(torch.nn.Module):
     """Learned log-uncertainty u(sigma) by which the loss is balanced over noise levels: L / e^u + u (Karras et al.
     2024, eq. 21). Levels whose error cannot shrink (sigma below the scan's own noise) then do not drown the others."""
 
+    centers: torch.Tensor
+
     def __init__(self, features: int = 32) -> None:
         super().__init__()
         self.register_buffer("centers", torch.linspace(-2.5, 2.5, features))

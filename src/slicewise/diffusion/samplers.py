@@ -8,6 +8,7 @@ where nothing is known). All return the clean estimate at sigma = 0. The state i
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -46,7 +47,7 @@ def pc(
     """
     levels = [*sigmas.tolist(), 0.0]
     mean = x
-    for step, (sigma, following) in enumerate(zip(levels[:-1], levels[1:])):
+    for step, (sigma, following) in enumerate(pairwise(levels)):
         x = impose(x, sigma, step)
         gradient = score(denoise(x, sigma), x, sigma)
         z = noise(step, CORRECTOR)
@@ -64,7 +65,7 @@ def heun(
     """Heun's second-order method on the probability-flow ODE dx/dsigma = (x - D)/sigma (Karras et al. 2022,
     algorithm 1). Deterministic given x. NFE = 2 N - 1."""
     levels = [*sigmas.tolist(), 0.0]
-    for step, (sigma, following) in enumerate(zip(levels[:-1], levels[1:])):
+    for step, (sigma, following) in enumerate(pairwise(levels)):
         x = impose(x, sigma, step)
         slope = (x - denoise(x, sigma)) / sigma
         ahead = x + (following - sigma) * slope
@@ -84,7 +85,7 @@ def dpmpp_2m(
     levels = [*sigmas.tolist(), 0.0]
     previous: torch.Tensor | None = None
     previous_h = 0.0
-    for step, (sigma, following) in enumerate(zip(levels[:-1], levels[1:])):
+    for step, (sigma, following) in enumerate(pairwise(levels)):
         x = impose(x, sigma, step)
         denoised = denoise(x, sigma)
         if following == 0:

@@ -70,10 +70,15 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise UserError(f"{path}: not a slicewise checkpoint (no metadata in it); give one that slicewise wrote")
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():
-        stated = json.loads(sidecar.read_text())
-        if {k: v for k, v in stated.items() if k not in ("file", "sha256")} == meta and stated["sha256"] != sha256(
-            path
-        ):
+        try:
+            stated = json.loads(sidecar.read_text())
+            said = stated.pop("sha256")
+            stated.pop("file")
+        except (ValueError, KeyError, AttributeError, OSError) as error:
+            raise UserError(
+                f"{sidecar}: damaged; copy it again, or delete it: {path.name} holds the same metadata"
+            ) from error
+        if stated == meta and said != sha256(path):
             raise UserError(f"{path}: SHA-256 is not the one in {sidecar.name}; the file is damaged, copy it again")
     return tensors, meta
 

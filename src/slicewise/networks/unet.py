@@ -151,14 +151,14 @@ class UNet(nn.Module):
         for level, blocks in enumerate(self.down):
             if level > 0:
                 h = F.avg_pool2d(h, 2)
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
                 skips.append(h)
         h = self.middle(h, embedding)
         for level, blocks in enumerate(self.up):
             if level > 0:
                 h = F.interpolate(h, scale_factor=2, mode="nearest")
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         h = F.silu(channel_norm(h, self.gain))
         with torch.autocast(x.device.type, enabled=False):

@@ -32,6 +32,7 @@ from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
 from slicewise.networks.ncsnpp import NCSNppConfig
 from slicewise.networks.unet import UNetConfig
+from slicewise.settings import write_settings
 from slicewise.training.ema import EMA
 from slicewise.training.engine import (
     Process,
@@ -40,6 +41,7 @@ from slicewise.training.engine import (
     any_process,
     core_dtype,
     environment,
+    mean_of_processes,
     processes,
 )
 
@@ -156,7 +158,8 @@ class Batches:
             draws = generator(s.seed, sample, step, 0, TRAIN_NOISE)
             # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
             clean = s.scale.encode(hu + draws.uniform(-0.5, 0.5, hu.shape))
-            rows.append((clean, draws.standard_normal(hu.shape, np.float32), sigma, wanted, np.float32(position)))
+            noise = draws.standard_normal(hu.shape, np.float32)
+            rows.append((clean, noise, sigma, wanted, np.array(position, np.float32)))
         columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows)]
         return dict(zip(("clean", "noise", "sigma", "wanted", "position"), columns))
 
@@ -178,10 +181,31 @@ def learning_rate(step: int, settings: DenoiserTraining) -> float:
     return settings.lr * up * down
 
 
+def check_settings(settings: DenoiserTraining) -> None:
+    """`UserError` for settings that no training can have."""
+    for name, least in (("slices", 2), ("steps", 1), ("batch", 1), ("validation_windows", 1)):
+        if getattr(settings, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be {least} or more")
+    if not 0 < settings.sigma.sigma_min < settings.sigma.sigma_max:
+        raise UserError(
+            f"--sigma.sigma-min {settings.sigma.sigma_min:g}, --sigma.sigma-max {settings.sigma.sigma_max:g}: "
+            "must be above 0, and the first below the second"
+        )
+
+
 def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
-    """Settings of the chosen network with what follows from the data and the recipe filled in."""
+    """Settings of the chosen network with what follows from the data and the recipe filled in; `UserError` where they
+    do not fit one another or slices of `size` pixels."""
     condition = 1 if settings.position else 0
     if settings.network == "unet":
+        shape = settings.unet
+        if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
+            raise UserError("--unet.channels, --unet.blocks, --unet.attention: give as many of each, one a level")
+        if size % shape.multiple:
+            raise UserError(
+                f"slices of {size} pixels do not divide by {shape.multiple}, as {len(shape.channels)} levels and "
+                f"--unet.fold {shape.fold} need; prepare another size or take fewer levels"
+            )
         return asdict(replace(settings.unet, slices=settings.slices, condition=condition))
     return asdict(
         replace(
@@ -201,16 +225,17 @@ def train_denoiser(store: Store, out: Path, settings: DenoiserTraining, init: Pa
     Parameters
     ----------
     store : prepared store (see `data.prepare`).
-    out : run folder: config.toml (written by the command line), stats.jsonl, weights.safetensors + .json, state/,
-        env.json, samples/.
+    out : run folder: config.toml, stats.jsonl, weights.safetensors + .json, state/, env.json, samples/.
     settings : see `DenoiserTraining`.
     init : checkpoint whose weights to start from (fine-tuning); its network and recipe are kept.
 
     Returns
     -------
     Path of the weights. Raises `UserError` where the store is empty or uneven, a checkpoint does not fit, or the loss
-    is not finite (the last good checkpoint is kept).
+    is not finite (the last good checkpoint is kept), and KeyboardInterrupt, with the state saved, after Ctrl-C or
+    SIGTERM.
     """
+    check_settings(settings)
     with processes(settings.device) as process:
         if settings.batch % process.world:
             raise UserError(
@@ -242,13 +267,18 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
         min_slices=min(r.shape[0] - r.vertex_slice for r in windows.records),
         max_slices=max(r.shape[0] - r.vertex_slice for r in windows.records),
     )
-    if init is not None:
+    state = out / "state" / "state.safetensors"
+    started = load_tensors(state) if state.is_file() else None
+    if started is not None:
+        recipe = _recipe_of_run(state, started[1], recipe, settings)
+    elif init is not None:
         recipe = _start_from(network, config, recipe, init)
     core = core_dtype(process.device, settings.core)
     objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
     if settings.parallel == "fsdp" and process.world > 1:
         from torch.distributed.fsdp import fully_shard
 
+        fully_shard(objective.network)  # a unit of its own, so that validation can call it alone
         fully_shard(objective)
     parameters = list(objective.parameters())
     model: nn.Module = objective
@@ -257,19 +287,28 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.99), fused=True)
     ema = EMA(parameters, settings.ema)
 
-    first = _resume(out, objective, optimizer, ema, settings)
+    first = 0 if started is None else _resume(state, *started, objective, optimizer, ema)
     log = StatsLog(out / "stats.jsonl", first) if process.is_main else None
     board = _tensorboard(out) if settings.tensorboard and process.is_main else None
     meta = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
     if process.is_main:
+        write_settings(out / "config.toml", "train", settings)
         write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
     batches = Batches(windows, settings, process.share(settings.batch))
     weights = out / checkpoint.WEIGHTS
 
+    def diverged(step: int) -> UserError:
+        return UserError(
+            f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
+            "resume with a smaller --lr or --core float32"
+        )
+
     def save(step: int) -> None:
+        # A step may spoil the weights after its own loss was sound.
+        if any_process(not all(bool(p.isfinite().all()) for p in map(_local, parameters)), process):
+            raise diverged(step)
         tensors = _state(objective, optimizer, ema)
         if process.is_main:
-            save_tensors(out / "state" / "state.safetensors", tensors, {"step": step, "settings": asdict(settings)})
             ema_weights = {
                 n.removeprefix("network."): tensors[f"ema.{n}"]
                 for n, _ in objective.named_parameters()
@@ -277,9 +316,12 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
             }
             buffers = {n: b for n, b in network.named_buffers() if n in network.state_dict()}
             save_model(weights, settings.network, config, {**ema_weights, **buffers}, {**meta, "step": step})
+            # The state goes last: after a crash between the two, the resumed run comes by here again.
+            about = {"step": step, "settings": asdict(settings), "recipe": recipe.to_dict()}
+            save_tensors(state, tensors, about)
 
     with StopRequest() as stop, _progress(settings.steps, first, process.is_main) as progress:
-        started, seen = time.monotonic(), 0
+        begun, seen = time.monotonic(), 0
         for step, batch in batches.ahead(first, settings.steps):
             batch = {k: v.to(process.device, non_blocking=True) for k, v in batch.items()}
             condition = position_condition(batch["position"]) if settings.position else None
@@ -291,22 +333,23 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
             norm_value = float(_full(norm))
             if any_process(not math.isfinite(norm_value), process):
-                raise UserError(
-                    f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
-                    "resume with a smaller --lr or --core float32"
-                )
+                raise diverged(step)
             optimizer.step()
             ema.update(parameters, step)
             done, seen = step + 1, seen + settings.batch
-            rate = seen / (time.monotonic() - started)
+            rate = seen / (time.monotonic() - begun)
             progress(done, float(plain), rate)
-            if log and (done % 20 == 0 or done == settings.steps):
-                log.write(step=done, loss=float(plain), grad_norm=norm_value, images_per_s=round(rate, 2))
+            if done % 20 == 0 or done == settings.steps:
+                whole = mean_of_processes(float(plain), process)
+                if log:
+                    log.write(step=done, loss=whole, grad_norm=norm_value, images_per_s=round(rate, 2))
                 if board:
-                    board.add_scalar("loss", float(plain), done)
-            stopping = any_process(stop.requested, process)
-            if done % settings.save_every == 0 or done == settings.steps or stopping:
+                    board.add_scalar("loss", whole, done)
+            stopping = any_process(stop.requested, process) and done < settings.steps
+            if _due(done, settings.save_every) or done == settings.steps or stopping:
                 save(done)
+            if stopping:
+                raise KeyboardInterrupt
             if settings.validate_every and (done % settings.validate_every == 0 or done == settings.steps):
                 ema.swap(parameters)
                 bands = validate(Denoiser(network, recipe, {}, core), store, settings)
@@ -316,21 +359,23 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
                     if board:
                         for row in bands:
                             board.add_scalar(f"brain_rmse_hu/sigma_{row['sigma']}", row["brain_rmse_hu"], done)
-            if settings.sample_every and done % settings.sample_every == 0:
+            if _due(done, settings.sample_every):
                 ema.swap(parameters)
                 _sample_picture(Denoiser(network, recipe, {}, core), out / "samples" / f"{done:07d}.png", process)
                 ema.swap(parameters)
-            if stopping:
-                break
     return weights
 
 
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
 @torch.no_grad()
-def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> list[dict[str, float]]:
+def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> list[dict[str, float | None]]:
     """Error of the denoised last slice by noise level, on fixed windows and noise, its predecessors known.
 
     Each row: sigma; head_rmse_hu over voxels above -500 HU; brain_rmse_hu and brain_bias_hu over voxels whose true HU
-    lies in [0, 60].
+    lies in [0, 60]; None where the windows hold no such voxel.
     """
     split = "val" if store.select("val") else "train"
     windows = training_windows(store, split, denoiser.recipe.slices)
@@ -339,9 +384,9 @@ def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> li
     rng = generator(settings.seed, 0, 0, 0, VALIDATION)
     chosen = rng.integers(0, len(windows), settings.validation_windows)
     denoiser.network.eval()
-    rows = []
+    rows: list[dict[str, float | None]] = []
     for level in VALIDATION_SIGMAS:
-        head, brain, bias = [], [], []
+        head, brain = [], []
         for first in range(0, len(chosen), settings.batch):
             read = [windows.read(int(i)) for i in chosen[first : first + settings.batch]]
             hu = np.stack([r[0] for r in read])
@@ -355,37 +400,67 @@ def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> li
             denoised = scale.decode(denoiser(noisy, sigma, position)[:, -1].cpu().numpy())
             error = denoised - hu[:, -1]
             head.append(error[hu[:, -1] > -500])
-            tissue = (hu[:, -1] >= 0) & (hu[:, -1] <= 60)
-            brain.append(error[tissue])
-            bias.append(error[tissue])
+            brain.append(error[(hu[:, -1] >= 0) & (hu[:, -1] <= 60)])
         rows.append(
             {
                 "sigma": level,
                 "head_rmse_hu": _rms(head),
                 "brain_rmse_hu": _rms(brain),
-                "brain_bias_hu": round(float(np.mean(np.concatenate(bias))), 3),
+                "brain_bias_hu": _mean(brain),
             }
         )
     denoiser.network.train()
     return rows
 
 
-def _rms(parts: list[np.ndarray]) -> float:
+def _rms(parts: list[np.ndarray]) -> float | None:
     joined = np.concatenate(parts)
-    return round(float(np.sqrt(np.mean(joined**2))), 3) if joined.size else float("nan")
+    return round(float(np.sqrt(np.mean(joined**2))), 3) if joined.size else None
+
+
+def _mean(parts: list[np.ndarray]) -> float | None:
+    joined = np.concatenate(parts)
+    return round(float(np.mean(joined)), 3) if joined.size else None
+
+
+def _recipe_of_run(state: Path, meta: dict[str, Any], recipe: Recipe, settings: DenoiserTraining) -> Recipe:
+    """The recipe of a started run, whose sigma_data it keeps; `UserError` where these settings or data mean another."""
+    if "recipe" not in meta:
+        return recipe
+    theirs = Recipe.from_dict(meta["recipe"])
+    for name, found, expected in (
+        ("network", settings.network, meta["settings"]["network"]),
+        *_differences(recipe, theirs),
+        ("position", recipe.position, theirs.position),
+        ("slices", recipe.slices, theirs.slices),
+    ):
+        if found != expected:
+            raise UserError(
+                f"{state}: the started run's {name} is {expected}, this one's is {found}; give another --out or the "
+                "settings and data of that run"
+            )
+    return replace(recipe, sigma_data=theirs.sigma_data)
+
+
+def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
+    """(name, ours, theirs) of what weights cannot be carried across."""
+    spacings = (tuple(round(mm, 2) for mm in r.spacing_mm) for r in (recipe, theirs))
+    return [
+        ("size", recipe.size, theirs.size),
+        ("spacing", *spacings),
+        ("HU scale", recipe.scale, theirs.scale),
+        ("joint", recipe.joint, theirs.joint),
+    ]
 
 
 def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init: Path) -> Recipe:
     """Load weights to fine-tune; scale and sigma_data stay those that the weights were trained with."""
-    loaded, meta = checkpoint.load_model(init)
+    loaded, meta = checkpoint.load_model(init, ("unet", "ncsnpp"))
     theirs = Recipe.from_dict(meta["recipe"])
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     for name, found, expected in (
         ("network", listed, meta["network"]),
-        ("size", recipe.size, theirs.size),
-        ("spacing", tuple(np.round(recipe.spacing_mm, 2)), tuple(np.round(theirs.spacing_mm, 2))),
-        ("HU scale", recipe.scale, theirs.scale),
-        ("joint", recipe.joint, theirs.joint),
+        *_differences(recipe, theirs),
     ):
         if found != expected:
             raise UserError(
@@ -398,6 +473,11 @@ def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init
 def _full(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that FSDP may have sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that FSDP may have sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _state(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> dict[str, torch.Tensor]:
@@ -413,13 +493,14 @@ def _state(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> 
 
 @torch.no_grad()
 def _resume(
-    out: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, settings: DenoiserTraining
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    meta: dict[str, Any],
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA,
 ) -> int:
-    """Load the run's state if there is one; returns the step to go on from."""
-    path = out / "state" / "state.safetensors"
-    if not path.is_file():
-        return 0
-    tensors, meta = load_tensors(path)
+    """Take over the state of a started run; returns the step to go on from."""
     names = {name for name, _ in objective.named_parameters()}
     if {n.removeprefix("model.") for n in tensors if n.startswith("model.")} != names:
         raise UserError(f"{path}: the started run has another network; give another --out or the settings of that run")
@@ -446,9 +527,8 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def _sample_picture(denoiser: Denoiser, path: Path, process: Process) -> None:
-    """One generated volume as a montage, to see how training goes."""
-    if not process.is_main:
-        return
+    """One generated volume as a montage, to see how training goes. All processes sample it, since FSDP's network needs
+    them all; the first writes it."""
     from slicewise.ascii import ChainSettings, chain, trim
     from slicewise.montage import save_montage
     from slicewise.volume import Volume
@@ -457,6 +537,8 @@ def _sample_picture(denoiser: Denoiser, path: Path, process: Process) -> None:
     slices = list(chain(denoiser, ChainSettings(steps=12), seed=0, volumes=[0], device=str(process.device)))
     hu = trim(np.stack([s[0] for s in slices]))
     denoiser.network.train()
+    if not process.is_main:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     save_montage([Volume.regular(hu, denoiser.recipe.spacing_mm)], path, [path.stem])
 

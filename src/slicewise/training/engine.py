@@ -127,6 +127,15 @@ def any_process(flag: bool, process: Process) -> bool:
     return bool(value.item())
 
 
+def mean_of_processes(value: float, process: Process) -> float:
+    """The mean over all processes, which is what one process with the whole batch would have."""
+    if process.world == 1:
+        return value
+    total = torch.tensor([value], dtype=torch.float64, device=process.device)
+    dist.all_reduce(total)
+    return float(total.item()) / process.world
+
+
 def environment() -> dict[str, Any]:
     """What a run ran on, for env.json."""
     return {
