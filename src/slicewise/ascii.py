@@ -93,7 +93,7 @@ def chain(
     Yields
     ------
     int16 HU (B, H, W), in the order of generation. With `settings.slices == 0` the chain ends when every volume of the
-    batch has come to a slice of air (see `head_ended`) or to one slice more than the longest volume trained on.
+    batch has come to a slice of air (see `is_air`) or to one slice more than the longest volume trained on.
     """
     recipe = denoiser.recipe
     step_mm = recipe.spacing_mm[0] * (1 if settings.direction == "down" else -1)
@@ -113,7 +113,7 @@ def chain(
         position = start_mm + step_mm
     limit = settings.slices or recipe.max_slices + 1
     sigmas = settings.sigmas(denoiser)
-    ended = np.zeros(len(volumes), bool)
+    begun, ended = np.full(len(volumes), start is not None), np.zeros(len(volumes), bool)
     for index in range(limit):
         x = _sample_slice(denoiser, settings, sigmas, seed, volumes, index, before, position, device)
         hu = recipe.scale.decode(x)
@@ -121,23 +121,27 @@ def chain(
             hu = calibrate(hu, before[-1])
         slices = round_hu(hu)
         yield slices
-        ended |= head_ended(slices)
+        air = is_air(slices)
+        begun |= ~air
+        ended |= begun & air
         if settings.slices == 0 and ended.all():
             return
         before = [*before, slices][-(recipe.slices - 1) :]
         position += step_mm
 
 
-def head_ended(slices: np.ndarray) -> np.ndarray:
+def is_air(slices: np.ndarray) -> np.ndarray:
     """Which of int16 HU (B, H, W) are slices of air, bool (B,)."""
     return (slices > -500).mean(axis=(1, 2)) < END_FRACTION
 
 
-def trim(hu: np.ndarray) -> np.ndarray:
-    """A generated volume (Z, Y, X), in the order of generation, up to the last slice before its first slice of air; at
-    least one slice."""
-    ends = np.flatnonzero(head_ended(hu))
-    return hu[: max(1, int(ends[0]))] if len(ends) else hu
+def trim(hu: np.ndarray, begun: bool = False) -> np.ndarray:
+    """The head in generated slices (Z, Y, X), in the order of generation: from the first that is not air (the very
+    first where the head had `begun` with a real slice) to the last before the next slice of air."""
+    air = is_air(hu)
+    first = 0 if begun else int(np.argmin(air))
+    ends = np.flatnonzero(air[first:]) if begun or not air.all() else []
+    return hu[first : first + int(ends[0])] if len(ends) else hu[first:]
 
 
 def _sample_slice(

@@ -192,7 +192,7 @@ def _batch(
         progress(made, len(slices))
     stack = np.stack(slices, axis=1)
     for row, number in enumerate(numbers):
-        hu = stack[row] if settings.chain.slices else trim(stack[row])
+        hu = stack[row] if settings.chain.slices else trim(stack[row], begun=seed is not None)
         volume = _place(hu, denoiser, seed, settings.chain.direction)
         if net is not None and settings.calibrate == "after":
             seed_index = None
