@@ -58,9 +58,14 @@ class ChainSettings:
         """The schedule, descending, float64."""
         low = self.sigma_min or denoiser.recipe.sigma_min
         high = self.sigma_max or denoiser.recipe.sigma_max
-        if self.steps < 2 or not low < high:
+        if self.steps < 2 or not 0 < low < high:
             raise UserError(
-                f"--steps {self.steps}, sigma {low} to {high}: needs two steps or more, and sigma-min < sigma-max"
+                f"--chain.steps {self.steps}, sigma {low} to {high}: needs two steps or more, and 0 < sigma-min < sigma-max"
+            )
+        if self.rho <= 0 or self.snr <= 0 or self.known_sigma < 0 or self.slices < 0:
+            raise UserError(
+                f"--chain.rho {self.rho:g}, --chain.snr {self.snr:g}: must be above 0; "
+                f"--chain.known-sigma {self.known_sigma:g}, --chain.slices {self.slices}: must not be below 0"
             )
         if self.spacing == "geometric":
             return schedule.geometric(self.steps, low, high)
@@ -100,7 +105,7 @@ def chain(
     size = (recipe.size, recipe.size)
     if start is None:
         if settings.direction == "up":
-            raise UserError("--direction up needs --seed-volume: upward there is no slice of air to start from")
+            raise UserError("--chain.direction up needs --seed-volume: upward there is no slice of air to start from")
         before = [np.full((len(volumes), *size), HU_MIN, np.int16)] * (recipe.slices - 1)
         position = 0.0
     else:
@@ -186,7 +191,9 @@ def _sample_slice(
         # Known slices come in nearly clean, missing ones as pure noise; only the wanted slice is sampled.
         impose = samplers.nothing_known
         level = max(settings.known_sigma, recipe.sigma_min)
-        levels = torch.where(is_known, level, recipe.sigma_max).double().to(device).repeat(batch, 1)
+        levels = torch.full((batch, k), recipe.sigma_max, dtype=torch.float64)
+        levels[:, is_known] = level
+        levels = levels.to(device)
         context = torch.where(mask, known_x, torch.zeros_like(known_x)) + levels[:, :, None, None] * fixed
 
         def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
