@@ -63,7 +63,7 @@ def chains(volumes: list[np.ndarray], methods: dict[str, Method]) -> list[tuple[
             for z in range(start + 1, len(hu)):
                 before = method(drifted[z], before)
                 found.setdefault((name, z), []).append(error_hu(before, hu[z]))
-    rows = [z for z in SLICES if ("untouched", z) in found]
+    rows = [z for z in SLICES if (next(iter(methods)), z) in found]
     return [(f"slice {z + 1}", [float(np.nanmean(found[name, z])) for name in methods]) for z in rows]
 
 
