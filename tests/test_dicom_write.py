@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from slicewise.errors import UserError
 from slicewise.hu import HU_CODES, HU_MAX, HU_MIN
 from slicewise.io import dicom_write
+from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import WINDOW_PRESETS, SyntheticOrigin, decimal_string, write_series
 from slicewise.volume import Acquisition, Volume
 
@@ -84,6 +85,19 @@ def test_geometry_reads_back(tmp_path, make):
         np.testing.assert_allclose(np.array(d.ImageOrientationPatient[3:], float), volume.column_axis, atol=1e-13)
         assert tuple(map(float, d.PixelSpacing)) == volume.pixel_spacing
         assert (d.Rows, d.Columns) == volume.hu.shape[1:]
+
+
+@pytest.mark.parametrize("make", [all_codes_volume, tilted_volume])
+def test_our_own_reader_gets_the_same_volume(tmp_path, make):
+    volume = make()
+    write(volume, tmp_path / "s")
+    back = read_volume(tmp_path / "s").volume
+    np.testing.assert_array_equal(back.hu, volume.hu)
+    np.testing.assert_array_equal(back.positions, volume.positions)
+    np.testing.assert_allclose(back.row_axis, volume.row_axis, atol=1e-13)
+    np.testing.assert_allclose(back.column_axis, volume.column_axis, atol=1e-13)
+    assert back.pixel_spacing == volume.pixel_spacing
+    assert back.acquisition.kvp == volume.acquisition.kvp and back.acquisition.patient_id == "syn-1"
 
 
 def test_spacing_between_slices_only_where_it_is_one_number(tmp_path):

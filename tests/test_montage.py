@@ -145,5 +145,5 @@ def test_unwritable_path_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError) as info:
         save_montage([acquire((1, 0, 0), (0, 1, 0), HEIGHTS[::4])], tmp_path / "file" / "m.png")
-    assert "\n" not in str(info.value) and "m.png" in str(info.value)
+    assert "\n" not in str(info.value) and str(tmp_path / "file") in str(info.value)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -136,6 +136,7 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href")]
+        self.ids += [v for k, v in attributes if k == "id"]
 
     def handle_endtag(self, tag):
         if tag not in self.VOID:
