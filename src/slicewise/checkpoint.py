@@ -46,13 +46,17 @@ def save_model(
     save_tensors(path, state_dict, {**head, **meta})
 
 
+def weights_file(path: Path) -> Path:
+    """The checkpoint file that a path means: itself, or the weights in a run folder."""
+    return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+
+
 def load_model(path: Path, kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet")) -> tuple[nn.Module, dict[str, Any]]:
     """Read a checkpoint file, or the weights of a run folder: the network in eval mode and its metadata.
 
     Raises `UserError` for a file that is absent, cut, of another format, of another kind or of another size.
     """
-    path = Path(path)
-    path = path / WEIGHTS if path.is_dir() else path
+    path = weights_file(path)
     tensors, meta = load_tensors(path)
     if meta.get("format") != FORMAT:
         raise UserError(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import slicewise
 from slicewise.ascii import ChainSettings, chain, trim
 from slicewise.calibrate import calibrate_slice, calibrate_volume
-from slicewise.checkpoint import Denoiser, load_denoiser, load_icnet
+from slicewise.checkpoint import Denoiser, load_denoiser, load_icnet, weights_file
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import first_head_slice
 from slicewise.diffusion.samplers import nfe
@@ -23,6 +23,7 @@ from slicewise.io.archive import read_volume
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.nifti import read_nifti, write_nifti
+from slicewise.io.tensors import sha256
 from slicewise.training.engine import Process, core_dtype, processes
 from slicewise.volume import Volume
 
@@ -105,11 +106,13 @@ def generate(
         denoiser = load_denoiser(checkpoint, core_dtype(process.device, settings.core), device)
         net = load_icnet(icnet, device) if icnet is not None and settings.calibrate != "off" else None
         seed = load_seed(settings, denoiser) if settings.seed_volume is not None else None
-        about = describe(settings, denoiser, checkpoint)
+        about = describe(settings, denoiser, checkpoint, icnet if net is not None else None)
         if process.is_main:
             _claim(out, about)
         missing = [i for i in range(settings.count) if not (out / "dicom" / volume_name(i)).is_dir()]
         mine = [missing[k] for k in process.share(len(missing))]
+        if process.world > 1:
+            dist.barrier()  # all have looked before the first writes
         started, made = time.monotonic(), 0
         for first in range(0, len(mine), settings.batch):
             numbers = mine[first : first + settings.batch]
@@ -127,8 +130,8 @@ def generate(
         return about
 
 
-def describe(settings: GenerateSettings, denoiser: Denoiser, checkpoint: Path) -> dict[str, Any]:
-    """What decides the voxels of a run: settings, checkpoint, evaluations of the denoiser a slice."""
+def describe(settings: GenerateSettings, denoiser: Denoiser, checkpoint: Path, icnet: Path | None) -> dict[str, Any]:
+    """What decides the voxels of a run: settings, networks, evaluations of the denoiser a slice."""
     shown = asdict(settings)
     for name in ("count", "batch", "device"):
         shown.pop(name)
@@ -137,6 +140,8 @@ def describe(settings: GenerateSettings, denoiser: Denoiser, checkpoint: Path) -
         "slicewise": slicewise.__version__,
         "model": denoiser.meta.get("name", Path(checkpoint).name),
         "model_step": denoiser.meta.get("step"),
+        "model_sha256": sha256(weights_file(checkpoint)),
+        "icnet_sha256": sha256(weights_file(icnet)) if icnet is not None else None,
         "data": denoiser.meta.get("data"),
         "settings": shown,
         "nfe_per_slice": nfe(settings.chain.sampler, settings.chain.steps),
@@ -149,13 +154,15 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
     assert settings.seed_volume is not None
     recipe = denoiser.recipe
     volume = read_volume(settings.seed_volume).volume
-    wanted = (recipe.size, *np.round(recipe.spacing_mm, 2))
-    found = (volume.hu.shape[1], *np.round(volume.spacing, 2))
-    if found != wanted or not volume.is_even:
+    rows, columns = volume.hu.shape[1:]
+    fits = (rows, columns, _mm(volume.spacing)) == (recipe.size, recipe.size, _mm(recipe.spacing_mm))
+    axial = np.allclose([volume.row_axis, volume.column_axis], np.eye(3)[:2], atol=1e-3)
+    if not (fits and axial and volume.is_even):
         if not settings.resample_seed:
+            how = "axial" if axial and volume.is_even else "unevenly spaced" if axial else "oblique"
             raise UserError(
-                f"--seed-volume {settings.seed_volume}: {found[0]} pixels at {_mm(volume.spacing)} mm, the checkpoint "
-                f"works on {recipe.size} pixels at {_mm(recipe.spacing_mm)} mm; add --resample-seed"
+                f"--seed-volume {settings.seed_volume}: {rows} x {columns} {how} pixels at {_mm(volume.spacing)} mm, "
+                f"the checkpoint works on {recipe.size} x {recipe.size} at {_mm(recipe.spacing_mm)} mm; add --resample-seed"
             )
         dz, dy, _ = recipe.spacing_mm
         volume = resample_volume(volume, Grid(size=recipe.size, fov_mm=dy * recipe.size, slice_mm=dz))
