@@ -79,21 +79,10 @@ def real_heads(data: Path, pixel_mm: float) -> list[Head]:
         volume = read_nifti(data / "cranium" / "Cranium.nii.gz")
         f = max(1, round(pixel_mm / volume.spacing[1]))
         hu = block_mean(volume.hu, 3, f)
-        if _face_is_below(hu):
-            hu = hu[:, ::-1]  # its affine is approximate: y runs the other way
+        hu = hu[:, ::-1]  # this file's affine is approximate: its y runs the other way
         spacing = (volume.spacing[0] * 3, volume.spacing[1] * f, volume.spacing[2] * f)
         heads.append(Head("InVesalius", np.ascontiguousarray(hu), spacing, -np.arange(len(hu)) * spacing[0]))
     return heads
-
-
-def _face_is_below(hu: np.ndarray) -> bool:
-    """Whether the air spaces of the face lie at large y in the lower third of the volume."""
-    low = hu[2 * len(hu) // 3 :]
-    bone = low > 250
-    y = np.arange(low.shape[1])[None, :, None]
-    inside = np.logical_and.accumulate(~bone, axis=2) | np.logical_and.accumulate(~bone[:, :, ::-1], axis=2)[:, :, ::-1]
-    air = (low < -500) & ~inside
-    return bool((air * y).sum() / max(air.sum(), 1) > (bone * y).sum() / max(bone.sum(), 1))
 
 
 def edge_widths(head: Head, mask: np.ndarray) -> tuple[float, float]:
