@@ -60,7 +60,7 @@ class ChainSettings:
         high = self.sigma_max or denoiser.recipe.sigma_max
         if self.steps < 2 or not 0 < low < high:
             raise UserError(
-                f"--chain.steps {self.steps}, sigma {low} to {high}: needs two steps or more, and 0 < sigma-min < sigma-max"
+                f"--chain.steps {self.steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"
             )
         if self.rho <= 0 or self.snr <= 0 or self.known_sigma < 0 or self.slices < 0:
             raise UserError(

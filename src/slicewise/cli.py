@@ -511,7 +511,8 @@ def reference(argv: list[str]) -> None:
     records = store.select(a.split)
     if not records:
         raise UserError(f"{a.data}: no volume in the {a.split} split")
-    stats = measure_reference((store.volume(r) for r in records), f"{len(records)} volumes, {a.split} split of {a.data.name}")
+    what = f"{len(records)} volumes, {a.split} split of {a.data.name}"
+    stats = measure_reference((store.volume(r) for r in records), what)
     with output_errors(a.out):
         a.out.parent.mkdir(parents=True, exist_ok=True)
         a.out.write_text(stats.to_json() + "\n")

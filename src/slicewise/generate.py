@@ -162,7 +162,8 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
             how = "axial" if axial and volume.is_even else "unevenly spaced" if axial else "oblique"
             raise UserError(
                 f"--seed-volume {settings.seed_volume}: {rows} x {columns} {how} pixels at {_mm(volume.spacing)} mm, "
-                f"the checkpoint works on {recipe.size} x {recipe.size} at {_mm(recipe.spacing_mm)} mm; add --resample-seed"
+                f"the checkpoint takes {recipe.size} x {recipe.size} at {_mm(recipe.spacing_mm)} mm; "
+                "add --resample-seed"
             )
         dz, dy, _ = recipe.spacing_mm
         volume = resample_volume(volume, Grid(size=recipe.size, fov_mm=dy * recipe.size, slice_mm=dz))

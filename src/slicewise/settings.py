@@ -4,12 +4,14 @@ Settings are the frozen dataclasses that the parts of the program define; this f
 writes them back.
 """
 
+import contextlib
 import dataclasses
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -53,6 +55,8 @@ def read_table(path: Path, command: str) -> dict[str, Any]:
 
 def fill(settings: T, table: Mapping[str, Any], where: str) -> T:
     """`settings` (a dataclass) with the values of a nested table; `UserError` for an unknown key or a wrong type."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: {table!r}, expected a table of settings")
     hints = get_type_hints(type(settings))
     changes: dict[str, Any] = {}
     for key, value in table.items():
@@ -60,25 +64,44 @@ def fill(settings: T, table: Mapping[str, Any], where: str) -> T:
         if name not in hints:
             raise UserError(f"{where}: unknown setting {key!r}; expected one of {', '.join(hints)}")
         current = getattr(settings, name)
-        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             changes[name] = fill(current, value, f"{where}: {key}")
-        elif isinstance(current, bool) != isinstance(value, bool) or not _fits(value, current):
-            raise UserError(f"{where}: {key} = {value!r}, expected a value like {current!r}")
-        else:
-            changes[name] = (
-                tuple(value) if isinstance(value, list) else type(current)(value) if current is not None else value
-            )
-    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+            continue
+        try:
+            changes[name] = _as_kind(value, hints[name])
+        except TypeError:
+            choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
+            expected = f"one of {', '.join(map(repr, choices))}" if choices else f"a value like {current!r}"
+            raise UserError(f"{where}: {key} = {value!r}, expected {expected}") from None
+    try:
+        return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
-def _fits(value: Any, current: Any) -> bool:
-    if current is None:
-        return True
-    if isinstance(current, float):
-        return isinstance(value, (int, float))
-    if isinstance(current, tuple):
-        return isinstance(value, list)
-    return isinstance(value, str if isinstance(current, Path) else type(current))
+def _as_kind(value: Any, kind: Any) -> Any:
+    """A TOML value as a field's type has it; raises TypeError where it does not fit."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for part in parts:
+            with contextlib.suppress(TypeError):
+                return _as_kind(value, part)
+    elif origin is Literal:
+        if value in parts:
+            return value
+    elif origin is tuple and isinstance(value, list):
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        if len(kinds) == len(value):
+            return tuple(map(_as_kind, value, kinds))
+    elif isinstance(value, bool) != (kind is bool):
+        pass
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif kind is float and isinstance(value, (int, float)):
+        return float(value)
+    elif kind in (bool, int, str) and isinstance(value, kind):
+        return value
+    raise TypeError
 
 
 def write_settings(path: Path, command: str, settings: Any) -> None:

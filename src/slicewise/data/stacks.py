@@ -52,7 +52,7 @@ class Windows:
 
 
 def training_windows(store: Store, split: str, slices: int) -> Windows:
-    """The windows of one split; `UserError` where it is empty, or volumes differ in size or spacing or are not square."""
+    """The windows of one split; `UserError` where it is empty, or its volumes not square or of several grids."""
     records = store.select(split)
     if not records:
         raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients or change --split")

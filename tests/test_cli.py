@@ -1,0 +1,287 @@
+"""The command line: it answers at once, takes settings in the stated order, and fails in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slicewise import cli
+from slicewise.data.phantom import PhantomSettings
+from slicewise.data.prepare import PrepareSettings
+from slicewise.errors import UserError
+from slicewise.generate import GenerateSettings
+from slicewise.io.nifti import write_nifti
+from slicewise.io.tensors import load_tensors
+from slicewise.settings import fill, preset, presets, read_table, write_settings
+from slicewise.training.denoiser import DenoiserTraining
+from slicewise.training.icnet import ICNetTraining
+from slicewise.volume import Volume
+
+SETTINGS = {
+    "phantom": PhantomSettings(),
+    "prepare": PrepareSettings(),
+    "train": DenoiserTraining(),
+    "train-icnet": ICNetTraining(),
+    "generate": GenerateSettings(),
+}
+TINY = (
+    "--unet.channels 8 16 --unet.blocks 1 1 --unet.attention False True --unet.embedding 16 --batch 4 --core float32 "
+    "--validate-every 0 --device cpu"
+).split()
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _main(*argv: str) -> int:
+    """Exit status of a command."""
+    try:
+        cli.main([str(a) for a in argv])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _fails(capsys, *argv) -> str:
+    """The one line that a command with bad input says; status 1 and nothing else on stderr."""
+    assert _main(*argv) == 1
+    err = capsys.readouterr().err.strip()  # a progress bar may have ended before it
+    assert "\n" not in err and err.startswith(f"slicewise {argv[0]}: ") and "Traceback" not in err
+    return err
+
+
+# Help --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_answer_without_torch():
+    code = """
+import sys
+from slicewise import cli
+for argv in (["--help"], ["--version"], ["nonsense"], []):
+    try:
+        cli.main(argv)
+    except SystemExit:
+        pass
+heavy = {"torch", "scipy", "matplotlib", "pydicom", "nibabel", "tyro"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert run.returncode == 0, run.stderr
+    for command in cli.COMMANDS:
+        assert f"\n  {command} " in run.stdout, f"{command} is not in the usage text"
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_of_every_command_answers(command, capsys):
+    assert _main(command, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"usage: slicewise {command}" in out and "Attributes" not in out
+    assert "--" in out
+    if command in SETTINGS:
+        assert "--config FILE" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "command, flag, text", [("train", "--lr", "learning rate of Adam"), ("info", "PATH", "folder")]
+)
+def test_flags_are_explained_by_the_docs_of_their_fields(command, flag, text, capsys):
+    _main(command, "--help")
+    out = " ".join(capsys.readouterr().out.split())
+    assert flag in out and text in out
+
+
+def test_exit_status_of_bad_usage(capsys):
+    assert _main() == 2 and _main("nonsense") == 2
+    assert _main("train") == 2 and _main("info", "x", "--no-such-flag") == 2
+    capsys.readouterr()
+
+
+# Settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def taken(monkeypatch):
+    """The settings that `slicewise train` would train with."""
+    from slicewise.data import store
+    from slicewise.training import denoiser
+
+    got = []
+    monkeypatch.setattr(store, "open_store", lambda path: path)
+    monkeypatch.setattr(denoiser, "train_denoiser", lambda store, out, settings, init: got.append(settings) or out)
+    return got
+
+
+def test_flag_beats_file_beats_preset_beats_default(taken, tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nbatch = 5\nsteps = 77\n[train.sigma]\nstd = 1.5\n")
+    base = ["train", "store", "--out", tmp_path / "run"]
+    _main(*base)
+    _main(*base, "--preset", "tiny-64")
+    _main(*base, "--preset", "tiny-64", "--config", file)
+    _main(*base, f"--config={file}", "--preset=tiny-64", "--batch", "9", "--sigma.mean", "-2")
+    default, by_preset, by_file, by_flag = taken
+    assert default == DenoiserTraining()
+    assert (by_preset.batch, by_preset.unet.channels, by_preset.sigma.sigma_min) == (16, (32, 64, 96), 0.002)
+    assert (by_file.batch, by_file.steps, by_file.sigma.std, by_file.unet.channels) == (5, 77, 1.5, (32, 64, 96))
+    assert by_file.sigma.sigma_min == 0.002, "a file's table leaves the preset's other keys alone"
+    assert (by_flag.batch, by_flag.steps, by_flag.sigma.mean, by_flag.sigma.std) == (9, 77, -2.0, 1.5)
+    assert by_flag == replace(by_file, batch=9, sigma=replace(by_file.sigma, mean=-2.0))
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("[train]\nlerning_rate = 1\n", "unknown setting 'lerning_rate'"),
+        ("[train.unet]\nwidth = 3\n", "unet: unknown setting 'width'"),
+        ("[train]\nbatch = 'many'\n", "batch = 'many'"),
+        ("[train]\nbatch = 2.5\n", "batch = 2.5"),
+        ("[train]\nbatch = true\n", "batch = True"),
+        ("[train]\nnetwork = 'gan'\n", "one of 'unet', 'ncsnpp'"),
+        ("[train]\nsigma = 3\n", "expected a table"),
+        ("[train.unet]\nchannels = ['a']\n", r"channels = \['a'\]"),
+        ("[train.scale]\ncompanding = 'mu'\n", "companding 'mu' is unknown"),
+        ("train = 3\n", "expected a table"),
+        ("[train\n", "not TOML"),
+        ("\udce4".encode("utf-8", "surrogateescape").decode("latin-1"), "not TOML"),
+    ],
+)
+def test_a_bad_file_is_one_line(text, what, taken, tmp_path, capsys):
+    import re
+
+    file = tmp_path / "bad.toml"
+    file.write_bytes(text.encode("latin-1"))
+    err = _fails(capsys, "train", "store", "--out", tmp_path / "run", "--config", file)
+    assert re.search(what, err) and "bad.toml" in err and not taken
+
+
+def test_bad_flags_of_settings(taken, tmp_path, capsys):
+    base = ["train", "store", "--out", tmp_path / "run"]
+    assert "--preset nope: not known for train; choose head-128" in _fails(capsys, *base, "--preset", "nope")
+    assert "cannot be read" in _fails(capsys, *base, "--config", tmp_path / "absent.toml")
+    assert "cannot be read" in _fails(capsys, *base, "--config", tmp_path)
+    assert "--config needs a value" in _fails(capsys, *base, "--config")
+    assert "companding 'mu' is unknown" in _fails(capsys, *base, "--scale.companding", "mu")
+    assert "nothing to set in info" in _fails(capsys, "info", "x", "--preset", "tiny-64")
+    assert _main(*base, "--batch", "many") == 2 and _main(*base, "--network", "gan") == 2
+    assert not taken
+
+
+@pytest.mark.parametrize("command", list(SETTINGS))
+def test_every_preset_fits_and_written_settings_read_back(command, tmp_path):
+    for name in presets(command):
+        filled = fill(SETTINGS[command], preset(command, name), name)
+        write_settings(tmp_path / "config.toml", command, filled)
+        again = fill(SETTINGS[command], read_table(tmp_path / "config.toml", command), "file")
+        assert again == filled
+    assert fill(SETTINGS[command], {}, "nothing") == SETTINGS[command]
+
+
+def test_optional_fields_keep_their_type(tmp_path):
+    settings = replace(GenerateSettings(), seed_volume=Path("a/b.nii.gz"))
+    write_settings(tmp_path / "c.toml", "generate", settings)
+    assert fill(GenerateSettings(), read_table(tmp_path / "c.toml", "generate"), "file") == settings
+    with pytest.raises(UserError, match="seed_volume = 3"):
+        fill(GenerateSettings(), {"seed_volume": 3}, "file")
+    # A file without tables is read whole.
+    (tmp_path / "flat.toml").write_text("count = 9\n")
+    assert fill(GenerateSettings(), read_table(tmp_path / "flat.toml", "generate"), "file").count == 9
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_line_that_names_it(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ("info", tmp_path / "absent"),
+        ("info", tmp_path / "empty"),
+        ("train", tmp_path / "absent", "--out", tmp_path / "run"),
+        ("train-icnet", tmp_path / "absent", "--out", tmp_path / "run"),
+        ("generate", "--out", tmp_path / "out", "--checkpoint", tmp_path / "absent.safetensors"),
+        ("generate", "--out", tmp_path / "out", "--count", "0"),
+        ("calibrate", tmp_path / "absent", "--out", tmp_path / "x.nii.gz"),
+        ("export", tmp_path / "absent", "--out", tmp_path / "x.nii.gz"),
+        ("reference", tmp_path / "absent", "--out", tmp_path / "x.json"),
+        ("prepare", tmp_path / "absent", "--out", tmp_path / "store"),
+        ("phantom", tmp_path / "heads", "--count", "0"),
+    ]
+    for case in cases:
+        err = _fails(capsys, *case)
+        assert any(word in err for word in ("absent", "empty", "--count")), err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"], "nothing was written"
+
+
+@pytest.mark.parametrize("command", ["phantom", "prepare", "generate"])
+def test_dry_run_writes_nothing(command, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    hu = np.full((12, 32, 32), -1000, np.int16)
+    hu[1:, 8:24, 8:24] = 40
+    write_nifti(Volume.regular(hu, (5.0, 8.0, 8.0)), tmp_path / "in" / "head.nii.gz")
+    arguments = {
+        "phantom": ["phantom", tmp_path / "out", "--count", "2"],
+        "prepare": ["prepare", tmp_path / "in", "--out", tmp_path / "out", "--workers", "1"],
+        "generate": ["generate", "--out", tmp_path / "out"],
+    }[command]
+    assert _main(*arguments, "--dry-run") == 0
+    assert "would" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+# From data to volumes, and Ctrl-C on the way -----------------------------------------------------------------------
+
+
+def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys, monkeypatch):
+    """A real process is stopped in mid-training, the same command here ends it; generating is stopped and ended too."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-every", "10"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slicewise", *map(str, command)], env=ENV, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (run / "state" / "state.safetensors").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline, "training did not start"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "stopped; the same command goes on" in err and "Traceback" not in err
+    step = load_tensors(run / "state" / "state.safetensors")[1]["step"]
+    assert 10 <= step < 4000
+    assert _main("train", toy_store.path, "--out", run, *TINY, "--steps", str(step + 2)) == 0
+    assert load_tensors(run / "weights.safetensors")[1]["step"] == step + 2
+    assert read_table(run / "config.toml", "train")["steps"] == step + 2
+    capsys.readouterr()
+
+    from slicewise import generate as generation
+
+    flags = ["--count", "3", "--batch", "1", "--chain.steps", "2", "--chain.slices", "2", "--calibrate", "off"]
+    flags += ["--no-report", "--core", "float32", "--device", "cpu"]
+    command = ["generate", "--out", out, "--checkpoint", run, *flags]
+    write = generation._write
+
+    def stop(to, number, *rest):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        write(to, number, *rest)
+
+    monkeypatch.setattr(generation, "_write", stop)
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
+    assert _main(*command) == 130
+    signal.signal(signal.SIGINT, held)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert [p.name for p in (out / "dicom").iterdir()] == ["volume-0000"]
+    monkeypatch.undo()
+    assert _main(*command) == 0
+    assert sorted(p.name for p in (out / "dicom").iterdir()) == [f"volume-{i:04d}" for i in range(3)]
+    assert not [p for p in out.rglob(".*")], "no half-written files are left"
+    assert "DICOM series" in capsys.readouterr().out
+    assert json.loads((out / "generate.json").read_text())["volumes"] == 3
+    assert _main("info", run) == 0
+    assert "unet with" in capsys.readouterr().out
+    assert _main("info", out / "dicom" / "volume-0000") == 0
+    assert "2 x 16 x 16 voxels" in capsys.readouterr().out

@@ -1,0 +1,403 @@
+"""Training the denoiser: it learns, goes on bit for bit, and comes to one result however it is split or stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slicewise.checkpoint import load_denoiser, load_model
+from slicewise.data.store import Store
+from slicewise.diffusion.loss import WindowTask, weighted_errors
+from slicewise.diffusion.precondition import c_skip
+from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.errors import UserError
+from slicewise.hu import HUScale
+from slicewise.io.tensors import load_tensors
+from slicewise.networks.ncsnpp import NCSNppConfig
+from slicewise.networks.unet import UNet, UNetConfig
+from slicewise.training.denoiser import Batches, DenoiserTraining, learning_rate, train_denoiser, training_windows
+from slicewise.training.ema import EMA
+from slicewise.training.engine import Process, StatsLog, core_dtype
+
+TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, fold=1)
+TOY = DenoiserTraining(
+    unet=TINY, steps=12, batch=4, lr=3e-3, warmup=2, save_every=0, validate_every=0, core="float32", device="cpu",
+    validation_windows=4,
+)  # fmt: skip
+TOY_SIGMA = SigmaDistribution(mean=-1.0, std=1.0)
+
+
+def _losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def _state(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "state" / "state.safetensors")
+
+
+def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def trained(toy_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 80 steps with validation at its end."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    settings = replace(TOY, steps=80, batch=8, lr=1e-2, ema=0.9, validate_every=80, sigma=TOY_SIGMA)
+    train_denoiser(toy_store, out, settings)
+    return out
+
+
+def test_the_loss_falls_and_the_run_folder_is_whole(trained, toy_store):
+    """On batches that training has not seen; at these noise levels a network that says nothing has a loss near one."""
+    batches = Batches(training_windows(toy_store, "train", 3), replace(TOY, sigma=TOY_SIGMA), range(64))
+    denoiser, batch = load_denoiser(trained), batches.make(1000)
+    noisy = batch["clean"] + batch["sigma"].float()[:, :, None, None] * batch["noise"]
+    loss = []
+    for network in (UNet(TINY).eval(), denoiser.network):
+        with torch.no_grad():
+            d = replace(denoiser, network=network)(noisy, batch["sigma"], batch["position"])
+        errors = weighted_errors(d, batch["clean"], batch["sigma"], denoiser.recipe.sigma_data)
+        loss.append(float(errors[batch["wanted"]].mean()))
+    assert 0.6 < loss[0] < 1.4 and loss[1] < 0.85 * loss[0], loss
+    assert len(_losses(trained)) == 4
+    for name in ("config.toml", "env.json", "stats.jsonl", "weights.safetensors", "weights.json"):
+        assert (trained / name).is_file(), name
+    assert not list(trained.rglob("*.tmp"))
+
+
+def test_the_checkpoint_says_all_that_is_needed_and_denoises(trained, toy_store):
+    denoiser = load_denoiser(trained)
+    recipe = denoiser.recipe
+    assert (recipe.slices, recipe.size, recipe.spacing_mm, recipe.max_slices) == (3, 16, (5.0, 12.0, 12.0), 8)
+    assert denoiser.meta["step"] == 80 and denoiser.meta["data"] == toy_store.fingerprint
+    hu, position = training_windows(toy_store, "val", 3).read(4)
+    clean = torch.from_numpy(recipe.scale.encode(hu))[None].double()
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(clean.shape))
+    x, sigma = clean + 0.5 * noise, torch.full((1, 3), 0.5, dtype=torch.float64)
+    with torch.no_grad():
+        d = denoiser(x, sigma, torch.tensor([position]))
+    untrained = c_skip(torch.tensor(0.5), recipe.sigma_data) * x
+    assert float((d - clean)[:, 2].square().mean()) < 0.9 * float((untrained - clean)[:, 2].square().mean())
+
+
+def test_validation_gives_errors_in_hu_by_noise_level(trained):
+    lines = [json.loads(line) for line in (trained / "stats.jsonl").read_text().splitlines()]
+    rows = next(line["validation"] for line in lines if "validation" in line)
+    assert [row["sigma"] for row in rows][:2] == [0.003, 0.01]
+    heads = [row["head_rmse_hu"] for row in rows]
+    assert 0 < heads[0] < 20 and heads[0] < heads[4] < heads[-1] < 3000
+    assert rows[0]["brain_rmse_hu"] > 0 and abs(rows[0]["brain_bias_hu"]) <= rows[0]["brain_rmse_hu"]
+
+
+@pytest.mark.parametrize("variant", ["per slice", "joint", "ncsnpp"])
+def test_a_stopped_run_goes_on_bit_for_bit(variant, toy_store, tmp_path):
+    settings = replace(TOY, steps=6)
+    if variant == "joint":
+        settings = replace(settings, task=WindowTask(joint=True), position=False, balance=False, slices=2, flip=True)
+    if variant == "ncsnpp":
+        small = NCSNppConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(8,))
+        settings = replace(settings, network="ncsnpp", ncsnpp=small, steps=4)
+    train_denoiser(toy_store, tmp_path / "whole", settings)
+    _stop_after(toy_store, tmp_path / "parts", settings, settings.steps // 2)
+    assert load_tensors(tmp_path / "parts/state/state.safetensors")[1]["step"] == settings.steps // 2
+    train_denoiser(toy_store, tmp_path / "parts", settings)
+    assert _same(_state(tmp_path / "whole"), _state(tmp_path / "parts"))
+    assert _same(*(load_file(tmp_path / p / "weights.safetensors") for p in ("whole", "parts")))
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
+
+
+def _stop_after(store: Store, out: Path, settings: DenoiserTraining, step: int) -> None:
+    """Train until Ctrl-C comes while the batch of `step` - 1 is made... by a signal to this process from its loop."""
+    made = Batches.make
+
+    def make(self, at):
+        if at == step:  # made while step - 1 is trained on
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(0.05)
+        return made(self, at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "make", make)
+        with pytest.raises(KeyboardInterrupt):
+            train_denoiser(store, out, settings)
+
+
+def test_a_finished_run_is_left_as_it_is(toy_store, tmp_path):
+    train_denoiser(toy_store, tmp_path, TOY)
+    before = (tmp_path / "weights.safetensors").stat().st_mtime_ns
+    train_denoiser(toy_store, tmp_path, TOY)
+    assert (tmp_path / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_checkpoint(toy_store, tmp_path, monkeypatch):
+    made = Batches.make
+
+    def spoilt(self, at):
+        batch = made(self, at)
+        if at == 3:
+            batch["clean"][0, 0, 0, 0] = float("nan")
+        return batch
+
+    monkeypatch.setattr(Batches, "make", spoilt)
+    with pytest.raises(UserError, match="not finite at step 3") as caught:
+        train_denoiser(toy_store, tmp_path, replace(TOY, save_every=2))
+    assert "\n" not in str(caught.value)
+    tensors, meta = load_tensors(tmp_path / "state" / "state.safetensors")
+    assert meta["step"] == 2 and all(t.isfinite().all() for t in tensors.values())
+    monkeypatch.undo()
+    train_denoiser(toy_store, tmp_path, TOY)  # and goes on
+
+
+def test_weights_that_are_not_finite_are_never_saved(toy_store, tmp_path, monkeypatch):
+    update = EMA.update
+
+    def spoil(self, parameters, step):
+        parameters = list(parameters)
+        if step == 3:
+            with torch.no_grad():
+                parameters[0][0] = float("inf")
+        update(self, parameters, step)
+
+    monkeypatch.setattr(EMA, "update", spoil)
+    with pytest.raises(UserError, match="not finite"):
+        train_denoiser(toy_store, tmp_path, replace(TOY, save_every=2, clip=1e30))
+    assert load_tensors(tmp_path / "state" / "state.safetensors")[1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"unet": replace(TINY, channels=(8, 24))}, "size"),
+        ({"unet": replace(TINY, blocks=(1, 2))}, "another network"),
+        ({"scale": HUScale()}, "HU scale"),
+        ({"task": WindowTask(joint=True)}, "joint"),
+        ({"slices": 2}, "slices"),
+        ({"position": False}, "position"),
+    ],
+)
+def test_going_on_with_what_the_run_is_not_is_refused_and_changes_nothing(change, what, toy_store, trained, tmp_path):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    with pytest.raises(UserError, match=what) as caught:
+        train_denoiser(toy_store, out, replace(TOY, steps=90, **change))
+    assert "\n" not in str(caught.value)
+    assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"slices": 1}, "--slices 1"),
+        ({"batch": 0}, "--batch 0"),
+        ({"steps": 0}, "--steps 0"),
+        ({"unet": replace(TINY, channels=(8, 8, 8, 8), blocks=(1,) * 4, attention=(False,) * 4, fold=4)}, "16 pixels"),
+        ({"unet": replace(TINY, blocks=(1, 1, 1))}, "one a level"),
+        ({"device": "cuda"}, "--device cuda"),
+    ],
+)
+def test_settings_that_cannot_work_are_said_before_anything_is_written(change, what, toy_store, tmp_path):
+    if change.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UserError, match=what) as caught:
+        train_denoiser(toy_store, tmp_path / "run", replace(TOY, **change))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_starts_from_the_given_weights_and_keeps_their_recipe(toy_store, trained, tmp_path):
+    settings = replace(TOY, steps=2, lr=0.0, ema=0.0)
+    train_denoiser(toy_store, tmp_path / "tuned", settings, init=trained)
+    theirs, ours = load_file(trained / "weights.safetensors"), load_file(tmp_path / "tuned" / "weights.safetensors")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name])
+    assert load_denoiser(tmp_path / "tuned").recipe.sigma_data == load_denoiser(trained).recipe.sigma_data
+    with pytest.raises(UserError, match="HU scale"):
+        train_denoiser(toy_store, tmp_path / "other", replace(settings, scale=HUScale()), init=trained)
+    with pytest.raises(UserError, match="network"):
+        other = replace(settings, unet=replace(TINY, channels=(8, 24)))
+        train_denoiser(toy_store, tmp_path / "other", other, init=trained)
+    assert not (tmp_path / "other").exists()
+
+
+def test_learning_rate_warms_up_holds_and_falls():
+    s = replace(TOY, steps=1000, warmup=100, decay=0.3, lr=1.0)
+    assert learning_rate(0, s) == pytest.approx(0.01) and learning_rate(49, s) == pytest.approx(0.5)
+    assert learning_rate(99, s) == learning_rate(500, s) == learning_rate(700, s) == 1.0
+    assert learning_rate(850, s) == pytest.approx(0.5) and learning_rate(999, s) == pytest.approx(1 / 300)
+    assert learning_rate(999, replace(s, decay=0.0)) == 1.0
+
+
+def test_batches_split_over_processes_are_the_whole_batch(toy_store):
+    windows = training_windows(toy_store, "train", 3)
+    whole = Batches(windows, TOY, range(4)).make(7)
+    parts = [Batches(windows, TOY, Process(r, 3, torch.device("cpu")).share(4)).make(7) for r in range(3)]
+    for name, value in whole.items():
+        assert torch.equal(torch.cat([p[name] for p in parts]), value)
+    assert not torch.equal(whole["noise"], Batches(windows, TOY, range(4)).make(8)["noise"])
+    assert whole["sigma"].dtype == torch.float64 and whole["clean"].dtype == torch.float32
+
+
+def test_clean_data_are_spread_over_their_hu_bin(toy_store):
+    batch = Batches(training_windows(toy_store, "train", 3), TOY, range(30)).make(0)
+    hu = TOY.scale.decode(batch["clean"].numpy())
+    inside = hu[(hu > -1023) & (hu < 3070)]
+    offset = inside - np.rint(inside)
+    assert np.abs(offset).max() <= 0.5 and offset.std() == pytest.approx(1 / np.sqrt(12), rel=0.03)
+
+
+def test_ema_is_the_recursion_and_swaps_back():
+    p = [torch.tensor([1.0])]
+    ema, expected = EMA(p, 0.9), 1.0
+    for step in range(200):
+        p[0][0] = float(step)
+        ema.update(p, step)
+        d = min(0.9, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * step
+    assert float(ema.averages[0]) == pytest.approx(expected, rel=1e-5)
+    ema.swap(p)
+    assert float(p[0]) == pytest.approx(expected, rel=1e-5) and float(ema.averages[0]) == 199
+    ema.swap(p)
+    assert float(p[0]) == 199
+
+
+def test_stats_log_drops_what_a_crash_left_behind(tmp_path):
+    path = tmp_path / "stats.jsonl"
+    path.write_text('{"step": 20, "loss": 1}\n{"step": 40, "loss": 2}\n{"step": 60, "lo')
+    StatsLog(path, 20).write(step=40, loss=3)
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_core_dtype_can_be_chosen():
+    cpu = torch.device("cpu")
+    assert core_dtype(cpu, "float32") == torch.float32 and core_dtype(cpu, "bfloat16") == torch.bfloat16
+    assert core_dtype(cpu) in (torch.float32, torch.bfloat16)
+
+
+# Checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def _copy(trained: Path, to: Path) -> Path:
+    to.mkdir(exist_ok=True)
+    for name in ("weights.safetensors", "weights.json"):
+        (to / name).write_bytes((trained / name).read_bytes())
+    return to / "weights.safetensors"
+
+
+def _rewrite(path: Path, **changes) -> None:
+    """The same tensors under other metadata."""
+    tensors, meta = load_tensors(path)
+    save_file(tensors, path, metadata={"slicewise": json.dumps({**meta, **changes})})
+    path.with_suffix(".json").unlink()
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _cut_in_header(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _alter(path):
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 0x40
+    path.write_bytes(bytes(data))
+
+
+def _other_kind(path):
+    _rewrite(path, kind="icnet")
+
+
+def _other_size(path):
+    meta = load_tensors(path)[1]
+    _rewrite(path, network={**meta["network"], "channels": [8, 24]})
+
+
+@pytest.mark.parametrize(
+    "damage, what",
+    [
+        (_cut, "cut or damaged"),
+        (_cut_in_header, "cut or damaged"),
+        (_alter, "SHA-256"),
+        (lambda p: p.write_bytes(b""), "cut or damaged"),
+        (lambda p: p.unlink(), "no such checkpoint"),
+        (lambda p: p.with_suffix(".json").write_text("{"), "weights.json"),
+        (lambda p: _rewrite(p, format=99), "format 99"),
+        (_other_kind, "kind icnet"),
+        (lambda p: _rewrite(p, kind="gan"), "gan"),
+        (_other_size, "do not fit"),
+        (lambda p: _rewrite(p, network={"slices": 3, "depth": 5}), "do not fit"),
+        (lambda p: save_file({"a": torch.zeros(1)}, p), "not a slicewise checkpoint"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line_that_names_it(damage, what, trained, tmp_path):
+    path = _copy(trained, tmp_path / "copy")
+    damage(path)
+    with pytest.raises(UserError, match=what) as caught:
+        load_denoiser(path)
+    assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_needs_no_sidecar_and_a_training_state_is_none(trained, tmp_path):
+    path = _copy(trained, tmp_path / "copy")
+    path.with_suffix(".json").unlink()
+    assert load_model(path)[1]["step"] == 80
+    with pytest.raises(UserError, match="format None"):
+        load_model(trained / "state" / "state.safetensors")
+
+
+# Many processes ----------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from dataclasses import replace
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from test_training import TOY
+from slicewise.data.store import open_store
+from slicewise.training.denoiser import train_denoiser
+if __name__ == "__main__":
+    settings = replace(TOY, steps=40, ema=0.9, parallel={parallel!r}, validate_every=40, save_every=20)
+    train_denoiser(open_store({store!r}), Path({out!r}), settings)
+"""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(parallel, toy_store, tmp_path):
+    """The same global batch over two gloo processes gives the same losses, weights and validation."""
+    pytest.importorskip("torch.distributed")
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = replace(TOY, steps=40, ema=0.9, validate_every=40, save_every=20)
+    train_denoiser(toy_store, one, settings)
+    script = tmp_path / "run.py"
+    script.write_text(
+        SCRIPT.format(tests=str(Path(__file__).parent), parallel=parallel, store=str(toy_store.path), out=str(two))
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+        capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    np.testing.assert_allclose(_losses(two), _losses(one), rtol=1e-4)
+    a, b = _state(one), _state(two)
+    assert a.keys() == b.keys()
+    for name in a:
+        if name.startswith(("model.", "ema.")):
+            torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=2e-4)
+    # One process goes on with what two have begun.
+    train_denoiser(toy_store, two, replace(settings, steps=41))
+    assert load_model(two)[1]["step"] == 41
