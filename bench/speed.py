@@ -242,6 +242,8 @@ def part_diffusers(preset: str, effort: Effort, batch: int) -> dict[str, Any]:
     class Score(torch.nn.Module):
         """What the pipeline expects of a network: unet(sample, sigma (B,)).sample is the score."""
 
+        device, dtype = torch.device("cpu"), torch.float32
+
         def __init__(self) -> None:
             super().__init__()
             self.network = denoiser.network
