@@ -220,7 +220,8 @@ def test_ctrl_c_saves_and_ends_and_the_run_goes_on(store, tmp_path, monkeypatch)
         return draw_batch(*args)
 
     monkeypatch.setattr(training, "draw_batch", interrupted)
-    train_icnet(store, tmp_path / "parts", SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        train_icnet(store, tmp_path / "parts", SMALL)
     assert load_model(tmp_path / "parts")[1]["step"] == 3, "the step in hand is finished, then all is saved"
     whole, parts = (load_tensors(train_icnet(store, tmp_path / name, SMALL))[0] for name in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)

@@ -234,7 +234,6 @@ def train_icnet(argv: list[str]) -> None:
     import tyro
 
     from slicewise.data.store import open_store
-    from slicewise.settings import write_settings
     from slicewise.training import icnet as training
 
     @dataclass(frozen=True)
@@ -252,7 +251,6 @@ def train_icnet(argv: list[str]) -> None:
         settings: Annotated[training.ICNetTraining, tyro.conf.arg(name="")]
 
     a = parse("train-icnet", TrainICNet, argv, settings=training.ICNetTraining())
-    write_settings(a.out / "config.toml", "train-icnet", a.settings)
     print(f"checkpoint: {training.train_icnet(open_store(a.data), a.out, a.settings)}")
 
 

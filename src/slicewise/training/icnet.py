@@ -28,6 +28,7 @@ from slicewise.errors import UserError, output_errors
 from slicewise.hu import ICNET, to_unit
 from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
 from slicewise.networks.icnet import ICNet, ICNetConfig
+from slicewise.settings import write_settings
 from slicewise.training.engine import StatsLog, StopRequest, environment, processes
 
 RECIPES = ("offset", "paper")
@@ -177,9 +178,9 @@ def train_icnet(
 ) -> Path:
     """Train IC-Net on a prepared store and return its checkpoint, out/weights.safetensors.
 
-    The folder `out` holds stats.jsonl (one JSON object a line: step, loss_hu, val_hu, lr, images_per_s), env.json and
-    state/training.safetensors; a run that was stopped (Ctrl-C saves first) goes on from there bit for bit. `stop_after`
-    ends this call after that step as Ctrl-C would, for jobs with a time limit.
+    The folder `out` holds config.toml, stats.jsonl (one JSON object a line: step, loss_hu, val_hu, lr, images_per_s),
+    env.json and state/training.safetensors; a run that was stopped goes on from there bit for bit. `stop_after` ends
+    this call after that step, for jobs with a time limit. Ctrl-C saves and raises KeyboardInterrupt.
 
     Raises `UserError` for a store without training or validation volumes, a folder that holds a run with other settings
     or data, and for a loss that is no number (the last good checkpoint stays).
@@ -197,6 +198,7 @@ def train_icnet(
         write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
     with processes(settings.device) as process:
         run = _Run.start_or_resume(store, out, settings, process.device)
+        write_settings(out / "config.toml", "train-icnet", settings)
         _train(run, records, min(settings.steps, stop_after or settings.steps))
     return out / WEIGHTS
 
@@ -297,6 +299,8 @@ def _train(run: _Run, records: tuple[Record, ...], last_step: int) -> None:
             progress.update(task, completed=run.step)
     if run.step > run.saved_step:
         run.save()
+    if stop.requested and run.step < settings.steps:
+        raise KeyboardInterrupt
     if run.step < settings.steps:
         progress.console.print(
             f"Stopped after step {run.step} of {settings.steps}; the same command goes on from there."
