@@ -253,7 +253,10 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
     size = windows.records[0].shape[1]
     config = network_config(settings, size)
     torch.manual_seed(settings.seed)
-    network = build_network(settings.network, config).to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(settings.network, config).to(process.device)
+    sharded = settings.parallel == "fsdp" and process.world > 1
+    if not sharded:  # FSDP takes contiguous parameters only
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = Recipe(
         slices=settings.slices,
         joint=settings.task.joint,
@@ -275,7 +278,7 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
         recipe = _start_from(network, config, recipe, init)
     core = core_dtype(process.device, settings.core)
     objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
-    if settings.parallel == "fsdp" and process.world > 1:
+    if sharded:
         from torch.distributed.fsdp import fully_shard
 
         fully_shard(objective.network)  # a unit of its own, so that validation can call it alone
