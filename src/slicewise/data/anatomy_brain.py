@@ -261,7 +261,7 @@ def _nuclei(c: Canvas, p: Person) -> None:
     g, v = p.grey - 0.6, p.ventricle
     for s in SIDES:
         j = rng.normal(0, 0.7, 6).tolist()
-        fan = [(s * 17, -25, 8), (s * 17.5, -4, 6), (s * 23, 14, 8)]
+        fan: list[Point] = [(s * 17, -25, 8), (s * 17.5, -4, 6), (s * 23, 14, 8)]
         c.shape(
             (s * 22 - 14, -34, -12),
             (s * 22 + 14, 28, 26),

@@ -267,13 +267,13 @@ def paint_air(c: Canvas, p: Person) -> None:
         septa = np.minimum(np.abs(c.noise(7.0, box)), np.abs(c.noise(8.0, box))) * 4.5 - 0.6
         c.paint(box, np.maximum(septa, d), 300, "facial bone")
     for s in SIDES:  # turbinates
-        for height, y0, r in ((-47.0, -64.0, 3.0), (-61.0, -78.0, 3.6)):
+        for height, y0, girth in ((-47.0, -64.0, 3.0), (-61.0, -78.0, 3.6)):
             q: list[Point] = [(s * 6.5 + bent * 0.4, y0, height), (s * 7.5, -34, height)]
-            r *= float(rng.uniform(0.8, 1.25))
+            thick = girth * float(rng.uniform(0.8, 1.25))
             c.shape(
                 (s * 7 - 6, y0 - 5, height - 9),
                 (s * 7 + 6, -30, height + 9),
-                tube(q, [r, r], (1, 1, 2.2)),
+                tube(q, [thick, thick], (1, 1, 2.2)),
                 42,
                 "mucosa",
             )
