@@ -37,11 +37,15 @@ class Windows:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self.records) else 0
 
+    def start(self, volume: int) -> int:
+        """Index of the window at which the chain of volume number `volume` starts: its last slice is the vertex."""
+        return int(self._ends[volume - 1]) if volume else 0
+
     def read(self, index: int) -> tuple[np.ndarray, float]:
         """Window `index`: int16 HU (K, Y, X), and the position of its last slice in mm below the vertex."""
         volume = int(np.searchsorted(self._ends, index, side="right"))
         record = self.records[volume]
-        last = index - (int(self._ends[volume - 1]) if volume else 0)
+        last = index - self.start(volume)
         hu = self.store.hu(record)
         window = np.full((self.slices, *record.shape[1:]), HU_MIN, np.int16)
         for k in range(self.slices):

@@ -24,6 +24,10 @@ class UNetConfig:
     blocks : residual blocks at each level, on the way down; the way up has as many.
     attention : self-attention after the blocks at each level.
     fold : side of the pixel square that is folded into channels at the input (1 = none).
+    coordinates : give the stem x, y and r^2 of every pixel: the first slice of a head has no neighbour to show where it
+        lies, and a convolution alone learns places only slowly, from its padding.
+    copy : add to each output slice a linear mix of the input slices, its weights a function of the noise levels: what
+        neighbouring slices share passes to the digit, and the network is left with what differs.
     condition : number of scalar conditions (slice position, spacing); 0 in the paper's presets.
     embedding : width of the embedding of noise levels and conditions.
     """
@@ -33,6 +37,8 @@ class UNetConfig:
     blocks: tuple[int, ...] = (1, 1, 2, 2)
     attention: tuple[bool, ...] = (False, False, False, True)
     fold: int = 2
+    coordinates: bool = True
+    copy: bool = True
     condition: int = 1
     embedding: int = 128
 
@@ -116,7 +122,11 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(2 * self.FEATURES * (config.slices + config.condition), e), nn.SiLU(), nn.Linear(e, e), nn.SiLU()
         )
-        self.stem = nn.Conv2d(config.slices * pixels, c[0], 3, padding=1)
+        self.stem = nn.Conv2d(config.slices * pixels + 3 * config.coordinates, c[0], 3, padding=1)
+        self.mix = nn.Linear(e, config.slices**2) if config.copy else None
+        if self.mix is not None:
+            nn.init.zeros_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width = c[0]
         skips = []
@@ -146,6 +156,8 @@ class UNet(nn.Module):
         features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)
         embedding = self.embed(features)
         h = F.pixel_unshuffle(x, self.config.fold).contiguous(memory_format=torch.channels_last)
+        if self.config.coordinates:
+            h = torch.cat([h, _coordinates(h)], dim=1)
         h = self.stem(h)
         skips = []
         for level, blocks in enumerate(self.down):
@@ -162,4 +174,15 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         h = F.silu(channel_norm(h, self.gain))
         with torch.autocast(x.device.type, enabled=False):
-            return F.pixel_shuffle(self.head(h.float()), self.config.fold)
+            out = F.pixel_shuffle(self.head(h.float()), self.config.fold)
+            if self.mix is None:
+                return out
+            weights = self.mix(embedding.float()).unflatten(1, (self.config.slices, self.config.slices))
+            return torch.baddbmm(out.flatten(2), weights, x.float().flatten(2)).view_as(out)
+
+
+def _coordinates(h: torch.Tensor) -> torch.Tensor:
+    """x, y and x^2 + y^2 in [-1, 1] of every pixel of h (B, C, H, W): (B, 3, H, W) in its dtype."""
+    y = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None].expand(h.shape[2:])
+    x = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype).expand(h.shape[2:])
+    return torch.stack([x, y, x**2 + y**2]).expand(h.shape[0], -1, -1, -1)

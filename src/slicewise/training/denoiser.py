@@ -62,6 +62,7 @@ class DenoiserTraining:
     sigma : distribution of noise levels.
     scale : window and companding of the HU scale.
     position : tell the network each window's position below the vertex.
+    starts : share of windows, beside their own, at which a chain starts from air: one slice in thirty decides the rest.
     flip : mirror windows left to right at random (the paper augments nothing).
     steps : optimiser steps.
     batch : windows a step, over all processes together.
@@ -88,6 +89,7 @@ class DenoiserTraining:
     sigma: SigmaDistribution = field(default_factory=SigmaDistribution)
     scale: HUScale = field(default_factory=lambda: HUScale(companding="half"))
     position: bool = True
+    starts: float = 0.08
     flip: bool = False
     steps: int = 6000
     batch: int = 16
@@ -151,7 +153,10 @@ class Batches:
         rows: list[tuple[np.ndarray, ...]] = []
         for sample in self.share:
             rng = generator(s.seed, sample, step, 0, TRAIN_ORDER)
-            hu, position = self.windows.read(int(rng.integers(0, len(self.windows))))
+            index = int(rng.integers(0, len(self.windows)))
+            if rng.random() < s.starts:
+                index = self.windows.start(int(rng.integers(0, len(self.windows.records))))
+            hu, position = self.windows.read(index)
             if s.flip and rng.random() < 0.5:
                 hu = hu[:, :, ::-1]
             sigma, wanted = s.task.draw(rng, s.slices, s.sigma)
