@@ -319,6 +319,8 @@ def _generate(
     from slicewise import generate as generation
     from slicewise.settings import write_settings
 
+    if report and not reference.is_file():
+        raise UserError(f"--reference {reference}: no such file; make one with slicewise reference, or add --no-report")
     if dry_run:
         print(f"would generate {settings.count} volumes with {checkpoint} into {out}")
         return
@@ -346,33 +348,10 @@ def _generate(
     if settings.nifti:
         print(f"NIfTI         {out / 'nifti'}")
     if report:
-        _report(out, settings.count, reference, run)
+        from slicewise.report import write_run_report
 
-
-def _report(out: Path, count: int, reference: Path, run: dict[str, Any]) -> None:
-    """Montage, slice sheet and HTML report of a run; one volume in memory at a time but for the pictured ones."""
-    from slicewise.generate import results
-    from slicewise.metrics.reference import ReferenceStats
-    from slicewise.montage import save_montage, slice_sheet
-    from slicewise.report import write_report
-
-    known = ReferenceStats.from_json(reference.read_text()) if reference.is_file() else None
-    pictured: list[Any] = []
-
-    def volumes() -> Any:
-        for name, raw, final in results(out, count):
-            if len(pictured) < 4:
-                pictured.append((name, final))
-            yield name, raw, final
-
-    facts = {"model": run["model"], "seed": run["settings"]["seed"], "nfe": run["nfe_per_slice"]}
-    if "seconds_per_volume" in run:
-        facts["seconds"] = run["seconds_per_volume"] * count
-    write_report(out / "report.html", volumes(), known, {**facts, **run})
-    save_montage([v for _, v in pictured], out / "montage.png", [name for name, _ in pictured])
-    slice_sheet(pictured[0][1], out / "slices.png", title=pictured[0][0])
-    for label, name in (("Report", "report.html"), ("Three planes", "montage.png"), ("All slices", "slices.png")):
-        print(f"{label:13} {out / name}")
+        for path in write_run_report(out, generation.results(out, settings.count), reference, run):
+            print(f"{'Report' if path.suffix == '.html' else 'Picture':13} {path}")
 
 
 def calibrate(argv: list[str]) -> None:
