@@ -12,14 +12,14 @@ PACKAGE = "slicewise"
 # before it.
 LAYERS = (
     ("slicewise.errors", "slicewise.hu", "slicewise.volume"),
-    ("slicewise.io", "slicewise.montage"),  # files and pictures of volumes
+    ("slicewise.io",),
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
-    ("slicewise.checkpoint",),
+    ("slicewise.checkpoint", "slicewise.montage"),
     ("slicewise.ascii", "slicewise.calibrate"),
     ("slicewise.training",),
     ("slicewise.generate",),
-    ("slicewise.report", "slicewise.info", "slicewise.evaluate", "slicewise.release"),
+    ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release"),
     ("slicewise.cli", "slicewise.presets"),
     ("slicewise.__main__",),
 )
@@ -28,7 +28,7 @@ NUMERICS = ("slicewise.hu", "slicewise.diffusion", "slicewise.networks")
 # What the command line and notebooks load to read, write and look at data: no torch (2.6 s) at module level.
 LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
-    "slicewise.calibrate", "slicewise.report", "slicewise.montage", "slicewise.data", "slicewise.io",
+    "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data", "slicewise.io",
     "slicewise.metrics", "slicewise.release",
 )  # fmt: skip
 TORCH_IO = ("slicewise.io.tensors", "slicewise.metrics.features")  # tensors are what they are about

@@ -360,7 +360,7 @@ def calibrate(argv: list[str]) -> None:
     from slicewise.calibrate import calibrate_volume, match_volume
     from slicewise.checkpoint import load_icnet
     from slicewise.io.archive import read_volume
-    from slicewise.io.write import write_volume
+    from slicewise.export import write_volume
     from slicewise.release import ICNET
 
     @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def export(argv: list[str]) -> None:
 
     from slicewise.data.resample import Grid, resample_volume
     from slicewise.io.archive import read_volume
-    from slicewise.io.write import write_volume
+    from slicewise.export import write_volume
 
     @dataclass(frozen=True)
     class Export:
