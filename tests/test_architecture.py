@@ -28,8 +28,8 @@ NUMERICS = ("slicewise.hu", "slicewise.diffusion", "slicewise.networks")
 # What the command line and notebooks load to read, write and look at data: no torch (2.6 s) at module level.
 LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
-    "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data", "slicewise.io",
-    "slicewise.metrics", "slicewise.release",
+    "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data",
+    "slicewise.io", "slicewise.metrics", "slicewise.release",
 )  # fmt: skip
 TORCH_IO = ("slicewise.io.tensors", "slicewise.metrics.features")  # tensors are what they are about
 

@@ -359,8 +359,8 @@ def calibrate(argv: list[str]) -> None:
 
     from slicewise.calibrate import calibrate_volume, match_volume
     from slicewise.checkpoint import load_icnet
-    from slicewise.io.archive import read_volume
     from slicewise.export import write_volume
+    from slicewise.io.archive import read_volume
     from slicewise.release import ICNET
 
     @dataclass(frozen=True)
@@ -399,8 +399,8 @@ def export(argv: list[str]) -> None:
     import tyro
 
     from slicewise.data.resample import Grid, resample_volume
-    from slicewise.io.archive import read_volume
     from slicewise.export import write_volume
+    from slicewise.io.archive import read_volume
 
     @dataclass(frozen=True)
     class Export:
