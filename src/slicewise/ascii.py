@@ -144,8 +144,10 @@ def trim(hu: np.ndarray, begun: bool = False) -> np.ndarray:
     """The head in generated slices (Z, Y, X), in the order of generation: from the first that is not air (the very
     first where the head had `begun` with a real slice) to the last before the next slice of air."""
     air = is_air(hu)
+    if air.all() and not begun:
+        return hu
     first = 0 if begun else int(np.argmin(air))
-    ends = np.flatnonzero(air[first:]) if begun or not air.all() else []
+    ends = np.flatnonzero(air[first:])
     return hu[first : first + int(ends[0])] if len(ends) else hu[first:]
 
 

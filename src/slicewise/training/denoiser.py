@@ -452,10 +452,10 @@ def _recipe_of_run(state: Path, meta: dict[str, Any], recipe: Recipe, settings: 
 
 def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
     """(name, ours, theirs) of what weights cannot be carried across."""
-    spacings = (tuple(round(mm, 2) for mm in r.spacing_mm) for r in (recipe, theirs))
+    ours_mm, theirs_mm = (tuple(round(mm, 2) for mm in r.spacing_mm) for r in (recipe, theirs))
     return [
         ("size", recipe.size, theirs.size),
-        ("spacing", *spacings),
+        ("spacing", ours_mm, theirs_mm),
         ("HU scale", recipe.scale, theirs.scale),
         ("joint", recipe.joint, theirs.joint),
     ]
