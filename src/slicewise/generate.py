@@ -22,7 +22,7 @@ from slicewise.errors import UserError, output_errors
 from slicewise.io.archive import read_volume
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
-from slicewise.io.nifti import read_nifti, write_nifti
+from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import sha256
 from slicewise.training.engine import Process, core_dtype, processes
 from slicewise.volume import Volume
@@ -90,7 +90,7 @@ def generate(
 ) -> dict[str, Any]:
     """Generate `settings.count` volumes into `out`; volumes that are there already are kept.
 
-    Writes dicom/<name>/ (one series a volume), nifti/<name>.nii.gz, raw/<name>.nii.gz (before calibration, with
+    Writes dicom/<name>/ (one series a volume), nifti/<name>.nii.gz, raw/<name>.npy (int16 HU before calibration, with
     `calibrate="after"`) and generate.json (settings, checkpoint, NFE, seconds). Memory does not grow with the count:
     one batch is held at a time. Under torchrun the volumes are shared among the processes.
 
@@ -232,10 +232,13 @@ def _write(
     """DICOM last: a volume counts as made when its series is there."""
     name = volume_name(number)
     with output_errors(out):
-        for folder, volume, wanted in (("raw", raw, raw is not None), ("nifti", final, settings.nifti)):
-            if wanted and volume is not None:
-                (out / folder).mkdir(exist_ok=True)
-                write_nifti(volume, out / folder / f"{name}.nii.gz")
+        if raw is not None:
+            (out / "raw").mkdir(exist_ok=True)
+            with atomic_file(out / "raw" / f"{name}.npy") as file:
+                np.save(file, raw.hu)
+        if settings.nifti:
+            (out / "nifti").mkdir(exist_ok=True)
+            write_nifti(final, out / "nifti" / f"{name}.nii.gz")
     chosen = settings.chain
     origin = SyntheticOrigin(
         model=f"{about['model']} step {about['model_step']}",
@@ -254,8 +257,9 @@ def results(out: Path, count: int) -> Iterator[tuple[str, Volume | None, Volume]
     """(name, uncalibrated or None, final) of the volumes of a run, one in memory at a time."""
     for index in range(count):
         name = volume_name(index)
-        raw = out / "raw" / f"{name}.nii.gz"
-        yield name, read_nifti(raw) if raw.is_file() else None, read_volume(out / "dicom" / name).volume
+        raw = out / "raw" / f"{name}.npy"
+        final = read_volume(out / "dicom" / name).volume
+        yield name, final.with_hu(np.load(raw)) if raw.is_file() else None, final
 
 
 def _claim(out: Path, about: dict[str, Any]) -> None:
