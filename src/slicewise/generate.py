@@ -235,7 +235,7 @@ def _write(
         if raw is not None:
             (out / "raw").mkdir(exist_ok=True)
             with atomic_file(out / "raw" / f"{name}.npy") as file:
-                np.save(file, raw.hu)
+                np.save(file, raw.hu, allow_pickle=False)
         if settings.nifti:
             (out / "nifti").mkdir(exist_ok=True)
             write_nifti(final, out / "nifti" / f"{name}.nii.gz")
@@ -259,7 +259,7 @@ def results(out: Path, count: int) -> Iterator[tuple[str, Volume | None, Volume]
         name = volume_name(index)
         raw = out / "raw" / f"{name}.npy"
         final = read_volume(out / "dicom" / name).volume
-        yield name, final.with_hu(np.load(raw)) if raw.is_file() else None, final
+        yield name, final.with_hu(np.load(raw, allow_pickle=False)) if raw.is_file() else None, final
 
 
 def _claim(out: Path, about: dict[str, Any]) -> None:
