@@ -278,7 +278,7 @@ def draw_person(rng: np.random.Generator, pathology: float) -> Person:
         white=float(white),
         csf=float(rng.uniform(4, 9)),
         blood=float(rng.uniform(47, 58)),
-        bone=float(rng.uniform(1250, 1650)),
+        bone=float(rng.uniform(1450, 1850)),
         sinus=float(rng.uniform(0.8, 1.15)),
         tilt=float(np.clip(rng.normal(0, 4.5), -9, 9)),
         pathology=kind,
