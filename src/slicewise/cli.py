@@ -30,6 +30,8 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   export       write any volume as a DICOM series, NIfTI or picture
   info         say what a checkpoint, store, run, DICOM folder or NIfTI file holds
   reference    measure a store, for the report to compare with
+  push         send DICOM to a PACS (DICOMweb or DIMSE)
+  pull         fetch CT series from a PACS, for prepare to read
 
 Settings come from flags, then --config FILE (TOML), then --preset NAME, then defaults.
 """
@@ -198,6 +200,9 @@ def prepare(argv: list[str]) -> None:
     verb = "would prepare" if a.dry_run else "prepared"
     splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
     print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")
+    if not report.splits.get("val"):
+        print("note      no patient is in the validation split: train judges itself on what it trains on, and train-icnet")
+        print("          needs one; --split sets the shares, prepare with more patients fills them")
     if not a.dry_run:
         write_settings(a.out / "config.toml", "prepare", a.settings)
 
@@ -496,6 +501,18 @@ def reference(argv: list[str]) -> None:
     print(f"wrote {a.out}, measured on {len(records)} volumes")
 
 
+def push(argv: list[str]) -> None:
+    from slicewise import cli_pacs
+
+    cli_pacs.push(argv)
+
+
+def pull(argv: list[str]) -> None:
+    from slicewise import cli_pacs
+
+    cli_pacs.pull(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "phantom": phantom,
@@ -507,6 +524,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": export,
     "info": info,
     "reference": reference,
+    "push": push,
+    "pull": pull,
 }
 
 if __name__ == "__main__":
