@@ -1,6 +1,9 @@
 """Generating cohorts: what is written is what was made, a run goes on where it was, and nothing unfit gets in."""
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -249,3 +252,20 @@ def test_memory_does_not_grow_with_the_count(checkpoint, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] + 50_000
+
+
+def test_processes_share_the_volumes_and_more_processes_than_volumes_do_no_harm(checkpoint, tmp_path):
+    """torchrun with four processes for three volumes: the last has nothing to do; every volume is what one makes."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    command += ["-m", "slicewise", "generate", "--checkpoint", str(checkpoint), "--out", str(out), "--count", "3"]
+    command += ["--seed", "5", "--batch", "1", "--calibrate", "off", "--core", "float32", "--device", "cpu"]
+    command += ["--chain.steps", "3", "--chain.slices", "3", "--no-report"]
+    one = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert one.returncode == 0, one.stderr[-3000:]
+    alone = tmp_path / "alone"
+    generate(checkpoint, alone, replace(SETTINGS, batch=1))
+    pairs = zip(results(alone, 3), results(out, 3), strict=True)
+    assert all(np.array_equal(a[2].hu, b[2].hu) for a, b in pairs)
