@@ -16,11 +16,11 @@ LAYERS = (
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
     ("slicewise.checkpoint", "slicewise.montage"),
-    ("slicewise.ascii", "slicewise.calibrate"),
+    ("slicewise.ascii", "slicewise.calibrate", "slicewise.baselines"),
     ("slicewise.training",),
     ("slicewise.generate",),
     ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release"),
-    ("slicewise.cli", "slicewise.presets"),
+    ("slicewise.cli", "slicewise.cli_baselines", "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.

@@ -21,7 +21,9 @@ from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
 from slicewise.settings import fill, preset, presets, read_table, write_settings
 from slicewise.training.denoiser import DenoiserTraining
+from slicewise.training.gan import GANTraining
 from slicewise.training.icnet import ICNetTraining
+from slicewise.training.slice_vae import SliceVAETraining
 from slicewise.volume import Volume
 
 SETTINGS = {
@@ -29,6 +31,8 @@ SETTINGS = {
     "prepare": PrepareSettings(),
     "train": DenoiserTraining(),
     "train-icnet": ICNetTraining(),
+    "train-slice-vae": SliceVAETraining(),
+    "train-gan": GANTraining(),
     "generate": GenerateSettings(),
 }
 TINY = (

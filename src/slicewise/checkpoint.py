@@ -1,10 +1,13 @@
 """A trained network on disk: one safetensors file and one JSON that says everything needed to use it."""
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import slicewise
@@ -51,8 +54,23 @@ def weights_file(path: Path) -> Path:
     return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
 
 
-def load_model(path: Path, kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet")) -> tuple[nn.Module, dict[str, Any]]:
-    """Read a checkpoint file, or the weights of a run folder: the network in eval mode and its metadata.
+def kind_of(path: Path) -> str:
+    """The kind of network in a checkpoint file or run folder, from its header alone; empty where it cannot be read,
+    which loading then explains."""
+    try:
+        with safe_open(weights_file(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            return str(json.loads((file.metadata() or {})["slicewise"])["kind"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def load_model(
+    path: Path,
+    kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet"),
+    build: Callable[[str, dict[str, Any]], nn.Module] = build_network,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Read a checkpoint file, or the weights of a run folder: the network in eval mode and its metadata. `build` makes
+    the raw network from its kind and settings.
 
     Raises `UserError` for a file that is absent, cut, of another format, of another kind or of another size.
     """
@@ -66,7 +84,7 @@ def load_model(path: Path, kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet"))
     if meta["kind"] not in kinds:
         raise UserError(f"{path}: holds a network of kind {meta['kind']}, expected {' or '.join(kinds)}")
     try:
-        network = build_network(meta["kind"], meta["network"])
+        network = build(meta["kind"], meta["network"])
         network.load_state_dict(tensors)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]

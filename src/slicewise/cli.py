@@ -25,6 +25,8 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   prepare      DICOM and NIfTI archives to a store of training data
   train        train the denoiser on a store
   train-icnet  train IC-Net, the intensity calibration network, on a store
+  train-slice-vae  train a baseline: the slice-to-3D VAE
+  train-gan    train a baseline: StyleGAN2 or StyleGAN3, of single slices
   generate     generate volumes with a checkpoint
   calibrate    calibrate a volume's slices with IC-Net, or match their histograms
   export       write any volume as a DICOM series, NIfTI or picture
@@ -259,6 +261,18 @@ def train_icnet(argv: list[str]) -> None:
     print(f"checkpoint: {training.train_icnet(open_store(a.data), a.out, a.settings)}")
 
 
+def train_slice_vae(argv: list[str]) -> None:
+    from slicewise import cli_baselines
+
+    cli_baselines.train_slice_vae(argv)
+
+
+def train_gan(argv: list[str]) -> None:
+    from slicewise import cli_baselines
+
+    cli_baselines.train_gan(argv)
+
+
 def generate(argv: list[str]) -> None:
     import tyro
 
@@ -272,7 +286,7 @@ def generate(argv: list[str]) -> None:
         Attributes
         ----------
         out : folder to write to; volumes that are there already are kept.
-        checkpoint : run folder or weights of the denoiser; default: the release checkpoint.
+        checkpoint : run folder or weights of the denoiser, or of a baseline; default: the release checkpoint.
         icnet : run folder or weights of IC-Net; default: the release one.
         reference : measures of the training data for the report (slicewise reference); default: the release's.
         report : write pictures and the HTML report.
@@ -519,6 +533,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
     "train": train,
     "train-icnet": train_icnet,
+    "train-slice-vae": train_slice_vae,
+    "train-gan": train_gan,
     "generate": generate,
     "calibrate": calibrate,
     "export": export,

@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 import slicewise
 from slicewise.ascii import ChainSettings, chain, trim
+from slicewise.baselines.sampling import KINDS, Baseline, draw_volume, load_baseline
 from slicewise.calibrate import calibrate_slice, calibrate_volume
-from slicewise.checkpoint import Denoiser, load_denoiser, load_icnet, weights_file
+from slicewise.checkpoint import Denoiser, kind_of, load_denoiser, load_icnet, weights_file
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import first_head_slice
 from slicewise.diffusion.samplers import nfe
@@ -103,10 +104,12 @@ def generate(
         raise UserError(f"--count {settings.count}, --batch {settings.batch}: both must be 1 or more")
     with processes(settings.device) as process:
         device = str(process.device)
-        denoiser = load_denoiser(checkpoint, core_dtype(process.device, settings.core), device)
+        model = _load(checkpoint, settings, process.device)
         net = load_icnet(icnet, device) if icnet is not None and settings.calibrate != "off" else None
-        seed = load_seed(settings, denoiser) if settings.seed_volume is not None else None
-        about = describe(settings, denoiser, checkpoint, icnet if net is not None else None)
+        seed = None
+        if isinstance(model, Denoiser) and settings.seed_volume is not None:
+            seed = load_seed(settings, model)
+        about = describe(settings, model, checkpoint, icnet if net is not None else None)
         if process.is_main:
             _claim(out, about)
         missing = [i for i in range(settings.count) if not (out / "dicom" / volume_name(i)).is_dir()]
@@ -116,7 +119,11 @@ def generate(
         started, made = time.monotonic(), 0
         for first in range(0, len(mine), settings.batch):
             numbers = mine[first : first + settings.batch]
-            for number, raw, final in _batch(denoiser, net, settings, seed, numbers, device, made, progress):
+            if isinstance(model, Denoiser):
+                batch = _batch(model, net, settings, seed, numbers, device, made, progress)
+            else:
+                batch = _drawn(model, settings, numbers)
+            for number, raw, final in batch:
                 _write(out, number, raw, final, settings, about)
                 made += 1
                 progress(made, 0)
@@ -130,22 +137,42 @@ def generate(
         return about
 
 
-def describe(settings: GenerateSettings, denoiser: Denoiser, checkpoint: Path, icnet: Path | None) -> dict[str, Any]:
-    """What decides the voxels of a run: settings, networks, evaluations of the denoiser a slice."""
+def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) -> Denoiser | Baseline:
+    """The denoiser or baseline that a checkpoint holds; `UserError` for settings that a baseline has no use for."""
+    if kind_of(checkpoint) not in KINDS:
+        return load_denoiser(checkpoint, core_dtype(device, settings.core), str(device))
+    baseline = load_baseline(checkpoint, str(device))
+    if settings.seed_volume is not None:
+        raise UserError(f"--seed-volume: a {baseline.kind} cannot go on from a slice; leave it out")
+    if settings.calibrate != "off":
+        raise UserError(
+            f"--calibrate {settings.calibrate}: a {baseline.kind} is taken as it comes; add --calibrate off"
+        )
+    baseline.check_slices(settings.chain.slices)
+    if settings.chain != ChainSettings(slices=settings.chain.slices):
+        raise UserError(f"--chain: a {baseline.kind} draws without a sampler; of these settings only slices counts")
+    return baseline
+
+
+def describe(
+    settings: GenerateSettings, model: Denoiser | Baseline, checkpoint: Path, icnet: Path | None
+) -> dict[str, Any]:
+    """What decides the voxels of a run: settings, networks, evaluations of the network a slice."""
     shown = asdict(settings)
     for name in ("count", "batch", "device"):
         shown.pop(name)
     shown["seed_volume"] = str(settings.seed_volume or "")
     return {
         "slicewise": slicewise.__version__,
-        "model": denoiser.meta.get("name", Path(checkpoint).name),
-        "model_step": denoiser.meta.get("step"),
+        "model": model.meta.get("name", Path(checkpoint).name),
+        "model_step": model.meta.get("step"),
         "model_sha256": sha256(weights_file(checkpoint)),
         "icnet_sha256": sha256(weights_file(icnet)) if icnet is not None else None,
-        "data": denoiser.meta.get("data"),
+        "data": model.meta.get("data"),
         "settings": shown,
-        "nfe_per_slice": nfe(settings.chain.sampler, settings.chain.steps),
-        "spacing_mm": list(denoiser.recipe.spacing_mm),
+        "nfe_per_slice": 1 if isinstance(model, Baseline) else nfe(settings.chain.sampler, settings.chain.steps),
+        "spacing_mm": list(model.recipe.spacing_mm),
+        **({"way": model.way} if isinstance(model, Baseline) else {}),
     }
 
 
@@ -211,6 +238,13 @@ def _batch(
             yield number, None, volume
 
 
+def _drawn(baseline: Baseline, settings: GenerateSettings, numbers: list[int]) -> Iterator[tuple[int, None, Volume]]:
+    """(number, None, final) of volumes of a baseline."""
+    for number in numbers:
+        hu = draw_volume(baseline, settings.seed, number, settings.chain.slices)
+        yield number, None, Volume.regular(hu, baseline.recipe.spacing_mm)
+
+
 def _place(hu: np.ndarray, denoiser: Denoiser, seed: Seed | None, direction: str) -> Volume:
     """Generated slices (in the order of generation) as a Volume; with a seed, its slice first (or last, upward)."""
     if seed is None:
@@ -239,13 +273,13 @@ def _write(
         if settings.nifti:
             (out / "nifti").mkdir(exist_ok=True)
             write_nifti(final, out / "nifti" / f"{name}.nii.gz")
-    chosen = settings.chain
+    way = about.get("way", settings.chain.sampler)
     origin = SyntheticOrigin(
         model=f"{about['model']} step {about['model_step']}",
         version=slicewise.__version__,
         seed=settings.seed,
         volume=number,
-        description=f"{chosen.sampler}, {about['nfe_per_slice']} evaluations a slice, IC-Net {settings.calibrate}",
+        description=f"{way}, {about['nfe_per_slice']} evaluations a slice, IC-Net {settings.calibrate}",
     )
     patient = f"SYN-{settings.seed}-{number:04d}"
     write_series(

@@ -45,9 +45,10 @@ def _store(path: Path) -> str:
 
 
 def _checkpoint(path: Path) -> str:
-    from slicewise.checkpoint import load_model
+    from slicewise.baselines.sampling import KINDS, build_baseline
+    from slicewise.checkpoint import kind_of, load_model
 
-    network, meta = load_model(path)
+    network, meta = load_model(path, KINDS, build_baseline) if kind_of(path) in KINDS else load_model(path)
     parameters = sum(p.numel() for p in network.parameters())
     return f"{meta['kind']} with {parameters / 1e6:.2f} M parameters\n" + _lines(meta)
 

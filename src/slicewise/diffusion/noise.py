@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 # Which use a stream serves; part of the key, so that no two uses ever share numbers.
-INITIAL, PREDICTOR, CORRECTOR, KNOWN, TRAIN_ORDER, TRAIN_NOISE, VALIDATION = range(7)
+INITIAL, PREDICTOR, CORRECTOR, KNOWN, TRAIN_ORDER, TRAIN_NOISE, VALIDATION, LATENT, AUGMENT = range(9)
 
 
 def generator(seed: int, volume: int, slice_index: int, step: int, stream: int) -> np.random.Generator:

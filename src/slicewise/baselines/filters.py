@@ -1,0 +1,79 @@
+"""Low-pass filters of StyleGAN3 and the resampling around its nonlinearities (Karras et al. 2021, appendix C).
+
+Frequencies are in cycles per image width, so a signal of rate s has s samples across the image and a band limit of s/2.
+"""
+
+import numpy as np
+import torch
+from scipy import signal, special
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def lowpass(taps: int, cutoff: float, half_width: float, rate: float) -> np.ndarray:
+    """Kaiser-windowed sinc, float64 (taps,), summing to one: passes up to about `cutoff - half_width`, stops from about
+    `cutoff + half_width` on, at `rate` samples (equations 6 and 7). One tap is the identity."""
+    if taps == 1:
+        return np.ones(1)
+    return np.asarray(signal.firwin(taps, cutoff, width=2 * half_width, fs=rate))
+
+
+def radial_lowpass(taps: int, cutoff: float, half_width: float, rate: float) -> np.ndarray:
+    """The rotationally symmetric counterpart, float64 (taps, taps): jinc, the inverse transform of a disc of radius
+    `cutoff`, under an outer product of Kaiser windows; summing to one."""
+    at = (np.arange(taps) - (taps - 1) / 2) / rate
+    radius = np.hypot(at[:, None], at[None, :])
+    if taps == 1:
+        return np.ones((1, 1))
+    phase = 2 * np.pi * cutoff * radius
+    jinc = np.where(radius == 0, np.pi * cutoff**2, cutoff * special.j1(phase) / np.where(radius == 0, 1.0, radius))
+    attenuation = signal.kaiser_atten(taps, 2 * half_width / (rate / 2))
+    window = signal.windows.kaiser(taps, signal.kaiser_beta(attenuation))
+    kernel = jinc * np.outer(window, window)
+    return np.asarray(kernel / kernel.sum())
+
+
+def padding(size_in: int, size_out: int, up: int, down: int, taps_up: int, taps_down: int) -> tuple[int, int]:
+    """Samples (before, after) to add to `up` · `size_in` upsampled ones (fewer than none: to cut), so that after both
+    filters and every `down`-th sample `size_out` are left, with input and output centred on each other.
+
+    Sample i of the input stands at up·i + before, and its centre at up·(size_in - 1)/2 + before; output sample j looks
+    from down·j, over the length of both filters. Setting both centres equal gives `before`.
+    """
+    twice = down * (size_out - 1) + taps_up + taps_down - 2 - up * (size_in - 1)
+    assert twice % 2 == 0, "sizes and filters must leave the grids centred"
+    before = twice // 2
+    total = down * (size_out - 1) + 1 + taps_up + taps_down - 2
+    return before, total - up * size_in - before
+
+
+def upsample(x: Tensor, up: int, taps: Tensor, before: int, after: int) -> Tensor:
+    """Zeros between samples, padding, then the separable filter `taps` with gain `up` along each axis; (B, C, H, W)."""
+    b, c, h, w = x.shape
+    if up > 1:
+        spread = x.new_zeros(b, c, h, up, w, up)
+        spread[:, :, :, 0, :, 0] = x
+        x = spread.reshape(b, c, h * up, w * up)
+    return _separable(F.pad(x, (before, after, before, after)), taps * up, 1)
+
+
+def downsample(x: Tensor, down: int, taps: Tensor) -> Tensor:
+    """Filter with `taps`, separable (n,) or whole (n, n), and keep every `down`-th sample; (B, C, H, W)."""
+    if taps.ndim == 1:
+        return _separable(x, taps, down)
+    b, c, h, w = x.shape
+    y = F.conv2d(x.reshape(b * c, 1, h, w), taps[None, None], stride=down)
+    return y.reshape(b, c, *y.shape[-2:])
+
+
+def _separable(x: Tensor, taps: Tensor, stride: int) -> Tensor:
+    if len(taps) == 1 and stride == 1:
+        return x * taps.square()
+    b, c, h, w = x.shape
+    planes = F.conv2d(x.reshape(b * c, 1, h, w), taps.view(1, 1, 1, -1), stride=(1, stride))
+    planes = F.conv2d(planes, taps.view(1, 1, -1, 1), stride=(stride, 1))
+    return planes.reshape(b, c, *planes.shape[-2:])
+
+
+def as_tensor(taps: np.ndarray) -> Tensor:
+    return torch.from_numpy(taps).float()

@@ -1,0 +1,337 @@
+"""Baselines as the main model: they train, go on bit for bit, are drawn by `generate`, and fail in one line."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import TOY_SPACING, toy_head
+from slicewise import cli
+from slicewise.ascii import ChainSettings
+from slicewise.baselines.discriminator import DiscriminatorConfig
+from slicewise.baselines.sampling import draw_volume, load_baseline
+from slicewise.baselines.slice_vae import SliceVAEConfig
+from slicewise.baselines.stylegan2 import StyleGAN2Config
+from slicewise.baselines.stylegan3 import StyleGAN3Config
+from slicewise.data.store import Store, open_store, put_volume
+from slicewise.errors import UserError
+from slicewise.generate import GenerateSettings, generate
+from slicewise.hu import HU_MIN, HUScale
+from slicewise.io.archive import read_volume
+from slicewise.settings import read_table
+from slicewise.training.gan import GANTraining, Trainer, adam, build, train_gan
+from slicewise.training.slice_vae import SliceVAETraining, train_slice_vae
+from slicewise.training.slices import Slices, training_slices
+from slicewise.volume import Volume
+
+VAE = SliceVAETraining(
+    network=SliceVAEConfig(channels=(8, 16), latent=8), steps=6, batch=6, save_every=0, validate_every=0,
+    validation_slices=4, device="cpu",
+)  # fmt: skip
+GAN2 = GANTraining(
+    stylegan2=StyleGAN2Config(latent=16, mapping=2, channel_base=128, channel_max=16),
+    stylegan3=StyleGAN3Config(latent=16, mapping=2, layers=4, channel_base=64, channel_max=8),
+    discriminator=DiscriminatorConfig(channel_base=128, channel_max=16, group=2),
+    steps=6, batch=4, r1_every=3, path_every=2, ada_images=20, save_every=0, device="cpu",
+)  # fmt: skip
+GAN3 = replace(GAN2, network="stylegan3")
+TRAIN = {"slice-vae": (train_slice_vae, VAE), "stylegan2": (train_gan, GAN2), "stylegan3": (train_gan, GAN3)}
+PLAIN = GenerateSettings(count=2, calibrate="off", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(toy_store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run of each baseline."""
+    folder = tmp_path_factory.mktemp("baselines")
+    for kind, (train, settings) in TRAIN.items():
+        train(toy_store, folder / kind, settings)
+    return {kind: folder / kind for kind in TRAIN}
+
+
+def _state(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "state" / "state.safetensors")
+
+
+def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+
+
+# Data --------------------------------------------------------------------------------------------------------------
+
+
+def test_slices_are_those_below_the_vertex_and_air_fills_a_column(tmp_path):
+    heads = [toy_head(i, slices=n) for i, n in enumerate((6, 4))]
+    for i, hu in enumerate(heads):
+        volume = Volume.regular(hu, TOY_SPACING)
+        put_volume(tmp_path, volume, id=f"h{i}", patient=f"p{i}", split="train", vertex_slice=1)
+    slices, recipe = training_slices(open_store(tmp_path), HUScale())
+    assert len(slices) == 5 + 3 and recipe.max_slices == 5 and recipe.size == 16
+    assert np.array_equal(slices.hu(4), heads[0][5]) and np.array_equal(slices.hu(5), heads[1][1])
+    padded = replace(slices, length=6)
+    assert len(padded) == 12 and np.array_equal(padded.hu(8), heads[1][3])
+    assert (padded.hu(9) == HU_MIN).all() and (padded.hu(5) == HU_MIN).all()
+    column = HUScale().decode_codes(padded.column(1)[:, 0].numpy())
+    assert np.array_equal(column[:3], heads[1][1:]) and (column[3:] == HU_MIN).all()
+
+
+def test_a_batch_is_a_function_of_its_key_and_rounds_back_to_the_data(toy_store):
+    slices, _ = training_slices(toy_store, HUScale())
+    whole = slices.batch(3, 5, range(6))
+    assert torch.equal(torch.cat([slices.batch(3, 5, range(2)), slices.batch(3, 5, range(2, 6))]), whole)
+    assert not torch.equal(slices.batch(3, 6, range(6)), whole)
+    every = np.concatenate([toy_store.hu(r) for r in slices.records])
+    for x in HUScale().decode(whole[:, 0].numpy()):
+        nearest = min(every, key=lambda hu: np.abs(hu - x).max())
+        assert np.abs(nearest - x).max() <= 0.51, "half a HU of dequantisation"
+    flipped = slices.batch(3, 5, range(6), flip=True)
+    turned = [bool(torch.allclose(a, b.flip(-1), atol=1e-3)) for a, b in zip(flipped, whole)]
+    assert any(turned) and not all(turned)
+
+
+# Training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(TRAIN))
+def test_a_stopped_run_goes_on_bit_for_bit(kind, toy_store, runs, tmp_path):
+    train, settings = TRAIN[kind]
+    train(toy_store, tmp_path / "run", replace(settings, steps=3))
+    half = _state(tmp_path / "run")
+    train(toy_store, tmp_path / "run", settings)
+    assert _same(_state(tmp_path / "run"), _state(runs[kind])) and not _same(half, _state(runs[kind]))
+    assert _same(load_file(tmp_path / "run" / "weights.safetensors"), load_file(runs[kind] / "weights.safetensors"))
+    for name in ("config.toml", "env.json", "weights.json", "stats.jsonl"):
+        assert (tmp_path / "run" / name).is_file()
+    assert _lines(runs[kind])[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("kind", list(TRAIN))
+def test_another_run_in_the_folder_is_refused_and_changes_nothing(kind, toy_store, runs):
+    train, settings = TRAIN[kind]
+    before = {f: f.read_bytes() for f in runs[kind].rglob("*") if f.is_file()}
+    with pytest.raises(UserError, match="--seed is 0, this one's is 1"):
+        train(toy_store, runs[kind], replace(settings, seed=1, steps=9))
+    assert {f: f.read_bytes() for f in runs[kind].rglob("*") if f.is_file()} == before
+
+
+def test_the_vae_learns_and_its_columns_are_those_of_the_encoded_heads(toy_store, tmp_path):
+    settings = replace(VAE, steps=60, batch=16, validate_every=20)
+    train_slice_vae(toy_store, tmp_path / "vae", settings)
+    losses = [line["loss"] for line in _lines(tmp_path / "vae") if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert [line["step"] for line in _lines(tmp_path / "vae") if "val_rmse_hu" in line] == [20, 40, 60]
+    baseline = load_baseline(tmp_path / "vae")
+    net, slices = baseline.network, training_slices(toy_store, HUScale())[0]
+    columns = replace(slices, length=net.config.slices)
+    with torch.no_grad():
+        latents = np.stack([net.encode(columns.column(i))[0].numpy() for i in range(len(slices.records))])
+    assert np.allclose(net.columns_mean.numpy(), latents.mean(axis=0), atol=1e-4)
+    for d in (0, 17):
+        held = (net.columns_factor[d] @ net.columns_factor[d].T).numpy()
+        assert np.allclose(held, np.cov(latents[:, :, d], rowvar=False), atol=1e-4)
+
+
+def test_gan_regularisers_and_augmentation_take_part(toy_store, runs):
+    lines = _lines(runs["stylegan2"])
+    assert {"loss_g", "loss_d", "r1", "path_length", "augment"} <= lines[0].keys()
+    probability, sign_sum, path_mean = _state(runs["stylegan2"])["scalars"].tolist()
+    assert path_mean > 0 and 0 <= probability <= 1 and sign_sum != 0
+    assert "path_length" not in _lines(runs["stylegan3"])[0]
+    slices, _ = training_slices(toy_store, HUScale())
+    trainer = Trainer(GAN2, *build(GAN2, 16), 16)
+    trainer.probability = 0.9
+    real = slices.batch(0, 0, range(4))
+    seen = trainer._augmented(real, 0, 3)
+    assert not torch.equal(seen, real) and torch.equal(seen, trainer._augmented(real, 0, 3))
+    trainer.probability = 0.0
+    assert torch.equal(trainer._augmented(real, 0, 3), real)
+
+
+def test_a_gan_learns_a_constant_level(tmp_path):
+    """Slices of one grey value each: the generator's mean comes near the data's, from far away."""
+    for i in range(3):
+        volume = Volume.regular(np.full((4, 8, 8), 1500 + 10 * i, np.int16), TOY_SPACING)
+        put_volume(tmp_path / "store", volume, id=f"h{i}", patient=f"p{i}", split="train", vertex_slice=0)
+    settings = replace(GAN2, steps=60, batch=8, r1=0.5, ada_target=0.0, r1_every=4, path_every=16, ema_images=50.0)
+    train_gan(open_store(tmp_path / "store"), tmp_path / "run", replace(settings, lr=0.01, lr_discriminator=0.01))
+    hu = draw_volume(load_baseline(tmp_path / "run"), 0, 0, 8)
+    assert abs(hu.mean() - 1510) < 200, hu.mean()  # an untrained one is at 1023
+
+
+def test_adam_of_a_lazy_regulariser_forgets_as_fast_as_without():
+    plain, lazy = (adam([torch.nn.Parameter(torch.zeros(1))], 0.01, every) for every in (0, 4))
+    group = lazy.param_groups[0]
+    assert group["lr"] * 5 == pytest.approx(plain.param_groups[0]["lr"] * 4)
+    assert group["betas"][1] ** 5 == pytest.approx(0.99**4)
+
+
+def test_two_processes_train_what_one_does(toy_store, runs, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, sys\nfrom test_baselines import TRAIN, open_store, Path\n"
+        "for kind, port in zip(('stylegan2', 'stylegan3'), sys.argv[3:]):\n"
+        "    os.environ['MASTER_PORT'] = port\n    train, settings = TRAIN[kind]\n"
+        "    train(open_store(sys.argv[1]), Path(sys.argv[2]) / kind, settings)\n"
+    )
+    command = [sys.executable, script, toy_store.path, tmp_path, *_free_ports(2)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    ranks = [
+        subprocess.Popen(
+            list(map(str, command)),
+            env={**env, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    for kind in ("stylegan2", "stylegan3"):
+        one, two = _state(runs[kind]), _state(tmp_path / kind)
+        assert one.keys() == two.keys()
+        assert torch.allclose(one["scalars"], two["scalars"], rtol=1e-3)
+        for name in (n for n in one if n.startswith("ema.")):
+            # Adam makes a whole step of a rounding difference where a gradient is near zero.
+            assert (one[name] - two[name]).abs().mean() < 2e-4, name
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in held:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in held]
+
+
+@pytest.mark.parametrize(
+    "train, change, what",
+    [
+        (train_slice_vae, {"batch": 1}, "--batch 1"),
+        (train_slice_vae, {"kl": -1.0}, "--kl -1"),
+        (train_slice_vae, {"network": SliceVAEConfig(channels=(4,) * 6)}, "--network.channels: 6 halvings"),
+        (train_slice_vae, {"steps": 0}, "--steps 0"),
+        (train_gan, {"mixing": 1.5}, "--mixing 1.5"),
+        (train_gan, {"r1_every": 0}, "--r1-every 0"),
+        (train_gan, {"network": "stylegan3", "stylegan3": StyleGAN3Config(layers=2)}, "--stylegan3.layers 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_said_before_anything_is_written(train, change, what, toy_store, tmp_path):
+    base = VAE if train is train_slice_vae else GAN2
+    with pytest.raises(UserError, match=what) as caught:
+        train(toy_store, tmp_path / "run", replace(base, **change))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_gan_takes_sizes_that_are_powers_of_two_and_a_vae_two_heads(tmp_path):
+    volume = Volume.regular(toy_head(0, size=24), TOY_SPACING)
+    put_volume(tmp_path / "store", volume, id="h", patient="p", split="train")
+    with pytest.raises(UserError, match="slices of 24 pixels: stylegan2 takes a power of two"):
+        train_gan(open_store(tmp_path / "store"), tmp_path / "run", GAN2)
+    with pytest.raises(UserError, match="one training volume has no columns"):
+        train_slice_vae(open_store(tmp_path / "store"), tmp_path / "run", VAE)
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(toy_store, tmp_path, monkeypatch):
+    made = Slices.batch
+
+    def spoilt(self, seed, step, samples, flip=False):
+        return made(self, seed, step, samples, flip) * (float("nan") if step == 3 else 1.0)
+
+    monkeypatch.setattr(Slices, "batch", spoilt)
+    for kind, (train, settings) in TRAIN.items():
+        with pytest.raises(UserError, match="not finite at step 3"):
+            train(toy_store, tmp_path / kind, replace(settings, save_every=2))
+        assert all(t.isfinite().all() for t in _state(tmp_path / kind).values() if t.is_floating_point())
+        assert json.loads((tmp_path / kind / "state" / "state.json").read_text())["step"] == 2
+    with pytest.raises(UserError, match="before its columns were fitted"):
+        generate(tmp_path / "slice-vae", tmp_path / "out", PLAIN)
+
+
+# Volumes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(TRAIN))
+def test_generate_draws_baselines_and_a_run_goes_on(kind, runs, tmp_path):
+    out, settings = tmp_path / "out", replace(PLAIN, chain=ChainSettings(slices=5))
+    about = generate(runs[kind], out, replace(settings, count=1))
+    assert kind in about["way"].replace(" ", "-").lower() and about["nfe_per_slice"] == 1
+    first = read_volume(out / "dicom" / "volume-0000").volume
+    generate(runs[kind], out, settings)
+    volumes = [read_volume(out / "dicom" / f"volume-000{i}").volume for i in range(2)]
+    assert np.array_equal(volumes[0].hu, first.hu) and not np.array_equal(volumes[0].hu, volumes[1].hu)
+    assert volumes[0].hu.shape == (5, 16, 16) and np.allclose(volumes[0].spacing, TOY_SPACING)
+    stored = np.asarray(nibabel.load(out / "nifti" / "volume-0001.nii.gz").dataobj)
+    assert np.array_equal(np.sort(stored, axis=None), np.sort(volumes[1].hu, axis=None))
+    header = pydicom.dcmread(next((out / "dicom" / "volume-0001").iterdir()))
+    assert header.SyntheticData == "YES" and kind.split("-")[0] in str(header.to_json_dict()).lower()
+    # A volume is a function of seed and number alone.
+    baseline = load_baseline(runs[kind])
+    assert np.array_equal(draw_volume(baseline, 0, 1, 5), volumes[1].hu)
+    assert not np.array_equal(draw_volume(baseline, 1, 1, 5), volumes[1].hu)
+
+
+def test_the_slices_of_a_gan_are_independent_and_as_many_as_asked(runs):
+    baseline = load_baseline(runs["stylegan2"])
+    assert len(draw_volume(baseline, 0, 0)) == 8 == baseline.recipe.max_slices
+    long = draw_volume(baseline, 0, 0, 20)
+    assert len(long) == 20 and np.array_equal(long[:5], draw_volume(baseline, 0, 0, 5))
+    with pytest.raises(UserError, match="slices 20: a slice VAE draws heads of 9"):
+        draw_volume(load_baseline(runs["slice-vae"]), 0, 0, 20)
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"calibrate": "inside"}, "--calibrate inside"),
+        ({"seed_volume": Path("x")}, "--seed-volume"),
+        ({"chain": ChainSettings(steps=7)}, "--chain"),
+    ],
+)
+def test_settings_that_a_baseline_has_no_use_for_are_refused(change, what, runs, tmp_path):
+    with pytest.raises(UserError, match=what):
+        generate(runs["stylegan2"], tmp_path / "out", replace(PLAIN, **change), icnet=Path("absent"))
+    assert not (tmp_path / "out").exists()
+
+
+# Command line ------------------------------------------------------------------------------------------------------
+
+
+def _main(*argv: object) -> int:
+    try:
+        cli.main([str(a) for a in argv])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_commands_train_and_generate(toy_store, tmp_path, capsys):
+    small = "--network.channels 4 8 --network.latent 4 --batch 4 --device cpu --steps 2".split()
+    assert _main("train-slice-vae", toy_store.path, "--out", tmp_path / "vae", *small) == 0
+    small = "--stylegan2.latent 8 --stylegan2.channel-base 32 --discriminator.channel-base 32 --batch 2".split()
+    small += "--stylegan2.channel-max 8 --discriminator.channel-max 8 --steps 2 --device cpu".split()
+    assert _main("train-gan", toy_store.path, "--out", tmp_path / "gan", *small) == 0
+    assert "checkpoint:" in capsys.readouterr().out
+    assert read_table(tmp_path / "gan" / "config.toml", "train-gan")["steps"] == 2
+    flags = "--count 1 --calibrate off --no-report --device cpu".split()
+    assert _main("generate", "--checkpoint", tmp_path / "vae", "--out", tmp_path / "volumes", *flags) == 0
+    assert (tmp_path / "volumes" / "dicom" / "volume-0000").is_dir()
+    assert _main("info", tmp_path / "gan") == 0 and "stylegan2 with" in capsys.readouterr().out
+    assert _main("generate", "--checkpoint", tmp_path / "vae", "--out", tmp_path / "other") == 1
+    assert "add --calibrate off" in capsys.readouterr().err
+    assert _main("train-gan", tmp_path / "absent", "--out", tmp_path / "other") == 1
+    assert "no prepared data" in capsys.readouterr().err and not (tmp_path / "other").exists()
