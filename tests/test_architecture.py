@@ -20,7 +20,9 @@ LAYERS = (
     ("slicewise.training",),
     ("slicewise.generate",),
     ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release"),
-    ("slicewise.cli", "slicewise.cli_baselines", "slicewise.presets"),
+    ("slicewise.viewer",),
+    ("slicewise.study",),
+    ("slicewise.cli", "slicewise.cli_study", "slicewise.cli_baselines", "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.

@@ -32,6 +32,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   export       write any volume as a DICOM series, NIfTI or picture
   info         say what a checkpoint, store, run, DICOM folder or NIfTI file holds
   reference    measure a store, for the report to compare with
+  view         look at volumes in a browser: three planes, 3D, windows, two side by side
   push         send DICOM to a PACS (DICOMweb or DIMSE)
   pull         fetch CT series from a PACS, for prepare to read
 
@@ -527,6 +528,12 @@ def pull(argv: list[str]) -> None:
     cli_pacs.pull(argv)
 
 
+def view(argv: list[str]) -> None:
+    from slicewise import cli_study
+
+    cli_study.view(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "phantom": phantom,
@@ -540,6 +547,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": export,
     "info": info,
     "reference": reference,
+    "view": view,
     "push": push,
     "pull": pull,
 }

@@ -1,0 +1,59 @@
+"""The viewer: one page, a list of volumes, and each volume's voxels and curve."""
+
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from slicewise.errors import UserError
+from slicewise.viewer.display import windows
+from slicewise.viewer.server import application, asset, asset_routes, host_names, page
+from slicewise.viewer.shelf import Shelf
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+
+PACKAGE = "slicewise.viewer"
+
+
+def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "tuple[Starlette, str]":
+    """The app, and the path to open: below a random token, since other people on this machine reach the port too."""
+    from starlette.routing import Mount, Route
+
+    token = token or secrets.token_urlsafe(16)
+    front = asset(PACKAGE, "view.html")
+
+    async def start(request: Any) -> "Response":
+        return page(front, "text/html")
+
+    async def listing(request: Any) -> "Response":
+        return _json({"volumes": [e.title for e in shelf.entries], "windows": windows()})
+
+    # Plain functions: Starlette runs them in threads, so reading a volume stops nobody.
+    def about(request: Any) -> "Response":
+        return _of(request, lambda shown: _json(shown.about))
+
+    def voxels(request: Any) -> "Response":
+        return _of(request, lambda shown: page(shown.nifti, "application/octet-stream"))
+
+    def _of(request: Any, answer: Any) -> "Response":
+        index = request.path_params["index"]
+        if index >= len(shelf.entries):
+            return _json({"error": f"there is no volume {index}"}, 404)
+        try:
+            return answer(shelf.shown(index))
+        except UserError as error:
+            return _json({"error": str(error)}, 422)
+
+    routes = [
+        Route("/", start),
+        Route("/volumes", listing),
+        Route("/volumes/{index:int}", about),
+        Route("/volumes/{index:int}.nii", voxels),
+        *asset_routes(PACKAGE),
+    ]
+    return application([Mount(f"/{token}", routes=routes)], host_names(host)), f"/{token}/"
+
+
+def _json(value: Any, status: int = 200) -> "Response":
+    return page(json.dumps(value).encode(), "application/json", status)

@@ -1,0 +1,100 @@
+"""The volumes that a viewer offers: found by their headers at once, read when they are asked for."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from slicewise.data.store import MANIFEST, open_store
+from slicewise.errors import UserError
+from slicewise.io.archive import find, read_volume
+from slicewise.io.dicom import load
+from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.nifti import load_nifti
+from slicewise.viewer.display import Shown, show
+from slicewise.volume import Volume
+
+# Volumes kept ready for the browser: both sides, and the two before.
+KEPT = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A volume that can be shown: its title, how to read it, and whether it is finished (calibrated, in a run)."""
+
+    title: str
+    read: Callable[[], Volume]
+    finished: bool = True
+
+
+def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
+    """What lies at the paths: prepared stores, `generate` runs (each volume with and without calibration), DICOM
+    folders and NIfTI files, in that order of looking; and what was left out, with its reason.
+
+    Raises `UserError` for a path that is not there, or where there is no volume at all.
+    """
+    found: list[Entry] = []
+    left_out: list[LeftOut] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if (path / MANIFEST).is_file():
+            store = open_store(path)
+            found += [Entry(f"{path.name}: {r.id}", partial(store.volume, r)) for r in store.records]
+        elif (path / "generate.json").is_file():
+            found += _run(path)
+        else:
+            archive = find([path])
+            left_out += archive.left_out
+            for series in archive.series:
+                a = series.acquisition
+                title = f"{_short(a.source)} {a.series_description}".strip()
+                found.append(Entry(title, partial(lambda s: load(s).volume, series)))
+            found += [Entry(_short(file), partial(lambda f: load_nifti(f).volume, file)) for file in archive.nifti]
+    if not found:
+        reasons = "; ".join(f"{entry.source}: {entry.reason}" for entry in left_out[:3])
+        raise UserError(f"{', '.join(map(str, paths))}: holds no volume to show{': ' + reasons if reasons else ''}")
+    return found, left_out
+
+
+def _run(path: Path) -> list[Entry]:
+    """Every volume of a generate run, before calibration first where it was kept."""
+    found = []
+    for folder in sorted((path / "dicom").iterdir()):
+        raw = path / "raw" / f"{folder.name}.npy"
+        if raw.is_file():
+            found.append(Entry(f"{folder.name} before calibration", partial(_uncalibrated, folder, raw), False))
+        name = f"{folder.name} calibrated" if raw.is_file() else folder.name
+        found.append(Entry(name, partial(lambda f: read_volume(f).volume, folder)))
+    return found
+
+
+def _uncalibrated(folder: Path, raw: Path) -> Volume:
+    return read_volume(folder).volume.with_hu(np.load(raw, allow_pickle=False))
+
+
+def _short(source: str) -> str:
+    return "/".join(Path(source).parts[-2:])
+
+
+class Shelf:
+    """Entries, and the last few of them in the form that the browser takes. Safe to use from several threads."""
+
+    def __init__(self, held: list[Entry]) -> None:
+        self.entries = held
+        self._ready: OrderedDict[int, Shown] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def shown(self, index: int) -> Shown:
+        """The volume at `index`, read now or kept from before. Raises `UserError` where it cannot be read."""
+        with self._lock:
+            if index not in self._ready:
+                self._ready[index] = show(self.entries[index].read())
+            self._ready.move_to_end(index)
+            while len(self._ready) > KEPT:
+                self._ready.popitem(last=False)
+            return self._ready[index]
