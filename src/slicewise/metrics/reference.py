@@ -58,10 +58,11 @@ class VolumeStats:
     head_histogram: np.ndarray
 
 
-def measure(volume: Volume) -> VolumeStats:
-    """Tissue means, profile, steps, noise and histograms of one volume; NaN and zeros where no brain is found."""
+def measure(volume: Volume, mask: np.ndarray | None = None) -> VolumeStats:
+    """Tissue means, profile, steps, noise and histograms of one volume; NaN and zeros where no brain is found. `mask`
+    is its `brain_mask`, where that is known already."""
     hu, spacing = volume.hu, volume.spacing
-    mask = brain_mask(hu, spacing)
+    mask = brain_mask(hu, spacing) if mask is None else mask
     profile = brain_profile(hu, mask, spacing)
     steps = interface_steps(profile)
     scalars = dict.fromkeys(SCALARS, math.nan)

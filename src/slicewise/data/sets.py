@@ -1,0 +1,82 @@
+"""A set of volumes behind one path, whatever form it has: a prepared store, a run, DICOM and NIfTI below a folder."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from slicewise.data.store import MANIFEST, SPLITS, open_store
+from slicewise.errors import UserError
+from slicewise.io.archive import find
+from slicewise.io.dicom import Reading, load
+from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.nifti import load_nifti, patient_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """One volume of a set, not yet read.
+
+    Attributes
+    ----------
+    name : to call it by.
+    patient : whose it is.
+    read : reads it; raises `UserError` where the files are damaged.
+    """
+
+    name: str
+    patient: str
+    read: Callable[[], Reading]
+
+
+@dataclass(frozen=True)
+class VolumeSet:
+    """The volumes behind a path, in a fixed order, and what lies there that is none."""
+
+    path: Path
+    members: tuple[Member, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def open_set(path: Path | str, split: str = "all") -> VolumeSet:
+    """List a set: of a prepared store the volumes of a split ("train", "val", "test" or "all"); of a folder of
+    `slicewise generate` its DICOM series; else every DICOM series and NIfTI file below the path. No voxel is read.
+
+    Raises `UserError` where there is nothing, or the split is unknown.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if split not in (*SPLITS, "all"):
+        raise UserError(f"{path}: unknown split {split!r}; choose one of {', '.join(SPLITS)}, all")
+    if (path / MANIFEST).is_file():
+        store = open_store(path)
+        records = store.records if split == "all" else store.select(split)
+        members = [Member(r.id, r.patient, lambda r=r: Reading(store.volume(r))) for r in records]
+        if not members:
+            raise UserError(f"{path}: no volume in the {split} split of this store")
+        return VolumeSet(path, tuple(members))
+    archive = find([path / "dicom" if _is_run(path) else path])
+    left_out = list(archive.left_out)
+    members = []
+    for series in archive.series:
+        about = series.acquisition
+        if series.problem:
+            left_out.append(LeftOut(about.source, series.problem, series_uid=about.series_uid))
+        else:
+            members.append(Member(about.source, about.patient_id or about.series_uid, partial(load, series)))
+    members += [Member(file, patient_of(file), partial(load_nifti, file)) for file in archive.nifti]
+    if not members:
+        found = f"; left out: {left_out[0].source}: {left_out[0].reason}" if left_out else ""
+        raise UserError(f"{path}: no CT volume here (DICOM, NIfTI or a prepared store){found}")
+    return VolumeSet(path, tuple(members), tuple(left_out))
+
+
+def _is_run(path: Path) -> bool:
+    """Whether the folder is one of `slicewise generate`, which may hold the same volumes as NIfTI too."""
+    file = path / "generate.json"
+    try:
+        return isinstance(json.loads(file.read_text()), dict) and (path / "dicom").is_dir()
+    except (OSError, ValueError):
+        return False
