@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Programs that the tests check against; from Debian's package lists.
-TOOLS  := dicom3tools dcmtk libgdcm-tools dcm2niix chromium
+TOOLS  := dicom3tools dcmtk libgdcm-tools dcm2niix orthanc orthanc-dicomweb openssl iproute2 chromium
 
 .PHONY: demo test lint tools clean
 
@@ -22,7 +22,8 @@ lint: $(VENV)/.installed-test
 # Tests that need a program which is neither here nor installable skip and say so.
 tools:
 	@command -v dciodvfy >/dev/null && command -v dcm2niix >/dev/null && command -v dcmdump >/dev/null && \
-	  command -v chromium >/dev/null || \
+	  command -v chromium >/dev/null && \
+	  command -v Orthanc >/dev/null && test -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so || \
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(TOOLS) >/dev/null; } || \
 	echo "Optional test programs are missing; as root: apt-get install $(TOOLS)"

@@ -22,7 +22,7 @@ LAYERS = (
     ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release"),
     ("slicewise.viewer",),
     ("slicewise.study",),
-    ("slicewise.cli", "slicewise.cli_study", "slicewise.cli_baselines", "slicewise.presets"),
+    ("slicewise.cli", "slicewise.cli_study", "slicewise.cli_baselines", "slicewise.cli_pacs", "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.

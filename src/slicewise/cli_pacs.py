@@ -1,0 +1,97 @@
+"""The commands `push` and `pull`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from slicewise.cli import parse
+from slicewise.io import pacs
+from slicewise.io.peer import PeerSettings, Query
+
+
+def push(argv: list[str]) -> None:
+    """`slicewise push`."""
+
+    @dataclass(frozen=True)
+    class Push:
+        """Send DICOM files to a PACS. What it holds already is not sent again; run it again to go on where it was cut.
+
+        Attributes
+        ----------
+        paths : runs of slicewise generate, DICOM folders or files.
+        to : https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS).
+        dry_run : ask what the PACS holds already, and send nothing.
+        """
+
+        paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+        to: str
+        settings: Annotated[PeerSettings, tyro.conf.arg(name="")]
+        dry_run: bool = False
+
+    a = parse("push", Push, argv, settings=PeerSettings())
+    with _bar("push") as progress:
+        report = pacs.push(a.paths, a.to, a.settings, dry_run=a.dry_run, progress=progress)
+    for left in report.left_out:
+        print(f"left out  {left.source}: {left.reason}")
+    verb = "would send" if a.dry_run else "sent"
+    print(f"{verb} {len(report.sent)} images, {len(report.there_before)} were there")
+    if not report.can_be_asked:
+        print("note      the peer answers no queries, so what it holds already was sent again")
+
+
+def pull(argv: list[str]) -> None:
+    """`slicewise pull`."""
+
+    @dataclass(frozen=True)
+    class Pull:
+        """Fetch series from a PACS into a folder that prepare reads. What is there already is not fetched again; run it
+        again to go on where it was cut.
+
+        Attributes
+        ----------
+        source : https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS).
+        out : folder to write to: OUT/STUDY-UID/SERIES-UID/SOP-UID.dcm.
+        patient : Patient ID.
+        study : Study Instance UID.
+        series : Series Instance UID.
+        date : study date YYYYMMDD, or a range YYYYMMDD-YYYYMMDD.
+        modality : of the series; "" for all.
+        dry_run : only list what would be fetched.
+        """
+
+        source: Annotated[str, tyro.conf.Positional]
+        out: Path
+        settings: Annotated[PeerSettings, tyro.conf.arg(name="")]
+        patient: str = ""
+        study: str = ""
+        series: str = ""
+        date: str = ""
+        modality: str = "CT"
+        dry_run: bool = False
+
+    a = parse("pull", Pull, argv, settings=PeerSettings())
+    query = Query(a.patient, a.study, a.series, a.date, a.modality)
+    with _bar("pull") as progress:
+        report = pacs.pull(a.source, query, a.out, a.settings, dry_run=a.dry_run, progress=progress)
+    if a.dry_run:
+        for series in report.series:
+            images = "" if series.images is None else f", {series.images} images"
+            print(f"would pull  {series.modality} series {series.series} of study {series.study}{images}")
+        return
+    print(f"{len(report.folders)} series in {a.out}: {report.fetched} images fetched, {report.there_before} were there")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of images on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

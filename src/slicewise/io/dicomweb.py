@@ -1,0 +1,312 @@
+"""A DICOMweb service as a `Peer`: QIDO-RS to search, WADO-RS to retrieve, STOW-RS to store (PS3.18), through
+dicomweb-client."""
+
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from slicewise.errors import UserError
+from slicewise.io.peer import (
+    Address,
+    Credentials,
+    Instance,
+    PeerSettings,
+    PeerUnavailable,
+    Query,
+    RemoteSeries,
+)
+
+# One request carries so many instances, and bytes, at most: it is held in memory, and is what a cut costs again.
+BATCH_INSTANCES, BATCH_BYTES = 32, 32 << 20
+# Rows of one answer to a search; services may give fewer.
+PAGE = 1000
+# What may pass: request time-out, too many requests, and a server or gateway in trouble.
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+@contextmanager
+def connect(address: Address, settings: PeerSettings, credentials: Credentials) -> Iterator["WebPeer"]:
+    """A session with a DICOMweb service. Proxies come from the environment, as for every HTTP program."""
+    import requests
+    from dicomweb_client import DICOMwebClient
+
+    class Session(requests.Session):
+        """One in which --ca stands above REQUESTS_CA_BUNDLE of the environment."""
+
+        def merge_environment_settings(self, *arguments: Any) -> Any:
+            merged = super().merge_environment_settings(*arguments)
+            return {**merged, "verify": str(settings.ca)} if settings.ca else merged
+
+    for name in ("dicomweb_client", "urllib3", "retrying"):  # they would print what the errors below say better
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    session: Any = Session()
+    if credentials.token:
+        session.auth = _bearer(credentials.token)
+    elif credentials.user:
+        session.auth = (credentials.user.encode(), credentials.password.encode())
+    if settings.certificate:
+        session.cert = (str(settings.certificate), str(settings.key))
+    session.headers["Accept"] = "application/dicom+json"  # of STOW-RS; searches and retrieval name their own
+    session.hooks["response"].append(_check_end)
+    client = DICOMwebClient(address.url, session, timeout=settings.timeout_s)
+    client.set_http_retry_params(False)
+    with session:
+        yield WebPeer(address, settings, client)
+
+
+def _bearer(token: str) -> Callable[[Any], Any]:
+    """As a requests authentication, which a .netrc does not override and a redirect to another host drops."""
+
+    def sign(request: Any) -> Any:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    return sign
+
+
+def _check_end(response: Any, **_: Any) -> None:
+    """Have a multipart message without a length fail where its last delimiter is missing: it ends where the connection
+    does, so that nothing else tells a cut one from a whole one. The parts before the cut still arrive."""
+    import requests
+
+    headers, chunks = response.headers, response.iter_content
+    has_length = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
+
+    def checked(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        tail = b""
+        for chunk in chunks(*arguments, **options):
+            tail = (tail + chunk)[-8:]
+            yield chunk
+        if not tail.rstrip().endswith(b"--"):
+            raise requests.ConnectionError
+
+    if headers.get("Content-Type", "").lower().startswith("multipart/") and not has_length:
+        response.iter_content = checked
+
+
+class WebPeer:
+    """A `Peer` over DICOMweb."""
+
+    def __init__(self, address: Address, settings: PeerSettings, client: Any) -> None:
+        self._address, self._settings, self._client = address, settings, client
+
+    def check(self) -> None:
+        """See `Peer`."""
+        with self._errors():
+            self._client.search_for_studies(limit=1)
+
+    def find(self, query: Query) -> list[RemoteSeries]:
+        """See `Peer`."""
+        filters = {"SeriesInstanceUID": query.series, "Modality": query.modality}
+        filters = {key: value for key, value in filters.items() if value}
+        with self._errors():
+            studies: list[str | None] = [query.study or None]
+            if query.patient or query.date:
+                asked = {"PatientID": query.patient, "StudyInstanceUID": query.study, "StudyDate": query.date}
+                rows = self._rows(self._client.search_for_studies, search_filters={k: v for k, v in asked.items() if v})
+                studies = list(dict.fromkeys(_value(row, "0020000D") for row in rows))
+            rows = [
+                row
+                for study in studies
+                for row in self._rows(
+                    self._client.search_for_series, study_instance_uid=study, search_filters=dict(filters)
+                )
+            ]
+        found = [
+            RemoteSeries(
+                study=_value(row, "0020000D"),
+                series=_value(row, "0020000E"),
+                modality=_value(row, "00080060"),
+                images=int(_value(row, "00201209") or 0) or None,
+            )
+            for row in rows
+        ]
+        return [s for s in found if query.modality in ("", s.modality) and query.series in ("", s.series)]
+
+    def instances(self, study: str, series: str) -> dict[str, str] | None:
+        """See `Peer`."""
+        with self._errors():
+            rows = self._rows(
+                self._client.search_for_instances, study_instance_uid=study, series_instance_uid=series
+            )
+        return {_value(row, "00080018"): _value(row, "00080016") for row in rows}
+
+    def store(self, instances: Sequence[Instance], told: Callable[[Instance, str], None]) -> None:
+        """See `Peer`."""
+        batch: list[Instance] = []
+        for instance in instances:
+            if batch and (len(batch) == BATCH_INSTANCES or sum(i.size for i in [*batch, instance]) > BATCH_BYTES):
+                self._store_batch(batch, told)
+                batch = []
+            batch.append(instance)
+        if batch:
+            self._store_batch(batch, told)
+
+    def _store_batch(self, batch: Sequence[Instance], told: Callable[[Instance, str], None]) -> None:
+        from requests import HTTPError
+
+        try:
+            with self._errors(passing=(400, 409, 413, 415)):
+                answer = self._client.store_instances([pydicom.dcmread(i.path) for i in batch])
+        except HTTPError as error:
+            status = _status(error)
+            if status == 413 and len(batch) > 1:  # too much at once for this server
+                for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                    self._store_batch(half, told)
+                return
+            answer = _answer_of(error.response)
+            if "FailedSOPSequence" not in answer:
+                for instance in batch:
+                    told(instance, f"HTTP status {status}")
+                return
+        refused = {i.ReferencedSOPInstanceUID: _reason(i) for i in answer.get("FailedSOPSequence") or []}
+        stored = {i.ReferencedSOPInstanceUID for i in answer.get("ReferencedSOPSequence") or []}
+        for instance in batch:
+            silent = instance.uid not in stored and bool(stored or refused)
+            told(instance, refused.get(instance.uid, "not acknowledged by the peer" if silent else ""))
+
+    def retrieve(
+        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[str, bytes], None]
+    ) -> None:
+        """See `Peer`."""
+        stored_syntax = (("application/dicom", "*"),)  # as it is there: nothing is decoded and encoded on the way
+        with self._errors():
+            if whole:
+                datasets = self._client.iter_series(series.study, series.series, media_types=stored_syntax)
+            else:
+                datasets = (
+                    self._client.retrieve_instance(series.study, series.series, uid, media_types=stored_syntax)
+                    for uid in wanted
+                )
+            for dataset in datasets:
+                self._check_received(dataset, series)
+                if dataset.SOPInstanceUID in wanted:
+                    stream = BytesIO()
+                    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
+                    keep(str(dataset.SOPInstanceUID), stream.getvalue())
+
+    def _check_received(self, dataset: Dataset, series: RemoteSeries) -> None:
+        """Raise where a received instance is of another series than the one asked for."""
+        if (dataset.StudyInstanceUID, dataset.SeriesInstanceUID) != (series.study, series.series):
+            raise UserError(f"{self._address.url}: sent an instance of another series than the one asked for")
+
+    def _rows(self, search: Callable[..., list[dict[str, Any]]], **arguments: Any) -> list[dict[str, Any]]:
+        """All rows of a search, page by page; none where the service knows no such study or series (404: that there is
+        a service at all is for `check`). One that does not know `offset` gives the same rows again: the end."""
+        from requests import HTTPError
+
+        rows: list[dict[str, Any]] = []
+        while True:
+            try:
+                page = search(limit=PAGE, offset=len(rows), **arguments)
+            except HTTPError as error:
+                if _status(error) == 404:
+                    return rows
+                raise
+            if not page or page[0] in rows:
+                return rows
+            rows += page
+
+    @contextmanager
+    def _errors(self, passing: tuple[int, ...] = ()) -> Iterator[None]:
+        """What requests and dicomweb-client raise, as our two kinds. Their own texts are not repeated: they can hold
+        proxies with passwords. HTTP errors of a status in `passing` go through."""
+        import requests
+
+        where = self._address.url
+        try:
+            yield
+        except requests.HTTPError as error:
+            status = _status(error)
+            if status in passing:
+                raise
+            raise _http_failure(where, status) from None
+        except (ValueError, AttributeError, KeyError, TypeError, EOFError, pydicom.errors.InvalidDicomError) as error:
+            kind = type(error).__name__
+            raise UserError(f"{where}: answers, but not as a DICOMweb service does ({kind}); mend the path") from error
+        except requests.RequestException as error:
+            causes = list(_causes(error))
+            if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
+                reason = next(c.verify_message for c in causes if isinstance(c, ssl.SSLCertVerificationError))
+                raise UserError(f"{where}: its TLS certificate is not trusted ({reason}); give --ca FILE") from None
+            if any(isinstance(c, ssl.SSLError) and c.reason == "WRONG_VERSION_NUMBER" for c in causes):
+                raise UserError(f"{where}: does not speak TLS at this port; mend the port, or use http://") from None
+            lookups = [c.errno for c in causes if isinstance(c, socket.gaierror)]
+            if socket.EAI_NONAME in lookups:
+                raise UserError(f"{where}: no host of that name; mend the address") from None
+            if lookups:
+                raise PeerUnavailable("the name of its host cannot be looked up") from None
+            raise PeerUnavailable(_why(error, causes, self._settings.timeout_s)) from None
+        except OSError as error:
+            raise PeerUnavailable(error.strerror or type(error).__name__) from None
+
+
+def _status(error: Any) -> int:
+    """The status of a requests.HTTPError."""
+    return int(error.response.status_code)
+
+
+def _http_failure(where: str, status: int) -> Exception:
+    """What a status other than success means to the user."""
+    if status in _TRANSIENT:
+        return PeerUnavailable(f"the server is in trouble or busy (HTTP status {status})")
+    if status in (401, 407):
+        who = "the proxy" if status == 407 else "it"
+        return UserError(f"{where}: {who} does not accept these credentials (HTTP status {status}); check them")
+    if status == 403:
+        return UserError(f"{where}: these credentials do not allow that (HTTP status 403); ask for the right to it")
+    if status in (404, 405):
+        return UserError(f"{where}: no DICOMweb service there (HTTP status {status}); mend the path of the address")
+    return UserError(f"{where}: refused the request (HTTP status {status})")
+
+
+def _why(error: Exception, causes: Sequence[BaseException], timeout_s: float) -> str:
+    """One line on a failed connection, without the texts of libraries."""
+    import requests
+
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY) cannot be used"
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {timeout_s:g} s"
+    told = [c.strerror for c in causes if isinstance(c, OSError) and not isinstance(c, requests.RequestException)]
+    return next((text.lower() for text in reversed(told) if text), "the connection was cut")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and all that it was raised from or carries as arguments."""
+    todo, seen = [error], set()
+    while todo:
+        e = todo.pop()
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        yield e
+        linked = [e.__cause__, e.__context__, getattr(e, "reason", None), *e.args]
+        todo += [x for x in linked if isinstance(x, BaseException)]
+
+
+def _value(row: Mapping[str, Any], tag: str) -> str:
+    """The first value of an attribute in the DICOM JSON model (PS3.18 F.2), "" where there is none."""
+    values = row.get(tag, {}).get("Value") or [""]
+    return str(values[0])
+
+
+def _answer_of(response: Any) -> Dataset:
+    """The data set in a STOW-RS answer; empty where there is none."""
+    try:
+        return Dataset.from_json(json.loads(response.content))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Dataset()
+
+
+def _reason(item: Dataset) -> str:
+    """Failure Reason (0008,1197), PS3.18 table I.2-2."""
+    return f"failure reason {int(item.get('FailureReason') or 0):04X}H"

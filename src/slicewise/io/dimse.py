@@ -1,0 +1,427 @@
+"""A DIMSE application entity as a `Peer`: C-ECHO, C-FIND, C-STORE, C-GET and C-MOVE (PS3.4, PS3.7), through
+pynetdicom."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from slicewise.errors import UserError
+from slicewise.io.peer import (
+    Address,
+    Credentials,
+    Instance,
+    PeerSettings,
+    PeerUnavailable,
+    Query,
+    RemoteSeries,
+)
+
+VERIFICATION = "1.2.840.10008.1.1"
+# Study Root Query/Retrieve Information Model (PS3.4 C.6.2).
+FIND, MOVE, GET = (f"1.2.840.10008.5.1.4.1.2.2.{n}" for n in (1, 2, 3))
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+PLAIN: list[str] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+# A presentation context settles on one transfer syntax; a peer that does not transcode needs one for each it stores.
+RECEIVED: list[list[str]] = [
+    PLAIN, [JPEGLSLossless], [JPEG2000Lossless], [RLELossless], [JPEGLosslessSV1], [JPEGLossless],
+    [JPEGLSNearLossless], [JPEG2000], [JPEGBaseline8Bit], [JPEGExtended12Bit], [DeflatedExplicitVRLittleEndian],
+    [ExplicitVRBigEndian],
+]  # fmt: skip
+# Presentation contexts of one association (PS3.8 9.3.2.2: odd identifiers of one byte).
+MOST_CONTEXTS = 128
+# Instances that one image-level C-GET or C-MOVE names.
+LIST_LENGTH = 64
+# Statuses of C-STORE and C-GET for want of resources (PS3.4 B.2.3, C.4.2.1.5): they may pass.
+_OUT_OF_RESOURCES = range(0xA700, 0xA800)
+
+
+@contextmanager
+def connect(address: Address, settings: PeerSettings, credentials: Credentials) -> Iterator["DimsePeer"]:
+    """A peer that opens an association for each thing asked of it, and leaves none open."""
+    import pynetdicom
+
+    # Its logs, where a program turns them on, hold data sets with names, and user identities.
+    pynetdicom._config.LOG_HANDLER_LEVEL = "none"
+    pynetdicom._config.LOG_REQUEST_IDENTIFIERS = pynetdicom._config.LOG_RESPONSE_IDENTIFIERS = False
+    pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True  # a file goes out as it is, neither decoded nor held
+    yield DimsePeer(address, settings, credentials)
+
+
+class DimsePeer:
+    """A `Peer` over DIMSE, Study Root information model."""
+
+    def __init__(self, address: Address, settings: PeerSettings, credentials: Credentials) -> None:
+        self._address, self._settings, self._credentials = address, settings, credentials
+
+    def check(self) -> None:
+        """See `Peer`."""
+        with self._association([(VERIFICATION, PLAIN)]) as association:
+            status = association.send_c_echo()
+            self._status(status, "C-ECHO")
+
+    def find(self, query: Query) -> list[RemoteSeries]:
+        """See `Peer`."""
+        if query.series and not (query.study or query.patient or query.date):
+            studies = [Dataset()]  # allowed to a peer that knows relational queries (PS3.4 C.4.1.2.2)
+        else:
+            asked = _keys("STUDY", PatientID=query.patient, StudyInstanceUID=query.study, StudyDate=query.date)
+            studies = self._asked(asked)
+        found: list[RemoteSeries] = []
+        for study in studies:
+            uid = str(study.get("StudyInstanceUID", ""))
+            asked = _keys("SERIES", StudyInstanceUID=uid, SeriesInstanceUID=query.series, Modality=query.modality)
+            asked.NumberOfSeriesRelatedInstances = None
+            for row in self._asked(asked):
+                images = row.get("NumberOfSeriesRelatedInstances")
+                found.append(
+                    RemoteSeries(
+                        study=str(row.get("StudyInstanceUID", uid)) or uid,
+                        series=str(row.get("SeriesInstanceUID", "")),
+                        modality=str(row.get("Modality", "")),
+                        images=None if images is None else int(images),
+                    )
+                )
+        return [s for s in found if query.modality in ("", s.modality) and query.series in ("", s.series)]
+
+    def instances(self, study: str, series: str) -> dict[str, str] | None:
+        """See `Peer`."""
+        rows = self._find(_keys("IMAGE", StudyInstanceUID=study, SeriesInstanceUID=series, SOPClassUID=""))
+        if rows is None:
+            return None
+        return {str(row.SOPInstanceUID): str(row.get("SOPClassUID", "")) or CT_IMAGE for row in rows}
+
+    def store(self, instances: Sequence[Instance], told: Callable[[Instance, str], None]) -> None:
+        """See `Peer`."""
+        kinds = dict.fromkeys((i.sop_class, i.syntax) for i in instances)
+        contexts: list[tuple[str, list[str]]] = [(kind, [syntax]) for kind, syntax in kinds]
+        contexts += [(kind, PLAIN) for kind in dict.fromkeys(i.sop_class for i in instances)]
+        with self._association(contexts) as association:
+            accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
+            for number, instance in enumerate(instances):
+                what: Any = instance.path
+                if (instance.sop_class, instance.syntax) not in accepted:
+                    if not any(kind == instance.sop_class for kind, _ in accepted):
+                        told(instance, f"the peer takes no {UID(instance.sop_class).name}")
+                        continue
+                    what = _uncompressed(instance)
+                self._check_open(association)
+                try:
+                    status = association.send_c_store(what, msg_id=number % 65535 + 1)
+                except RuntimeError:  # the peer aborted between the check and now
+                    raise PeerUnavailable("the peer closed the association") from None
+                told(instance, self._refusal(status))
+
+    def retrieve(
+        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[str, bytes], None]
+    ) -> None:
+        """See `Peer`."""
+        from pynetdicom import evt
+
+        problems: list[Exception] = []
+        missing = dict(wanted)
+        lock = threading.Lock()
+
+        def on_store(event: Any) -> int:
+            uid = str(event.request.AffectedSOPInstanceUID)
+            if uid not in wanted:
+                return 0x0000 if whole else 0x0124  # a whole series brings what we have already; else: not authorised
+            try:
+                with lock:
+                    keep(uid, event.encoded_dataset())
+                    missing.pop(uid, None)
+            except Exception as error:  # it must reach the caller, through a thread that is not his
+                problems.append(error)
+                return 0xA700
+            return 0x0000
+
+        kinds = list(dict.fromkeys(wanted.values()))
+        handlers = [(evt.EVT_C_STORE, on_store)]
+        try:
+            if self._settings.receive_port:
+                self._move(_identifiers(series, missing, whole), kinds, handlers)
+                return
+            self._get(_identifiers(series, missing, whole), kinds, RECEIVED, handlers)
+            if missing and not problems:
+                # Some peers send over the first context of the kind, be its transfer syntax the file's or not.
+                self._get(_identifiers(series, missing, False), kinds, RECEIVED[1:], handlers)
+        finally:
+            if problems:
+                raise problems[0]
+
+    def _get(
+        self, asked: Sequence[Dataset], kinds: Sequence[str], syntaxes: Sequence[list[str]], handlers: Sequence[Any]
+    ) -> None:
+        """C-GET: what is sent comes over the association that asks for it."""
+        from pynetdicom import build_role
+
+        contexts = [(GET, PLAIN)]
+        contexts += [(kind, each) for kind in kinds for each in syntaxes][: MOST_CONTEXTS - 1]
+        roles = [build_role(kind, scp_role=True) for kind in kinds]
+        with self._association(contexts, roles, handlers) as association:
+            if not any(c.abstract_syntax == GET for c in association.accepted_contexts):
+                raise UserError(
+                    f"{self._address.url}: takes no C-GET; give --receive-port, and have the peer know our title "
+                    f"{self._settings.ae_title}, to use C-MOVE"
+                )
+            for keys in asked:
+                for status, _ in association.send_c_get(keys, GET):
+                    self._retrieve_status(status, "C-GET")
+
+    def _move(self, asked: Sequence[Dataset], kinds: Sequence[str], handlers: Sequence[Any]) -> None:
+        """C-MOVE: the peer opens associations to us, at the address it has on record for our title."""
+        receiver = self._entity()
+        receiver.require_called_aet = True
+        receiver.supported_contexts = []
+        for kind in kinds:
+            receiver.add_supported_context(kind, [syntax for syntaxes in RECEIVED for syntax in syntaxes])
+        where = (self._settings.receive_host, self._settings.receive_port)
+        tls = self._server_tls() if self._address.scheme == "dicoms" else None
+        try:
+            server = receiver.start_server(where, block=False, evt_handlers=list(handlers), ssl_context=tls)
+        except OSError as error:
+            raise UserError(
+                f"--receive-port {where[1]}: cannot listen on {where[0]} ({error.strerror}); choose another"
+            ) from None
+        with ExitStack() as stack:
+            stack.callback(server.shutdown)
+            association = stack.enter_context(self._association([(MOVE, PLAIN)]))
+            if not association.accepted_contexts:
+                raise UserError(f"{self._address.url}: takes no C-MOVE; leave out --receive-port to use C-GET")
+            for keys in asked:
+                for status, _ in association.send_c_move(keys, self._settings.ae_title, MOVE):
+                    if status and status.Status == 0xA801:
+                        raise UserError(
+                            f"{self._address.url}: does not know our AE title {self._settings.ae_title} as a C-MOVE "
+                            f"destination; have it entered with this host and port {where[1]}"
+                        )
+                    self._retrieve_status(status, "C-MOVE")
+
+    def _find(self, keys: Dataset) -> list[Dataset] | None:
+        """The answers to a C-FIND; None where the peer takes none."""
+        rows = []
+        with self._association([(FIND, PLAIN)]) as association:
+            if not association.accepted_contexts:
+                return None
+            for status, identifier in association.send_c_find(keys, FIND):
+                self._status(status, f"C-FIND at {keys.QueryRetrieveLevel} level")
+                if identifier is not None:
+                    rows.append(identifier)
+        return rows
+
+    def _asked(self, keys: Dataset) -> list[Dataset]:
+        """The answers to a C-FIND without which nothing can be pulled."""
+        rows = self._find(keys)
+        if rows is None:
+            raise UserError(f"{self._address.url}: answers no queries (C-FIND), so nothing can be pulled from it")
+        return rows
+
+    def _status(self, status: Dataset, what: str) -> int:
+        """A status code; raises for an answer that did not come, and for failures."""
+        code = self._answered(status)
+        if code in _OUT_OF_RESOURCES:
+            raise PeerUnavailable(f"the peer is out of resources (status {code:04X}H)")
+        if code not in (0x0000, 0xFF00, 0xFF01) and code >> 12 != 0xB:
+            comment = str(status.get("ErrorComment", "")).strip()
+            raise UserError(
+                f"{self._address.url}: does not take our {what} (status {code:04X}H{': ' if comment else ''}{comment})"
+            )
+        return code
+
+    def _retrieve_status(self, status: Dataset, what: str) -> None:
+        """As `_status`; single instances that failed (A702H, B000H) show in what did not come."""
+        if self._answered(status) != 0xA702:
+            self._status(status, what)
+
+    def _refusal(self, status: Dataset) -> str:
+        """Why an instance was refused; "" where it was stored (a warning, B...H, is stored)."""
+        code = self._answered(status)
+        if code in _OUT_OF_RESOURCES:
+            raise PeerUnavailable(f"the peer is out of resources (status {code:04X}H)")
+        stored = code == 0 or code >> 12 == 0xB or code in (0x0001, 0x0107, 0x0116)
+        return "" if stored else f"status {code:04X}H"
+
+    def _answered(self, status: Dataset) -> int:
+        if "Status" not in status:
+            raise PeerUnavailable(f"the connection was cut, or no answer within {self._settings.timeout_s:g} s")
+        return int(status.Status)
+
+    def _check_open(self, association: Any) -> None:
+        if not association.is_established:
+            raise PeerUnavailable("the peer closed the association")
+
+    def _entity(self) -> Any:
+        from pynetdicom import AE
+
+        entity = AE(self._settings.ae_title)
+        entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = self._settings.timeout_s
+        entity.network_timeout = self._settings.timeout_s
+        entity.maximum_pdu_size = 0  # of what we take: any
+        return entity
+
+    @contextmanager
+    def _association(
+        self, contexts: Sequence[tuple[str, list[str]]], roles: Sequence[Any] = (), handlers: Sequence[Any] = ()
+    ) -> Iterator[Any]:
+        """An open association; released at the end, aborted on an error."""
+        from pynetdicom import build_context, evt
+        from pynetdicom.pdu import A_ASSOCIATE_RJ
+
+        rejections: list[A_ASSOCIATE_RJ] = []
+
+        def on_pdu(event: Any) -> None:
+            """Note a rejection: of one that comes and closes at once, pynetdicom sees but the closed connection."""
+            if isinstance(event.pdu, A_ASSOCIATE_RJ):
+                rejections.append(event.pdu)
+
+        address = self._address
+        try:
+            socket.getaddrinfo(address.host, address.port)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_NONAME:
+                raise UserError(f"{address.url}: no host of that name; mend the address") from None
+            raise PeerUnavailable("the name of its host cannot be looked up") from None
+        association = self._entity().associate(
+            address.host,
+            address.port,
+            contexts=[build_context(kind, syntaxes) for kind, syntaxes in contexts],
+            ae_title=address.ae_title,
+            max_pdu=0,
+            ext_neg=[*roles, *self._identity()],
+            tls_args=(self._client_tls(), address.host) if address.scheme == "dicoms" else None,
+            evt_handlers=[*handlers, (evt.EVT_PDU_RECV, on_pdu)],
+        )
+        association.unbind(evt.EVT_PDU_RECV, on_pdu)
+        if not association.is_established:
+            if rejections:
+                raise self._rejected(rejections[0])
+            if association.acceptor.primitive is None:
+                raise self._not_connected()
+            yield association  # the peer answered and took none of the contexts: what that means is for the caller
+            return
+        try:
+            yield association
+        except BaseException:
+            association.abort()
+            raise
+        association.release()
+
+    def _rejected(self, answer: Any) -> Exception:
+        """What an A-ASSOCIATE-RJ (PS3.8 9.3.4) means to the user."""
+        # PS3.7 D.3.3.7.3: refused credentials look transient, without a reason, from the ACSE provider.
+        is_identity = bool(self._identity()) and (answer.source, answer.reason_diagnostic) == (2, 1)
+        if answer.result == 2 and not is_identity:
+            return PeerUnavailable("the peer rejects associations for now")
+        reason = answer.reason_str[:1].lower() + answer.reason_str[1:]
+        return UserError(
+            f"{self._address.url}: rejects the association ({reason}); check the AE titles {self._address.ae_title} "
+            f"(its) and {self._settings.ae_title} (ours, --ae-title), and the credentials"
+        )
+
+    def _not_connected(self) -> Exception:
+        """Why there is no connection: pynetdicom does not tell, another connection does."""
+        where = self._address.url
+        try:
+            with socket.create_connection((self._address.host, self._address.port), self._settings.timeout_s) as plain:
+                if self._address.scheme == "dicoms":
+                    with self._client_tls().wrap_socket(plain, server_hostname=self._address.host):
+                        pass
+        except ssl.SSLCertVerificationError as error:
+            return UserError(f"{where}: its TLS certificate is not trusted ({error.verify_message}); give --ca FILE")
+        except ssl.SSLError as error:
+            return UserError(f"{where}: TLS fails ({error.reason}); is this port for TLS, --certificate the right one?")
+        except ConnectionResetError:
+            return PeerUnavailable("it takes the connection and resets it: is TLS asked for at a port without?")
+        except TimeoutError:
+            return PeerUnavailable(f"no answer within {self._settings.timeout_s:g} s")
+        except OSError as error:
+            return PeerUnavailable((error.strerror or type(error).__name__).lower())
+        return PeerUnavailable("it takes the connection and closes it: not a DICOM port, TLS missing, or busy")
+
+    def _identity(self) -> list[Any]:
+        """User Identity Negotiation (PS3.7 D.3.3.7): type 2, user and passcode, or 5, a JSON web token."""
+        from pynetdicom.pdu_primitives import UserIdentityNegotiation
+
+        given = self._credentials
+        if not (given.user or given.token):
+            return []
+        item = UserIdentityNegotiation()
+        item.user_identity_type = 2 if given.user else 5
+        item.primary_field = (given.user or given.token).encode()
+        if given.user:
+            item.secondary_field = given.password.encode()
+        item.positive_response_requested = False
+        return [item]
+
+    def _client_tls(self) -> ssl.SSLContext:
+        return self._with_certificate(ssl.create_default_context(cafile=self._settings.ca))
+
+    def _server_tls(self) -> ssl.SSLContext:
+        if self._settings.certificate is None:
+            raise UserError("--receive-port over TLS: the peer connects to us, so give --certificate and --key")
+        return self._with_certificate(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._settings.ca))
+
+    def _with_certificate(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        if self._settings.certificate is not None and self._settings.key is not None:
+            try:
+                context.load_cert_chain(self._settings.certificate, self._settings.key)
+            except (ssl.SSLError, OSError):
+                raise UserError(
+                    f"--certificate {self._settings.certificate}: not a PEM certificate that goes with --key"
+                ) from None
+        return context
+
+
+def _keys(level: str, **keys: Any) -> Dataset:
+    """An identifier of a query or retrieval; empty keys are universal matches and come back filled."""
+    asked = Dataset()
+    asked.QueryRetrieveLevel = level
+    unique = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}[level]
+    for keyword, value in {unique: "", **keys}.items():
+        setattr(asked, keyword, value)
+    return asked
+
+
+def _identifiers(series: RemoteSeries, uids: Iterable[str], whole: bool) -> list[Dataset]:
+    """What to ask for by C-GET or C-MOVE: the series, or lists of its instances."""
+    above = {"StudyInstanceUID": series.study, "SeriesInstanceUID": series.series}
+    if whole:
+        return [_keys("SERIES", **above)]
+    rest = iter(uids)
+    parts = iter(lambda: list(islice(rest, LIST_LENGTH)), [])
+    return [_keys("IMAGE", **above, SOPInstanceUID=part) for part in parts]
+
+
+def _uncompressed(instance: Instance) -> Dataset:
+    """A file for a peer that does not take its transfer syntax: decoded where it is compressed, under the same UID."""
+    dataset = pydicom.dcmread(instance.path)
+    if UID(instance.syntax).is_compressed:
+        try:
+            dataset.decompress(generate_instance_uid=False)
+        except Exception as error:  # decoders raise whatever they like
+            raise UserError(
+                f"{instance.path}: the peer takes no {UID(instance.syntax).name}, and decoding fails; mend the file"
+            ) from error
+    return dataset

@@ -1,0 +1,313 @@
+"""Push DICOM files to another system, and pull series from it, so that being cut at any moment costs nothing.
+
+What the peer holds already is not sent, what lies here already is not fetched. A series that is being pulled lies in a
+hidden folder, which nothing reads, and gets its name when it is whole.
+"""
+
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom_scan import LeftOut, files_below, read_header
+from slicewise.io.peer import (
+    Address,
+    Instance,
+    Peer,
+    PeerSettings,
+    PeerUnavailable,
+    Query,
+    RemoteSeries,
+    check_privacy,
+    is_uid,
+    parse_address,
+    read_credentials,
+)
+
+# The longest wait before another attempt, s.
+MAX_WAIT_S = 60.0
+
+Progress = Callable[[int, int], None]  # (done, of how many)
+Connect = Callable[[], AbstractContextManager[Peer]]
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What a push did: UIDs of the instances that were sent and that the peer held before, and files left out."""
+
+    sent: tuple[str, ...]
+    there_before: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    can_be_asked: bool = True
+
+
+@dataclass(frozen=True)
+class PullReport:
+    """What a pull did: the series that match, the folders that hold them, and images fetched and there before."""
+
+    series: tuple[RemoteSeries, ...]
+    folders: tuple[Path, ...]
+    fetched: int
+    there_before: int
+
+
+def push(
+    paths: Iterable[Path | str],
+    to: str,
+    settings: PeerSettings | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> PushReport:
+    """Send every DICOM file below the paths (folders, files, runs of `slicewise generate`) to the peer at `to`.
+
+    Files go out as they are; compressed ones are decoded where a DIMSE peer does not take their transfer syntax. What
+    the peer holds already, by SOP Instance UID, is not sent again. A failure that may pass is tried again
+    `settings.retries` times with growing waits, counted anew whenever something got through. With `dry_run` the peer is
+    asked what it holds, and nothing is sent (`sent` is then what would be).
+
+    Raises `UserError` where there is nothing to send, where the peer cannot be reached or refuses us, and, after
+    all others were sent, where it refused instances.
+    """
+    settings = settings or PeerSettings()
+    address, connect = _connection(to, settings)
+    instances, left_out = read_instances(paths)
+    if not instances:
+        why = f"; {left_out[0].source}: {left_out[0].reason}" if left_out else ""
+        raise UserError(f"{', '.join(map(str, paths))}: no DICOM file to push here{why}")
+    by_series: dict[tuple[str, str], list[Instance]] = defaultdict(list)
+    for instance in instances:
+        by_series[instance.study, instance.series].append(instance)
+    sent: dict[str, None] = {}
+    held: dict[str, None] = {}
+    refused: dict[str, str] = {}
+    mute = False
+
+    def told(instance: Instance, refusal: str) -> None:
+        if refusal:
+            refused[instance.uid] = refusal
+        else:
+            sent[instance.uid] = None
+        progress(len(sent) + len(held) + len(refused), len(instances))
+
+    def work(peer: Peer) -> None:
+        nonlocal mute
+        peer.check()
+        for (study, series), members in by_series.items():
+            todo = [i for i in members if i.uid not in sent and i.uid not in held and i.uid not in refused]
+            if not todo:
+                continue
+            there = peer.instances(study, series)
+            mute = there is None
+            held.update((i.uid, None) for i in todo if there is not None and i.uid in there)
+            progress(len(sent) + len(held) + len(refused), len(instances))
+            todo = [i for i in todo if i.uid not in held]
+            if dry_run:
+                sent.update((i.uid, None) for i in todo)
+            elif todo:
+                peer.store(todo, told)
+
+    _persist(address, settings, connect, work, lambda: len(instances) - len(sent) - len(held) - len(refused))
+    if refused:
+        first = next(i for i in instances if i.uid in refused)
+        raise UserError(
+            f"{address.url}: refused {len(refused)} of {len(instances)} files, the first {first.path} "
+            f"({refused[first.uid]}); the others are stored"
+        )
+    return PushReport(tuple(sent), tuple(held), tuple(left_out), not mute)
+
+
+def pull(
+    source: str,
+    query: Query,
+    out: Path | str,
+    settings: PeerSettings | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> PullReport:
+    """Fetch every series that matches into `out/STUDY-UID/SERIES-UID/SOP-UID.dcm`, a folder that `prepare` reads.
+
+    Names of folders and files are UIDs, never names of patients. A series appears when it is whole; images that lie
+    there from an earlier run are not fetched again. Failures that may pass are tried again as in `push`.
+
+    Raises `UserError` where nothing matches, where the peer cannot be reached or refuses us, where images stay away,
+    and where `out` cannot be written; what came until then is kept, and the next run goes on from it.
+    """
+    settings, out = settings or PeerSettings(), Path(out)
+    address, connect = _connection(source, settings)
+    found: list[RemoteSeries] = []
+    asked: dict[str, dict[str, str]] = {}
+    whole: dict[str, Path] = {}
+    before: dict[str, int] = {}
+    fetched = 0
+
+    def total() -> int:
+        return max(fetched + sum(before.values()), sum(len(asked.get(s.series) or ()) or s.images or 0 for s in found))
+
+    def work(peer: Peer) -> None:
+        peer.check()
+        if not found:
+            found.extend(_checked(peer.find(query), address))
+        for series in () if dry_run else found:
+            if series.series not in whole:
+                whole[series.series] = fetch(peer, series)
+
+    def fetch(peer: Peer, series: RemoteSeries) -> Path:
+        if series.series not in asked:
+            asked[series.series] = _listed(peer, series, address)
+        wanted = asked[series.series]
+        final = out / series.study / series.series
+        partial = final.with_name(f".{series.series}.partial")
+        with output_errors(out):
+            have = _uids_in(final)
+            if final.is_dir() and not wanted.keys() <= have:
+                os.replace(final, partial)  # the series has grown since it was pulled
+            elif final.is_dir():
+                before.setdefault(series.series, len(have))
+                progress(fetched + sum(before.values()), total())
+                return final
+            partial.mkdir(parents=True, exist_ok=True)
+            have = _uids_in(partial)
+        before.setdefault(series.series, len(have))
+        missing = {uid: kind for uid, kind in wanted.items() if uid not in have}
+
+        def keep(uid: str, file: bytes) -> None:
+            nonlocal fetched
+            if uid not in missing:
+                return  # sent twice
+            with output_errors(out), atomic_file(partial / f"{uid}.dcm") as stream:
+                stream.write(file)
+            del missing[uid]
+            fetched += 1
+            progress(fetched + sum(before.values()), total())
+
+        if missing:
+            peer.retrieve(series, dict(missing), len(missing) == len(wanted), keep)
+        if missing:
+            raise PeerUnavailable(f"{len(missing)} of {len(wanted)} images of series {series.series} did not come")
+        with output_errors(out):
+            os.replace(partial, final)
+        return final
+
+    _persist(address, settings, connect, work, lambda: -fetched - len(whole) - len(found))
+    if not found:
+        kind = f"{query.modality} " if query.modality else ""
+        raise UserError(f"{address.url}: no {kind}series matches there; check --patient, --study, --series and --date")
+    return PullReport(tuple(found), tuple(whole.values()), fetched, sum(before.values()))
+
+
+def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[LeftOut]]:
+    """Every DICOM instance below the paths, by its header, each UID once; and what is left out and why.
+
+    Of a run of `slicewise generate`, the `dicom` folder. Files that are not DICOM are passed over; cut ones, and ones
+    without the UIDs that sending takes, are left out.
+    """
+    found: dict[str, Instance] = {}
+    left_out: list[LeftOut] = []
+    for path in paths:
+        run = Path(path, "generate.json").is_file() and Path(path, "dicom").is_dir()
+        for file in files_below(Path(path, "dicom") if run else path):
+            read = read_header(file)
+            if read is None:
+                continue
+            if isinstance(read, LeftOut) and read.damaged:
+                left_out.append(read)
+                continue
+            instance = _identity(file)
+            if instance is None:
+                left_out.append(LeftOut(file, "one of the UIDs that sending takes is missing or no UID"))
+            elif instance.uid in found:
+                left_out.append(LeftOut(file, f"the same SOP Instance UID as {found[instance.uid].path}"))
+            else:
+                found[instance.uid] = instance
+    return list(found.values()), left_out
+
+
+_IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+def _identity(file: str) -> Instance | None:
+    """What tells a file's instance from others; None where a part of it is missing or meta and data set differ."""
+    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_IDENTITY), force=True)
+    uid, kind, study, series = (str(header.get(name) or "") for name in _IDENTITY)
+    syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
+    if not all(map(is_uid, (uid, kind, study, series, syntax))):
+        return None
+    if header.file_meta.get("MediaStorageSOPInstanceUID") != uid:
+        return None
+    return Instance(file, uid, kind, study, series, syntax, os.path.getsize(file))
+
+
+def _connection(text: str, settings: PeerSettings) -> tuple[Address, Connect]:
+    """The address, and how to connect to it; raises `UserError` where the libraries for it are not installed."""
+    address = parse_address(text)
+    credentials = read_credentials(settings.credentials)
+    check_privacy(address, credentials)
+    protocol: Any
+    try:
+        if address.is_web:
+            import dicomweb_client  # noqa: F401  (what is missing shows here, once)
+
+            from slicewise.io import dicomweb as protocol
+        else:
+            import pynetdicom  # noqa: F401
+
+            from slicewise.io import dimse as protocol
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'slicewise[clinic]'") from None
+    return address, lambda: protocol.connect(address, settings, credentials)
+
+
+def _persist(
+    address: Address, settings: PeerSettings, connect: Connect, work: Callable[[Peer], None], left: Callable[[], int]
+) -> None:
+    """Do the work, again after each failure that may pass; waits grow (with jitter, so that many clients of one server
+    do not come back at once) until something gets through (`left` falls)."""
+    failures = 0
+    while True:
+        before = left()
+        try:
+            with connect() as peer:
+                work(peer)
+            return
+        except PeerUnavailable as error:
+            failures = 1 if left() < before else failures + 1
+            if failures > settings.retries:
+                raise UserError(f"{address.url}: {error}; run it again later to go on where it was") from None
+        longest = min(settings.backoff_s * 2 ** (failures - 1), MAX_WAIT_S)
+        time.sleep(random.uniform(longest / 2, longest))
+
+
+def _checked(found: Sequence[RemoteSeries], address: Address) -> list[RemoteSeries]:
+    """The series once each; their UIDs become names of folders, so nothing else may stand in them."""
+    for series in found:
+        if not (is_uid(series.study) and is_uid(series.series)):
+            raise UserError(f"{address.url}: names a series by what is no UID; nothing is pulled")
+    return list({s.series: s for s in found}.values())
+
+
+def _listed(peer: Peer, series: RemoteSeries, address: Address) -> dict[str, str]:
+    """SOP Class by SOP Instance UID of the images of a series; these become names of files."""
+    listed = peer.instances(series.study, series.series)
+    if listed is None:
+        raise UserError(f"{address.url}: answers no queries, so it cannot be pulled from")
+    if not listed:
+        raise PeerUnavailable(f"it lists no images of series {series.series}")
+    if not all(map(is_uid, listed)):
+        raise UserError(f"{address.url}: names images of series {series.series} by what is no UID; nothing is pulled")
+    return listed
+
+
+def _uids_in(folder: Path) -> set[str]:
+    """UIDs of the images that lie in a folder of a pulled series."""
+    return {file.stem for file in folder.glob("*.dcm") if not file.name.startswith(".")} if folder.is_dir() else set()

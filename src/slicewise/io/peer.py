@@ -1,0 +1,264 @@
+"""Another system that keeps DICOM: where it is, who we are to it, and what can be asked of it.
+
+Two kinds answer to one address: `https://host/dicom-web` is a DICOMweb service (PS3.18), `dicom://AET@host:104` a
+DIMSE application entity (PS3.7), `dicoms://` one over TLS. User, password and token never stand in an address, so that
+an address can be printed.
+"""
+
+import ipaddress
+import os
+import re
+import ssl
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from slicewise.errors import UserError
+
+ENV_USER, ENV_PASSWORD, ENV_TOKEN = "SLICEWISE_PACS_USER", "SLICEWISE_PACS_PASSWORD", "SLICEWISE_PACS_TOKEN"
+# Registered ports: dicom and dicom-tls (PS3.8 9.1.1), http and https.
+_PORTS = {"http": 80, "https": 443, "dicom": 104, "dicoms": 2762}
+# An application entity title (PS3.5 6.2, AE) as addresses can hold it.
+_AE_TITLE = re.compile(r"[!-.0-?A-\[\]-~]{1,16}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+class PeerUnavailable(Exception):
+    """A failure that may pass: a lost connection, a server too busy, a time-out. The message is one line for the user.
+    What cannot pass (credentials refused, a wrong address) is a `UserError` at once."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a peer is. `url` holds no credentials; `ae_title` is the called one (DIMSE)."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    ae_title: str = ""
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it is a DICOMweb service."""
+        return self.scheme in ("http", "https")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read: TLS, or this machine itself."""
+        return self.scheme in ("https", "dicoms") or _is_loopback(self.host)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """User and password, or a token; never shown."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class PeerSettings:
+    """How to talk to a PACS.
+
+    Attributes
+    ----------
+    credentials : TOML file with user and password, or token, that only you can read; without it they come from
+        SLICEWISE_PACS_USER and SLICEWISE_PACS_PASSWORD, or SLICEWISE_PACS_TOKEN.
+    ca : PEM file of the authority that signed the peer's TLS certificate, where the system does not know it.
+    certificate, key : PEM files of our own TLS certificate and its key, where the peer asks for one.
+    ae_title : our application entity title (DIMSE).
+    receive_port : port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET.
+    receive_host : address to receive on by C-MOVE.
+    timeout_s : seconds without an answer after which a connection is given up.
+    retries : further attempts after one that brought nothing.
+    backoff_s : wait before the first of them; each next waits twice as long.
+    """
+
+    credentials: Path | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    ae_title: str = "SLICEWISE"
+    receive_port: int = 0
+    receive_host: str = "127.0.0.1"
+    timeout_s: float = 30.0
+    retries: int = 4
+    backoff_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not _AE_TITLE.fullmatch(self.ae_title):
+            raise UserError(f"--ae-title {self.ae_title!r}: expected 1 to 16 letters, digits or signs without spaces")
+        if self.timeout_s <= 0 or self.retries < 0 or self.backoff_s < 0 or not 0 <= self.receive_port < 65536:
+            raise UserError(
+                f"--timeout-s {self.timeout_s:g} --retries {self.retries} --backoff-s {self.backoff_s:g} "
+                f"--receive-port {self.receive_port}: the time-out must be positive, the others 0 or more"
+            )
+        if (self.certificate is None) != (self.key is None):
+            raise UserError("--certificate and --key go together: give both PEM files, or neither")
+        for flag in ("ca", "certificate", "key"):
+            file = getattr(self, flag)
+            if file is not None and not file.is_file():
+                raise UserError(f"--{flag} {file}: no such file; give a PEM file")
+        try:
+            ssl.create_default_context(cafile=self.ca)
+        except ssl.SSLError:
+            raise UserError(f"--ca {self.ca}: no certificate in it; give a PEM file") from None
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which series: every field that is given must match. `date` is a study date or range, YYYYMMDD-YYYYMMDD."""
+
+    patient: str = ""
+    study: str = ""
+    series: str = ""
+    date: str = ""
+    modality: str = "CT"
+
+    def __post_init__(self) -> None:
+        if not (self.patient or self.study or self.series or self.date):
+            raise UserError("say what to pull: --patient ID, --study UID, --series UID or --date YYYYMMDD-YYYYMMDD")
+        for flag, uid in (("study", self.study), ("series", self.series)):
+            if uid and not is_uid(uid):
+                raise UserError(f"--{flag} {uid}: not a DICOM UID (digits and dots, 64 at most)")
+        if self.date and not re.fullmatch(r"\d{8}|\d{8}-(\d{8})?|-\d{8}", self.date):
+            raise UserError(f"--date {self.date}: expected YYYYMMDD, or YYYYMMDD-YYYYMMDD for a range")
+        if "\\" in self.patient or not self.patient.isprintable():
+            raise UserError("--patient: a Patient ID holds no backslash and no control characters")
+
+
+@dataclass(frozen=True)
+class RemoteSeries:
+    """A series at a peer; `images` is how many it says it has, None where it does not say."""
+
+    study: str
+    series: str
+    modality: str = ""
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A DICOM file here: its SOP Instance, SOP Class, study, series and transfer syntax UIDs, and its size in bytes."""
+
+    path: str
+    uid: str
+    sop_class: str
+    study: str
+    series: str
+    syntax: str
+    size: int
+
+
+class Peer(Protocol):
+    """What can be asked of a peer. Every method raises `PeerUnavailable` for what may pass and `UserError` else."""
+
+    def check(self) -> None:
+        """Return where the peer answers to us (C-ECHO, or an empty search)."""
+
+    def find(self, query: Query) -> list[RemoteSeries]:
+        """The series that match."""
+
+    def instances(self, study: str, series: str) -> dict[str, str] | None:
+        """SOP Class by SOP Instance UID of all that the peer holds of a series; None where it answers no queries."""
+
+    def store(self, instances: Sequence[Instance], told: Callable[[Instance, str], None]) -> None:
+        """Send files. `told` hears of each as it is acknowledged: "" for stored, else the reason of its refusal."""
+
+    def retrieve(
+        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[str, bytes], None]
+    ) -> None:
+        """Fetch the `wanted` instances of a series (SOP Class by UID), which are all of it where `whole`; `keep` gets
+        each one's UID and its DICOM file."""
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a DICOM UID (PS3.5 9.1), and so also safe as a file name."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def parse_address(text: str) -> Address:
+    """An address as users write it; raises `UserError` where it is none, never repeating a password in it."""
+    try:
+        parts = urlsplit(text)
+        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+    except ValueError:
+        scheme, host, port = "", "", None
+    if scheme not in _PORTS or not host:
+        shown = text if "@" not in text else "the address of the PACS"
+        raise UserError(f"{shown}: expected https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE)")
+    where = f"[{host}]" if ":" in host else host
+    port = port or _PORTS[scheme]
+    if parts.password is not None or (parts.username is not None and scheme in ("http", "https")):
+        raise UserError(
+            f"{scheme}://{where}: a user or password does not belong into an address; set {ENV_USER} and "
+            f"{ENV_PASSWORD}, or give --credentials FILE"
+        )
+    if scheme in ("http", "https"):
+        if parts.query or parts.fragment:
+            raise UserError(f"{scheme}://{where}: an address ends before ? and #; tokens go into {ENV_TOKEN}")
+        return Address(f"{scheme}://{where}:{port}{parts.path.rstrip('/')}", scheme, host, port)
+    title = parts.username or ""
+    if not _AE_TITLE.fullmatch(title):
+        raise UserError(f"{scheme}://{where}: no AE title of the peer; write {scheme}://AE-TITLE@{where}:{port}")
+    return Address(f"{scheme}://{title}@{where}:{port}", scheme, host, port, title)
+
+
+def read_credentials(file: Path | None, environ: Mapping[str, str] = os.environ) -> Credentials:
+    """Credentials from a file, else from the environment, else none.
+
+    Raises `UserError` for a file that others can read, that is no TOML or holds other keys, for half a pair, and for
+    user and token at once; no message holds a value.
+    """
+    if file is not None:
+        where = f"--credentials {file}"
+        given = _read_private(file, where)
+    else:
+        where = f"{ENV_USER}, {ENV_PASSWORD}, {ENV_TOKEN}"
+        names = {"user": ENV_USER, "password": ENV_PASSWORD, "token": ENV_TOKEN}
+        given = {key: environ[name] for key, name in names.items() if environ.get(name)}
+    if bool(given.get("user")) != bool(given.get("password")):
+        raise UserError(f"{where}: user and password go together; one of them is missing")
+    if given.get("token") and given.get("user"):
+        raise UserError(f"{where}: user and token at once; keep one of them")
+    if any(not value.isprintable() for value in given.values()):
+        raise UserError(f"{where}: line breaks or control characters in a value; remove them")
+    return Credentials(**given)
+
+
+def check_privacy(address: Address, credentials: Credentials) -> None:
+    """Raise `UserError` where credentials would cross a network in clear."""
+    if (credentials.user or credentials.token) and not address.is_private:
+        secure = {"http": "https", "dicom": "dicoms"}[address.scheme]
+        raise UserError(
+            f"{address.url}: user, password or token would cross the network in clear; use {secure}://, or unset them"
+        )
+
+
+def _read_private(file: Path, where: str) -> dict[str, str]:
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: cannot be read ({type(error).__name__}); give a TOML file of yours") from None
+    if os.name == "posix" and mode & 0o077:
+        raise UserError(f"{where}: others can read it; chmod 600 {file}")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:  # its message could quote the file
+        raise UserError(f'{where}: not TOML; expected lines like user = "..." and password = "..."') from None
+    if not table.keys() <= {"user", "password", "token"} or not all(isinstance(v, str) for v in table.values()):
+        raise UserError(f"{where}: expected texts named user and password, or token")
+    return table
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
