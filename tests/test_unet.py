@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from slicewise.networks.unet import UNet, UNetConfig, channel_norm, fourier_features
+from slicewise.networks.unet import UNet, UNetConfig, _details, channel_norm, fourier_features
 
 TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16)
 
@@ -123,3 +125,16 @@ def test_fourier_features_tell_close_noise_levels_apart():
     assert features.shape == (5, 32) and features.abs().max() <= 1
     distance = torch.cdist(features, features) + torch.eye(5)
     assert distance.min() > 0.1
+
+
+def test_details_amplify_faint_noise_and_leave_plains_and_edges_alone():
+    torch.manual_seed(0)
+    noise = torch.randn(1, 1, 32, 32)
+    weak, strong = _details(1e-4 * noise, (8.0, 64.0)), _details(1e3 * noise, (8.0, 64.0))
+    # An independent 3 x 3 mean, by SciPy, away from the border.
+    high = 1e-4 * (noise[0, 0].double().numpy() - ndimage.uniform_filter(noise[0, 0].double().numpy(), 3))
+    for gain, shown in zip((8.0, 64.0), weak):
+        np.testing.assert_allclose(shown[0, 0, 1:-1, 1:-1], gain * high[1:-1, 1:-1], rtol=1e-3, atol=1e-6)
+    assert float(strong[1].abs().median()) < 1e-3
+    assert float(_details(torch.full((1, 1, 8, 8), 0.7), (64.0,))[0].abs().max()) < 1e-4
+    assert _details(noise, ()) == []
