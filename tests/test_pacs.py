@@ -423,10 +423,11 @@ def test_one_line_says_what_is_wrong_with_the_peer(servers, series, tmp_path, ca
             assert "\n" not in err and err.startswith(f"slicewise {command[0]}: {url.split('/wrong')[0]}"), err
             assert what in err
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="does not know our AE title NOBODY"):
-        push([series], ORTHANC, ONCE)
-        settings = PeerSettings(retries=0, ae_title="NOBODY", receive_port=11200)
-        pull(ORTHANC, Query(patient=of(series).PatientID), tmp_path / "out", settings)
+    nobody = PeerSettings(retries=0, ae_title="NOBODY", receive_port=11200)
+    for url, what in ((DCMTK, "does not know our AE title NOBODY"), (ORTHANC, "C-MOVE to NOBODY, which it may not")):
+        push([series], url, ONCE)
+        with pytest.raises(UserError, match=what):
+            pull(url, Query(patient=of(series).PatientID), tmp_path / "out", nobody)
     with socket.create_server(("127.0.0.1", 11201)):
         with pytest.raises(UserError, match="--receive-port 11201: cannot listen"):
             settings = PeerSettings(retries=0, receive_port=11201)

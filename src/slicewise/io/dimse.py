@@ -217,7 +217,7 @@ class DimsePeer:
                             f"{self._address.url}: does not know our AE title {self._settings.ae_title} as a C-MOVE "
                             f"destination; have it entered with this host and port {where[1]}"
                         )
-                    self._retrieve_status(status, "C-MOVE")
+                    self._retrieve_status(status, f"C-MOVE to {self._settings.ae_title}, which it may not know")
 
     def _find(self, keys: Dataset) -> list[Dataset] | None:
         """The answers to a C-FIND; None where the peer takes none."""
