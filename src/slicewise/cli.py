@@ -429,11 +429,12 @@ def export(argv: list[str]) -> None:
         Attributes
         ----------
         volume : DICOM folder, NIfTI file, or STORE:ID for a volume of a prepared store.
-        out : a .nii, .nii.gz or .png file, or a new folder for a DICOM series.
+        out : a .nii, .nii.gz, .png or .dcm (Enhanced CT, multi-frame) file, or a new folder for a DICOM series.
         patient_id : Patient ID of a DICOM series; default: EXPORT.
         series_uid : which series, where the folder holds several.
         interpolate_missing : fill missing slices.
         slice_mm : resample an unevenly spaced or tilted scan to even axial slices this far apart, in mm (0 = leave).
+        syntax : DICOM transfer syntax: uncompressed, jpeg-ls, jpeg-2000 or rle (all lossless).
         """
 
         volume: Annotated[str, tyro.conf.Positional]
@@ -442,6 +443,7 @@ def export(argv: list[str]) -> None:
         series_uid: str = ""
         interpolate_missing: bool = False
         slice_mm: float = 0.0
+        syntax: str = "uncompressed"
 
     a = parse("export", Export, argv)
     store, _, name = a.volume.rpartition(":")
@@ -459,7 +461,7 @@ def export(argv: list[str]) -> None:
         pixels = max(volume.hu.shape[1:])
         grid = Grid(size=pixels, fov_mm=pixels * min(volume.pixel_spacing), slice_mm=a.slice_mm, crop_air_above=False)
         volume = resample_volume(volume, grid)
-    write_volume(volume, a.out, patient_id=a.patient_id)
+    write_volume(volume, a.out, patient_id=a.patient_id, syntax=a.syntax)
     print(f"wrote {a.out}")
 
 

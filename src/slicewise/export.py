@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slicewise.errors import UserError, output_errors
+from slicewise.io.dicom_enhanced import write_enhanced
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.volume import Volume
@@ -15,8 +16,10 @@ def write_volume(
     patient_id: str = "EXPORT",
     description: str = "Head CT",
     synthetic: SyntheticOrigin | None = None,
+    syntax: str = "uncompressed",
 ) -> None:
-    """Write NIfTI (.nii, .nii.gz), a montage in three planes (.png) or, for any other name, a DICOM series.
+    """Write NIfTI (.nii, .nii.gz), a montage in three planes (.png), one Enhanced CT file (.dcm) or, for any other
+    name, a DICOM series. `syntax` is the transfer syntax of DICOM, one of `SYNTAXES`.
 
     Raises `UserError` where `out` cannot be written, or the folder of a DICOM series is in use.
     """
@@ -30,7 +33,8 @@ def write_volume(
         from slicewise.montage import save_montage
 
         save_montage([volume], out, [volume.acquisition.series_description])
-    elif out.suffix in (".gz", ".dcm", ".jpg", ".npy", ".nrrd", ".mha"):
-        raise UserError(f"--out {out}: slicewise writes .nii, .nii.gz, .png, or a folder of DICOM; give such a name")
+    elif out.suffix in (".gz", ".jpg", ".npy", ".nrrd", ".mha"):
+        raise UserError(f"--out {out}: slicewise writes .nii, .nii.gz, .png, .dcm or a DICOM folder; give such a name")
     else:
-        write_series(volume, out, synthetic=synthetic, patient_id=patient_id, series_description=description)
+        write = write_enhanced if name.endswith(".dcm") else write_series
+        write(volume, out, synthetic=synthetic, patient_id=patient_id, series_description=description, syntax=syntax)

@@ -17,7 +17,14 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 from pydicom.valuerep import format_number_as_ds
 
 import slicewise
@@ -33,6 +40,14 @@ WINDOW_PRESETS = (
     ("BONE", 600, 2800),
     ("WHOLE RANGE", 1024, 4096),
 )
+
+# Transfer syntaxes to write, by the name that users give; all of them lossless.
+SYNTAXES = {
+    "uncompressed": ExplicitVRLittleEndian,
+    "jpeg-ls": JPEGLSLossless,
+    "jpeg-2000": JPEG2000Lossless,
+    "rle": RLELossless,
+}
 
 # Longest Patient ID and other LO text (PS3.5 table 6.2-1).
 _LO_LENGTH = 64
@@ -73,13 +88,14 @@ def write_series(
     series_description: str = "Head CT",
     series_number: int = 1,
     when: datetime | None = None,
+    syntax: str = "uncompressed",
 ) -> list[Path]:
     """Write `volume` as a CT series into the new folder `folder`; returns the files, the most superior slice first.
 
     UIDs are new and derived from a SHA-256 (PS3.5 B.2, "2.25."): the same volume from the same origin always gets the
-    same ones, a volume that differs in a single voxel or position gets another series; volumes of one origin (raw and
-    calibrated, say) share the study and the frame of reference. Nothing of `volume.acquisition` is written but the
-    technical data: kVp, kernel, slice thickness, gantry tilt.
+    same ones (in any transfer syntax, since all are lossless), a volume that differs in a single voxel or position gets
+    another series; volumes of one origin (raw and calibrated, say) share the study and the frame of reference. Nothing
+    of `volume.acquisition` is written but the technical data: kVp, kernel, slice thickness, gantry tilt.
 
     Parameters
     ----------
@@ -88,19 +104,20 @@ def write_series(
     synthetic : what made the volume; sets Synthetic Data (0008,001C) = YES. None for a real volume leaves the tag out.
     patient_id : Patient ID (0010,0020), at most 64 characters.
     when : study date and time; empty (allowed, type 2) without, so that equal volumes make equal files.
+    syntax : one of `SYNTAXES`.
 
     Raises `UserError` for a folder in use or not writable, a full disk, a bad patient id, or HU outside 12 bits; then
     nothing is left behind.
     """
     folder = Path(folder)
-    _check(volume, folder, patient_id)
-    header = _series_header(volume, synthetic, patient_id, series_description, series_number, when)
+    _check(volume, folder, patient_id, syntax)
+    header = series_header(volume, synthetic, patient_id, series_description, series_number, when)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     names = [f"{number:04d}.dcm" for number in range(1, len(volume.hu) + 1)]
     try:
         partial.mkdir(parents=True)
         for index, name in enumerate(names):
-            _slice_dataset(header, volume, index).save_as(partial / name, enforce_file_format=True)
+            compress(_slice_dataset(header, volume, index), syntax).save_as(partial / name, enforce_file_format=True)
         if folder.is_dir():
             folder.rmdir()  # empty, as checked; an explicit rmdir works on every platform
         os.replace(partial, folder)
@@ -123,17 +140,15 @@ def decimal_string(value: float) -> str:
     return text if len(text) <= 16 else format_number_as_ds(value)
 
 
-def _check(volume: Volume, folder: Path, patient_id: str) -> None:
-    if not patient_id.strip() or len(patient_id) > _LO_LENGTH or "\\" in patient_id or not patient_id.isprintable():
-        raise UserError(
-            f"patient id {patient_id!r}: a DICOM Patient ID has 1 to {_LO_LENGTH} printable characters and no backslash"
-        )
-    outside = check_hu_range(volume.hu)
-    if outside:
-        raise UserError(
-            f"{folder}: {outside} voxels lie outside [{HU_MIN}, {HU_MAX}] HU, which 12 bits cannot store; clip the "
-            "volume first"
-        )
+def compress(ds: Dataset, syntax: str) -> Dataset:
+    """The data set with its pixels encoded, losslessly, in one of `SYNTAXES`; its SOP Instance UID stays."""
+    if syntax != "uncompressed":
+        ds.compress(SYNTAXES[syntax], generate_instance_uid=False)
+    return ds
+
+
+def _check(volume: Volume, folder: Path, patient_id: str, syntax: str) -> None:
+    check_content(volume, folder, patient_id, syntax)
     try:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder}: folder is not empty; give a new one, or remove it first")
@@ -143,11 +158,27 @@ def _check(volume: Volume, folder: Path, patient_id: str) -> None:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); choose a folder of yours") from error
 
 
+def check_content(volume: Volume, out: Path, patient_id: str, syntax: str) -> None:
+    """Raise `UserError` for a Patient ID, a transfer syntax or HU that DICOM of ours cannot hold."""
+    if syntax not in SYNTAXES:
+        raise UserError(f"--syntax {syntax}: unknown; choose {', '.join(SYNTAXES)}")
+    if not patient_id.strip() or len(patient_id) > _LO_LENGTH or "\\" in patient_id or not patient_id.isprintable():
+        raise UserError(
+            f"patient id {patient_id!r}: a DICOM Patient ID has 1 to {_LO_LENGTH} printable characters and no backslash"
+        )
+    outside = check_hu_range(volume.hu)
+    if outside:
+        raise UserError(
+            f"{out}: {outside} voxels lie outside [{HU_MIN}, {HU_MAX}] HU, which 12 bits cannot store; clip the "
+            "volume first"
+        )
+
+
 def _megabytes(volume: Volume) -> int:
     return int(np.ceil((volume.hu.nbytes + 4096 * len(volume.hu)) / 1e6))
 
 
-def _uid(*parts: object) -> UID:
+def name_uid(*parts: object) -> UID:
     """A UUID-derived UID (PS3.5 B.2): 2.25. and 128 bits of a SHA-256 over the parts, marked as a name-based UUID."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return UID(f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}")
@@ -161,7 +192,7 @@ def _fingerprint(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def _series_header(
+def series_header(
     volume: Volume,
     synthetic: SyntheticOrigin | None,
     patient_id: str,
@@ -190,7 +221,7 @@ def _series_header(
     ds.PatientSex = ""
 
     # General Study, C.7.2.1
-    ds.StudyInstanceUID = _uid(*study)
+    ds.StudyInstanceUID = name_uid(*study)
     ds.StudyDate = date
     ds.StudyTime = time
     ds.ReferringPhysicianName = ""
@@ -200,14 +231,14 @@ def _series_header(
 
     # General Series, C.7.3.1, and Frame of Reference, C.7.4.1
     ds.Modality = "CT"
-    ds.SeriesInstanceUID = _uid(*series)
+    ds.SeriesInstanceUID = name_uid(*series)
     ds.SeriesNumber = series_number
     ds.SeriesDate = date
     ds.SeriesTime = time
     ds.SeriesDescription = series_description[:_LO_LENGTH]
     ds.BodyPartExamined = "HEAD"
     ds.PatientPosition = "HFS"
-    ds.FrameOfReferenceUID = _uid("frame", *study)
+    ds.FrameOfReferenceUID = name_uid("frame", *study)
     ds.PositionReferenceIndicator = ""
 
     # General Equipment, C.7.5.1
@@ -284,13 +315,19 @@ def _slice_dataset(header: Dataset, volume: Volume, index: int) -> Dataset:
     """The header with what belongs to one slice: number, UID, position, pixels."""
     ds = Dataset()
     ds.update(header)
-    ds.SOPInstanceUID = _uid("instance", header.SeriesInstanceUID, index)
+    ds.SOPInstanceUID = name_uid("instance", header.SeriesInstanceUID, index)
     ds.InstanceNumber = index + 1
     ds.ImagePositionPatient = [decimal_string(v) for v in volume.positions[index]]
     ds.PixelData = (volume.hu[index].astype(np.int32) - HU_MIN).astype("<u2").tobytes()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.ImplementationVersionName = "SLICEWISE"
+    ds.file_meta = file_meta(ds)
     return ds
+
+
+def file_meta(ds: Dataset) -> FileMetaDataset:
+    """File Meta Information (PS3.10 7.1) of an uncompressed data set of ours."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationVersionName = "SLICEWISE"
+    return meta

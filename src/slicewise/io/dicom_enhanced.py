@@ -1,0 +1,166 @@
+"""A Volume as one Enhanced CT Image (PS3.3 A.38): all slices as frames of a single file.
+
+What slices of a CT series repeat stands once in the shared functional groups, what tells them apart in the per-frame
+ones. HU are stored as in `dicom_write`: 12 of 16 bits, unsigned, with Rescale Intercept -1024.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
+from pydicom.uid import UID, EnhancedCTImageStorage
+
+import slicewise
+from slicewise.errors import UserError, output_errors
+from slicewise.hu import HU_MIN
+from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom_write import (
+    SyntheticOrigin,
+    check_content,
+    compress,
+    decimal_string,
+    file_meta,
+    name_uid,
+    series_header,
+)
+from slicewise.volume import Volume
+
+# Attributes of the CT Image IOD that the enhanced one holds in functional groups, or not at all.
+_MOVED = (
+    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleIntercept",
+    "RescaleSlope", "RescaleType", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "KVP",
+    "ConvolutionKernel", "GantryDetectorTilt", "DerivationDescription", "AcquisitionNumber",
+)  # fmt: skip
+# Image Type and Frame Type (C.8.15.2.1.1): derived, of a volume, no derived pixel contrast.
+_IMAGE_TYPE = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
+_STACK = "1"
+
+
+def write_enhanced(
+    volume: Volume,
+    file: Path,
+    *,
+    synthetic: SyntheticOrigin | None,
+    patient_id: str,
+    series_description: str = "Head CT",
+    series_number: int = 1,
+    when: datetime | None = None,
+    syntax: str = "uncompressed",
+) -> Path:
+    """Write `volume` as one Enhanced CT file; parameters as in `write_series`.
+
+    The study and the frame of reference are those of `write_series` for the same volume; the series is another one.
+    `when` is the time of the content, which this IOD must state; now, without.
+
+    Raises `UserError` for a file that exists or cannot be written, a bad patient id, an unknown syntax, or HU outside
+    12 bits; then nothing is left behind.
+    """
+    file = Path(file)
+    check_content(volume, file, patient_id, syntax)
+    if file.exists():
+        raise UserError(f"{file}: is there already; give a new name, or remove it first")
+    description = series_description
+    series = series_header(volume, synthetic, patient_id, description, series_number, when)
+    ds = compress(_dataset(series, volume, synthetic, when or datetime.now()), syntax)
+    with output_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as stream:
+            ds.save_as(stream, enforce_file_format=True)
+    return file
+
+
+def _dataset(series: Dataset, volume: Volume, synthetic: SyntheticOrigin | None, when: datetime) -> Dataset:
+    ds = Dataset()
+    ds.update({tag: series[tag] for tag in series.keys() if tag not in map(Tag, _MOVED)})
+    ds.SOPClassUID = EnhancedCTImageStorage
+    ds.SeriesInstanceUID = name_uid("enhanced", series.SeriesInstanceUID)
+    ds.SOPInstanceUID = name_uid("instance", ds.SeriesInstanceUID, 0)
+
+    # Enhanced General Equipment, C.7.5.2, and Acquisition Context, C.7.6.14
+    ds.DeviceSerialNumber = slicewise.__version__
+    ds.AcquisitionContextSequence = Sequence()
+
+    # Enhanced CT Image, C.8.15.2
+    ds.ImageType = _IMAGE_TYPE
+    ds.InstanceNumber = 1
+    ds.ContentDate, ds.ContentTime = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
+    ds.ContentQualification = "RESEARCH" if synthetic else "PRODUCT"
+    ds.ImageComments = series.DerivationDescription
+    ds.PresentationLUTShape = "IDENTITY"
+    _describe(ds)
+
+    # Multi-frame Functional Groups, C.7.6.16, and Dimension, C.7.6.17
+    ds.NumberOfFrames = len(volume.hu)
+    # A.38.1.4 lets a derived image name its irradiation event, and dciodvfy asks for it. The UID is ours alone.
+    shared = _shared(series)
+    event = name_uid("irradiation", series.StudyInstanceUID)
+    shared.IrradiationEventIdentificationSequence = [_item(IrradiationEventUID=event)]
+    ds.SharedFunctionalGroupsSequence = [shared]
+    ds.PerFrameFunctionalGroupsSequence = [_frame(index, position) for index, position in enumerate(volume.positions)]
+    organization = name_uid("dimensions", ds.SeriesInstanceUID)
+    ds.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organization)]
+    ds.DimensionIndexSequence = [
+        _dimension(organization, "StackID"),
+        _dimension(organization, "InStackPositionNumber"),
+    ]
+
+    ds.PixelData = (volume.hu.astype(np.int32) - HU_MIN).astype("<u2").tobytes()
+    ds.file_meta = file_meta(ds)
+    return ds
+
+
+def _shared(series: Dataset) -> Dataset:
+    """What all frames have in common (A.38.1.4)."""
+    groups = Dataset()
+    measures = _item(PixelSpacing=series.PixelSpacing, SliceThickness=series.SliceThickness)
+    if "SpacingBetweenSlices" in series:
+        measures.SpacingBetweenSlices = series.SpacingBetweenSlices
+    groups.PixelMeasuresSequence = [measures]
+    groups.PlaneOrientationSequence = [_item(ImageOrientationPatient=series.ImageOrientationPatient)]
+    head = _item(CodeValue="69536005", CodingSchemeDesignator="SCT", CodeMeaning="Head")
+    groups.FrameAnatomySequence = [_item(FrameLaterality="U", AnatomicRegionSequence=[head])]
+    kind = _item(FrameType=_IMAGE_TYPE)
+    _describe(kind)
+    groups.CTImageFrameTypeSequence = [kind]
+    groups.PixelValueTransformationSequence = [_item(RescaleIntercept=str(HU_MIN), RescaleSlope="1", RescaleType="HU")]
+    groups.FrameVOILUTSequence = [
+        _item(
+            WindowCenter=series.WindowCenter,
+            WindowWidth=series.WindowWidth,
+            WindowCenterWidthExplanation=series.WindowCenterWidthExplanation,
+        )
+    ]
+    return groups
+
+
+def _frame(index: int, position: np.ndarray) -> Dataset:
+    """What belongs to one frame: its place in the stack and in the patient."""
+    number = index + 1
+    content = _item(StackID=_STACK, InStackPositionNumber=number, DimensionIndexValues=[1, number])
+    groups = _item(FrameContentSequence=[content])
+    groups.PlanePositionSequence = [_item(ImagePositionPatient=[decimal_string(v) for v in position])]
+    return groups
+
+
+def _describe(ds: Dataset) -> None:
+    """Common CT/MR Image Description macro, C.8.16.2."""
+    ds.PixelPresentation = "MONOCHROME"
+    ds.VolumetricProperties = "VOLUME"
+    ds.VolumeBasedCalculationTechnique = "NONE"
+
+
+def _dimension(organization: UID, keyword: str) -> Dataset:
+    item = _item(DimensionOrganizationUID=organization, DimensionDescriptionLabel=keyword)
+    item.DimensionIndexPointer = Tag(keyword)
+    item.FunctionalGroupPointer = Tag("FrameContentSequence")
+    return item
+
+
+def _item(**values: object) -> Dataset:
+    ds = Dataset()
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    return ds
