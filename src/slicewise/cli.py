@@ -33,6 +33,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   info         say what a checkpoint, store, run, DICOM folder or NIfTI file holds
   reference    measure a store, for the report to compare with
   view         look at volumes in a browser: three planes, 3D, windows, two side by side
+  study        blinded reading of real and synthetic volumes: create, serve, report
   push         send DICOM to a PACS (DICOMweb or DIMSE)
   pull         fetch CT series from a PACS, for prepare to read
 
@@ -536,6 +537,12 @@ def view(argv: list[str]) -> None:
     cli_study.view(argv)
 
 
+def study(argv: list[str]) -> None:
+    from slicewise import cli_study
+
+    cli_study.study(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "phantom": phantom,
@@ -550,6 +557,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "info": info,
     "reference": reference,
     "view": view,
+    "study": study,
     "push": push,
     "pull": pull,
 }

@@ -1,0 +1,235 @@
+"""Make a reading study: draw the cases, make them alike, hide which is which, order them for every reader.
+
+<study>/study.json    what is asked, and every reader's order; nothing about which case is real
+<study>/cases/ID.nii  one file a case, all of one size and date, named at random
+<study>/key.json      which case is real and where it came from; the server never opens it
+<study>/readers.csv   the readers' personal tokens
+<study>/answers.sqlite  appears when the study is served
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import slicewise
+from slicewise.data.resample import Grid
+from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom_scan import LeftOut
+from slicewise.study.cases import MIN_SLICES, case_file, common_grid, on_grid
+from slicewise.study.design import KINDS, StudySettings, order, pair
+from slicewise.viewer.shelf import Entry, entries
+
+STUDY, CASES, KEY, READERS, ANSWERS = "study.json", "cases", "key.json", "readers.csv", "answers.sqlite"
+# One date for every case file.
+_DATE = 946684800
+CONSENT = (
+    "You will look at head CT volumes, some of them of patients and some of them made by a computer, and rate how "
+    "well structures hold together from slice to slice.",
+    "Your ratings, your guesses and the time you take are stored under a reader number, not under your name. You may "
+    "stop at any time and go on later, on any computer, with your personal link. Keep the link to yourself.",
+    "The volumes are for this study only. Do not copy them, do not try to find out whom they show, and do not talk "
+    "about single cases with other readers before all have finished.",
+)
+
+
+def create(
+    out: Path,
+    real: Path,
+    synthetic: Path,
+    settings: StudySettings,
+    consent: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, Any], list[LeftOut]]:
+    """Write a study into the new folder `out`; returns what study.json says, and what was left out and why.
+
+    `real` and `synthetic` are folders of DICOM or NIfTI, stores, or runs of slicewise generate. `consent` is a text
+    file to show on the first page, a paragraph a line, in place of `CONSENT`.
+
+    Raises `UserError` where a folder holds too few usable volumes, both are one, or `out` is there or cannot be
+    written. The folder appears whole or not at all.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; choose another folder, so that no study is overwritten")
+    if real.resolve() == synthetic.resolve():
+        raise UserError(f"--real and --synthetic are both {real}; give two folders")
+    seed = settings.seed if settings.seed >= 0 else secrets.randbits(63)
+    rng = np.random.default_rng(seed)
+    left_out: list[LeftOut] = []
+    wanted = np.add(pair("--cases", settings.cases), pair("--practice", settings.practice))
+    with output_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        drawn = [
+            _draw(path, f"--{kind}", int(n), rng, left_out) for kind, path, n in zip(KINDS, (real, synthetic), wanted)
+        ]
+        spacings = [spacing for kind in drawn for _, spacing in kind]
+        grid = common_grid(spacings, settings.pixel_mm, settings.slice_mm, settings.fov_mm, settings.remove_table)
+        with output_errors(out):
+            study = _build(building, drawn, grid, settings, seed, rng, _consent(consent), progress)
+            os.rename(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return study, left_out
+
+
+def _draw(
+    path: Path, flag: str, count: int, rng: np.random.Generator, left_out: list[LeftOut]
+) -> list[tuple[Entry, tuple[float, float, float]]]:
+    """`count` volumes at the path, at random, with their spacings (z, y, x)."""
+    found, skipped = entries([path])
+    left_out += skipped
+    usable = [entry for entry in found if entry.finished]
+    drawn: list[tuple[Entry, tuple[float, float, float]]] = []
+    for index in rng.permutation(len(usable)):
+        if len(drawn) == count:
+            break
+        try:
+            volume = usable[index].read()
+            if len(volume.hu) < MIN_SLICES:
+                raise UserError(f"{len(volume.hu)} slices where {MIN_SLICES} or more are needed")
+            drawn.append((usable[index], volume.spacing))
+        except UserError as error:
+            left_out.append(LeftOut(usable[index].title, str(error)))
+    if len(drawn) < count:
+        raise UserError(
+            f"{flag} {path}: {len(drawn)} usable volumes, {count} needed for --cases and --practice; "
+            "add more or ask for fewer"
+        )
+    return drawn
+
+
+def _build(
+    folder: Path,
+    drawn: list[list[tuple[Entry, tuple[float, float, float]]]],
+    grid: Grid,
+    settings: StudySettings,
+    seed: int,
+    rng: np.random.Generator,
+    consent: list[str],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything in the study's folder."""
+    names = _names(sum(map(len, drawn)), rng)
+    by_kind = [names[: len(drawn[0])], names[len(drawn[0]) :]]
+    key: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        shapes = []
+        for kind, ids, members in zip(KINDS, by_kind, drawn):
+            for case, (entry, _) in zip(ids, members):
+                progress(f"{len(key) + 1} of {len(names)}")
+                hu = on_grid(entry.read(), grid)
+                np.save(Path(scratch) / f"{case}.npy", hu, allow_pickle=False)
+                shapes.append(len(hu))
+                key[case] = {"kind": kind, "source": entry.title, "slices": len(hu)}
+        slices = settings.slices or min(shapes)
+        least = max(slices, MIN_SLICES)
+        short = [f"{about['source']} ({about['slices']})" for about in key.values() if about["slices"] < least]
+        if short:
+            raise UserError(
+                f"fewer than {least} slices on the study's grid: {', '.join(short[:5])}; leave them out"
+                + (" or lower --slices" if settings.slices > MIN_SLICES else "")
+            )
+        (folder / CASES).mkdir()
+        for case in sorted(names):  # in the order of their names, which are random
+            hu = np.load(Path(scratch) / f"{case}.npy", allow_pickle=False)
+            file = folder / CASES / f"{case}.nii"
+            _write(file, case_file(hu[:slices], grid))
+            os.utime(file, (_DATE, _DATE))
+    practised = pair("--practice", settings.practice)
+    readers = {f"Reader {i + 1}": secrets.token_urlsafe(24) for i in range(settings.readers)}
+    study = {
+        "version": slicewise.__version__,
+        "settings": {k: v for k, v in asdict(settings).items() if k != "seed"},
+        "consent": consent,
+        "grid": {"pixel_mm": grid.fov_mm / grid.size, "slice_mm": grid.slice_mm, "size": grid.size, "slices": slices},
+        "readers": {
+            name: {
+                "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
+                "practice": [str(c) for c in rng.permutation([c for k, n in zip(by_kind, practised) for c in k[:n]])],
+                "cases": order(
+                    by_kind[0][practised[0] :],
+                    by_kind[1][practised[1] :],
+                    pair("--repeats", settings.repeats),
+                    rng,
+                ),
+            }
+            for name, token in readers.items()
+        },
+    }
+    table = io.StringIO()
+    csv.writer(table).writerows([("reader", "token"), *readers.items()])
+    _write(folder / STUDY, _json(study))
+    _write(folder / READERS, table.getvalue().encode())
+    _write(folder / KEY, _json({"seed": seed, "cases": {case: key[case] for case in sorted(key)}}))
+    os.chmod(folder, 0o700)
+    return study
+
+
+def _names(count: int, rng: np.random.Generator) -> list[str]:
+    """Random names, none twice."""
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names[rng.bytes(6).hex()] = None
+    return list(names)
+
+
+def _consent(path: Path | None) -> list[str]:
+    if path is None:
+        return list(CONSENT)
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--consent {path}: cannot be read ({error}); give a text file") from None
+    if not lines:
+        raise UserError(f"--consent {path}: is empty; write the text that readers agree to")
+    return lines
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """What study.json says. Raises `UserError` where the folder holds no study."""
+    return _read(folder / STUDY, "no study; make one with slicewise study create")
+
+
+def read_key(folder: Path) -> dict[str, dict[str, Any]]:
+    """Case to kind and source. Raises `UserError` where the key is not there."""
+    return _read(folder / KEY, "the key is missing; put it back before asking for a report")["cases"]
+
+
+def read_links(folder: Path) -> Iterable[tuple[str, str]]:
+    """(reader, token); empty where the file was taken away."""
+    try:
+        with (folder / READERS).open(newline="") as file:
+            return [(row["reader"], row["token"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError):
+        return []
+
+
+def _read(file: Path, missing: str) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except OSError:
+        raise UserError(f"{file}: {missing}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); restore it from a copy") from None
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(data)

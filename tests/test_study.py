@@ -1,0 +1,620 @@
+"""The reading study: alike cases, blind server, answers that survive, and simulated readers who come back out."""
+
+import csv
+import hashlib
+import http.client
+import json
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import toy_head
+from slicewise import cli
+from slicewise.data.resample import Grid, resample_volume
+from slicewise.errors import UserError
+from slicewise.io.dicom_write import write_series
+from slicewise.io.nifti import write_nifti
+from slicewise.study.analysis import Reading, analyse, readings
+from slicewise.study.app import Study, open_study, study_app
+from slicewise.study.cases import common_grid, on_grid
+from slicewise.study.create import create, read_links, read_study
+from slicewise.study.design import STRUCTURES, StudySettings, gap, order, pair
+from slicewise.study.report import write_report
+from slicewise.study.store import Answers
+from slicewise.volume import Volume
+from test_viewer import served
+
+SMALL = StudySettings(readers=2, cases="3+3", repeats="1+1", practice="1+1", structures=("Skull", "Ventricles"))
+
+
+def head(seed: int, slices: int = 12, size: int = 32, spacing=(5.0, 7.0, 7.0)) -> Volume:
+    return Volume.regular(toy_head(seed, slices, size), spacing)
+
+
+def folders(tmp: Path, real: int = 5, synthetic: int = 5) -> tuple[Path, Path]:
+    """Real heads as DICOM of a finer grid, off centre; synthetic ones as NIfTI of another length."""
+    for i in range(real):
+        volume = head(i, 14, 40, (5.0, 5.5, 5.5))
+        moved = Volume.regular(volume.hu, volume.spacing, origin=(-90.0 - i, -120.0, 40.0))
+        write_series(moved, tmp / "real" / f"r{i}", synthetic=None, patient_id=f"REAL-{i}")
+    for i in range(synthetic):
+        write_nifti(head(100 + i, 12 + i % 2), tmp / "synthetic" / f"s{i}.nii.gz")
+    return tmp / "real", tmp / "synthetic"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    tmp = tmp_path_factory.mktemp("study")
+    about, left_out = create(tmp / "study", *folders(tmp), SMALL)
+    assert left_out == []
+    return tmp / "study", about
+
+
+# Design --------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    counts=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=80, deadline=None)
+def test_order_holds_every_case_and_the_repeats_far_apart(counts, shares, seed):
+    real, synthetic = ([f"{k}{i}" for i in range(n)] for k, n in zip("rs", counts))
+    total = sum(counts)
+    again = [int(share * n) for share, n in zip(shares, counts)]
+    if sum(again) > total - gap(total):
+        again = [0, 0]
+    sequence = order(real, synthetic, (again[0], again[1]), np.random.default_rng(seed))
+    twice = [c for c in set(sequence) if sequence.count(c) == 2]
+    assert set(sequence) == {*real, *synthetic} and len(sequence) == total + sum(again)
+    assert [sum(c[0] == k for c in twice) for k in "rs"] == again
+    for case in twice:
+        first = sequence.index(case)
+        assert sequence.index(case, first + 1) - first >= gap(total)
+
+
+def test_order_tells_nothing_about_the_kind():
+    """Over 600 readers: real and synthetic cases stand equally early, and after a real case comes a real one no more
+    often than chance has it."""
+    real, synthetic = [f"r{i}" for i in range(10)], [f"s{i}" for i in range(10)]
+    rng = np.random.default_rng(0)
+    orders = [order(real, synthetic, (2, 2), rng) for _ in range(600)]
+    assert len({tuple(o) for o in orders}) == 600
+    kinds = np.array([[case[0] == "r" for case in o] for o in orders], float)
+    share = kinds.mean(axis=0)
+    assert np.abs(share - 0.5).max() < 4.5 * 0.5 / math.sqrt(600), "at every place"
+    same = (kinds[:, 1:] == kinds[:, :-1]).mean()
+    assert abs(same - 11 / 23) < 0.02, "12 of each kind: the neighbour is of the same kind in 11 of 23"
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"cases": "50"}, "--cases 50: expected REAL"),
+        ({"cases": "1+5"}, "at least 2 of each"),
+        ({"repeats": "4+0"}, "--repeats 4"),
+        ({"repeats": "3+3"}, "--repeats 3"),
+        ({"practice": "x"}, "--practice x"),
+        ({"readers": 0}, "--readers 0"),
+        ({"structures": ()}, "--structures"),
+        ({"structures": ("A", "A")}, "--structures"),
+        ({"margin": 0.0}, "--margin 0"),
+        ({"slices": -1}, "--slices"),
+    ],
+)
+def test_settings_that_make_no_study(change, what):
+    values = {"cases": "3+3", "repeats": "1+1", **change}
+    with pytest.raises(UserError, match=what):
+        StudySettings(**values)
+
+
+def test_defaults_are_the_papers_table():
+    assert StudySettings().structures == STRUCTURES and len(STRUCTURES) == 8
+    assert pair("--cases", StudySettings().cases) == (50, 50)
+
+
+# Cases ---------------------------------------------------------------------------------------------------------------
+
+
+def test_volume_of_the_grids_spacing_is_moved_not_softened():
+    volume = head(1)
+    grid = common_grid([volume.spacing], 0, 0, 168.0, False)
+    assert (grid.size, grid.slice_mm) == (24, 5.0)
+    hu = on_grid(volume, grid)
+    found = [
+        (y, x)
+        for y in range(9)
+        for x in range(9)
+        for z in range(len(volume.hu) - len(hu) + 1)
+        if (volume.hu[z : z + len(hu), y : y + 24, x : x + 24] == hu).all()
+    ]
+    assert len(found) == 1, "a cut of the original, voxel for voxel"
+    flipped = Volume(
+        np.ascontiguousarray(volume.hu[:, ::-1, ::-1]),
+        volume.positions + np.array([31 * 7.0, 31 * 7.0, 0.0]),
+        -volume.row_axis,
+        -volume.column_axis,
+        volume.pixel_spacing,
+    )
+    assert (on_grid(flipped, grid) == hu).all(), "however its rows run"
+    wide = on_grid(volume, Grid(64, 64 * 7.0, 5.0))
+    assert wide.shape[1:] == (64, 64) and (wide[:, :8] == -1024).all()
+    other = head(1, spacing=(5.0, 6.0, 6.0))
+    assert (on_grid(other, grid) == resample_volume(other, grid).hu).all()
+
+
+def test_common_grid_is_the_coarsest():
+    grid = common_grid([(5.0, 0.5, 0.5), (3.0, 1.875, 1.5)], 0, 0, 240.0, True)
+    assert (grid.size, grid.fov_mm, grid.slice_mm) == (128, 240.0, 5.0)
+    assert common_grid([(5.0, 0.5, 0.5)], 1.0, 2.5, 240.0, True).slice_mm == 2.5
+    with pytest.raises(UserError, match="--fov-mm 20"):
+        common_grid([(5.0, 5.0, 5.0)], 0, 0, 20.0, True)
+
+
+def test_case_files_are_alike_but_for_their_voxels(made):
+    """Sizes, headers, dates, rights: one value for all cases; names without meaning; air around every head."""
+    folder, about = made
+    files = sorted((folder / "cases").iterdir())
+    key = json.loads((folder / "key.json").read_text())["cases"]
+    assert {f.stem for f in files} == set(key) and len(files) == 8
+    assert sorted(v["kind"] for v in key.values()) == ["real"] * 4 + ["synthetic"] * 4
+    assert len({(f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_mode, f.read_bytes()[:352]) for f in files}) == 1
+    assert all(len(f.stem) == 12 and int(f.stem, 16) >= 0 for f in files)
+    for file in files:
+        hu = np.asarray(nib.load(file).dataobj)
+        grid = about["grid"]
+        assert hu.shape == (grid["size"], grid["size"], grid["slices"])
+        assert (hu[[0, -1]] == -1024).all() and hu.max() > 500, "a head, and nothing but air around it"
+    # Names are in no order of kinds: over many studies that would show; here, they are not the order of drawing.
+    assert list(key) == sorted(key)
+
+
+def test_nothing_the_server_reads_says_which_is_which(made):
+    folder, _ = made
+    text = json.dumps({k: v for k, v in read_study(folder).items() if k != "consent"})
+    for word in ("real", "synthetic", "r0", "s0", "seed"):
+        assert word not in text, word
+    assert folder.stat().st_mode & 0o077 == 0, "for the owner's eyes"
+
+
+def test_the_same_seed_draws_the_same_and_no_seed_another(tmp_path):
+    real, synthetic = folders(tmp_path, 4, 4)
+    fixed = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="0+0", seed=7)
+    plans = [create(tmp_path / n, real, synthetic, fixed)[0]["readers"]["Reader 1"]["cases"] for n in "ab"]
+    assert plans[0] == plans[1]
+    free = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="0+0")
+    assert create(tmp_path / "c", real, synthetic, free)[0]["readers"]["Reader 1"]["cases"] != plans[0]
+
+
+def test_bad_input_makes_no_study(tmp_path):
+    real, synthetic = folders(tmp_path, 3, 3)
+    (real / "broken.nii").write_bytes(b"cut")
+    out = tmp_path / "out"
+    small = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="0+0")
+    cases = [
+        ((real, real), small, "two folders"),
+        ((real, tmp_path / "absent"), small, "no such"),
+        ((real, synthetic), StudySettings(cases="3+9", repeats="0+0", practice="0+0"), "--synthetic .*3 usable"),
+        ((real, synthetic), StudySettings(cases="2+2", repeats="0+0", practice="0+0", slices=99), "lower --slices"),
+    ]
+    for paths, chosen, what in cases:
+        with pytest.raises(UserError, match=what):
+            create(out, *paths, chosen)
+        with pytest.raises(UserError, match="--consent"):
+            create(out, real, synthetic, small, tmp_path / "absent.txt")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["real", "synthetic"], "nothing half made is left"
+    (tmp_path / "consent.txt").write_text("First.\n\nSecond.\n")
+    about, _ = create(out, real, synthetic, small, tmp_path / "consent.txt")
+    assert about["consent"] == ["First.", "Second."] and read_study(out) == json.loads(json.dumps(about))
+    with pytest.raises(UserError, match="is there already"):
+        create(out, real, synthetic, small)
+    with pytest.raises(UserError, match=r"study\.json: no study"):
+        read_study(tmp_path)
+
+
+# Server --------------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """A reader's browser, as far as the server can tell."""
+
+    def __init__(self, base: str, token: str) -> None:
+        self.path = f"/r/{token}/"
+        self.connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=60)
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes]:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        self.connection.request("GET" if data is None else "POST", self.path + path, data)
+        answer = self.connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+    def state(self) -> dict[str, Any]:
+        return json.loads(self.ask("state")[2])
+
+    def answer(self, place: int, item: str, value: str = "", **more: Any) -> int:
+        return self.ask("answers", {"place": place, "item": item, "value": value, **more})[0]
+
+    def read_case(self, place: int, ratings: tuple[str, ...] = ("3", "2"), guess: str = "real") -> None:
+        for i, value in enumerate(ratings):
+            assert self.answer(place, f"s{i}", value) == 200
+        for item, value in (("guess", guess), ("confidence", "2"), ("done", "")):
+            assert self.answer(place, item, value, session="a", active_ms=1500) == 200
+
+
+@pytest.fixture()
+def study(made, tmp_path) -> Iterator[tuple[Study, str, list[str]]]:
+    """A served copy of the study without its key: study, address, tokens."""
+    folder, _ = made
+    copy = tmp_path / "study"
+    (copy / "cases").mkdir(parents=True)
+    for file in [*(folder / "cases").iterdir(), folder / "study.json"]:
+        os.link(file, copy / file.relative_to(folder))
+    held = open_study(copy)
+    with served(study_app(held)) as base:
+        yield held, base, [token for _, token in read_links(folder)]
+    held.answers.close()
+
+
+def test_a_whole_reading_is_blind(study):
+    """The server works without the key. At every place each answer of it has the same status, headers and length; the
+    address holds the token and the place alone; the voxels come with the header that all have."""
+    held, base, tokens = study
+    assert not (held.folder / "key.json").exists()
+    seen = set()
+    for token in tokens:
+        reader = Client(base, token)
+        assert reader.state()["place"] == -1 and reader.ask("volume/0")[0] == 409
+        assert reader.answer(-1, "done") == 200
+        total = reader.state()["total"]
+        assert total == 2 + 6 + 2
+        for place in range(total):
+            state = reader.state()
+            assert state["place"] == place and state["answers"] == {}
+            status, headers, body = reader.ask(f"volume/{place}")
+            headers.pop("date")
+            assert not {"last-modified", "etag", "content-encoding", "server"} & set(headers)
+            lengths = (len(json.dumps(state | {"place": 0})), len(body), headers["content-length"])
+            seen.add((status, tuple(sorted(headers.items())), body[:352], lengths))
+            named = json.dumps({k: v for k, v in state.items() if k != "consent"})
+            assert not any(case in named for case in held.sequence(state["reader"]))
+            reader.read_case(place)
+        assert reader.state()["place"] == total and reader.ask(f"volume/{total}")[0] == 409
+        assert reader.answer(total, "done") == 409
+    # The two readers' numbers are of one length, too.
+    assert len(seen) == 1
+
+
+def test_what_readers_see_is_their_case(study):
+    held, base, tokens = study
+    reader = Client(base, tokens[0])
+    reader.answer(-1, "done")
+    for place, case in enumerate(held.sequence("Reader 1")[:3]):
+        assert reader.ask(f"volume/{place}")[2] == (held.folder / "cases" / f"{case}.nii").read_bytes()
+        reader.read_case(place)
+
+
+def test_only_the_open_case_takes_answers_and_only_possible_ones(study):
+    _, base, tokens = study
+    reader = Client(base, tokens[0])
+    assert reader.answer(0, "s0", "3") == 409, "consent comes first"
+    assert reader.answer(-1, "s0", "3") == 409
+    reader.answer(-1, "done")
+    for place in (-1, 1, 99):
+        assert reader.answer(place, "s0", "3") == 409
+    for item, value in (("s0", "4"), ("s9", "1"), ("guess", "maybe"), ("confidence", "0"), ("done", "x"), ("", "")):
+        assert reader.answer(0, item, value) == 400, item
+    for body in (b"", b"[]", b"null", b'{"place": 0}', b'{"place": true, "item": "s0", "value": "1"}', b"\xff"):
+        assert reader.ask("answers", body)[0] == 400, body
+    assert reader.answer(0, "s0", "3", active_ms=-1) == 400
+    assert reader.ask("answers", b" " * 20000)[0] == 413
+    assert reader.answer(0, "comment", "x" * 4001) == 400
+    assert reader.answer(0, "done") == 400, "not everything is answered"
+    assert reader.state()["answers"] == {}, "none of it was stored"
+    for foreign in ("wrong", tokens[0][:-1], tokens[0] + "x", "%00", "é".encode().hex()):
+        stranger = Client(base, foreign)
+        assert {stranger.ask(p)[0] for p in ("", "state", "volume/0")} == {404}
+        assert stranger.ask("answers", {"place": 0, "item": "s0", "value": "3"})[0] == 404
+
+
+def test_reading_goes_on_where_it_stopped_and_the_last_answer_counts(study):
+    held, base, tokens = study
+    first = Client(base, tokens[1])
+    first.answer(-1, "done")
+    first.answer(0, "s0", "1", session="a", active_ms=4000)
+    first.answer(0, "s0", "2", session="a", active_ms=6000)
+    first.answer(0, "comment", "a\nb")
+    elsewhere = Client(base, tokens[1])
+    assert elsewhere.state()["answers"] == {"s0": "2", "comment": "a\nb"}
+    elsewhere.answer(0, "s1", "0", session="b", active_ms=2500)
+    assert held.answers.seconds("Reader 2")[0] == 8.5, "both visits"
+    assert [r[3] for r in held.answers.all() if r[2] == "s0"] == ["1", "2"], "what was changed stays on record"
+    assert Client(base, tokens[0]).state()["place"] == -1, "others stand where they stood"
+
+
+def test_twenty_readers_at_once(made, tmp_path):
+    """Each reads three cases from a thread of its own: every answer arrives, at its reader's place."""
+    folder, about = made
+    tokens = [f"token-{i:02d}" for i in range(20)]
+    plan = about["readers"]["Reader 1"]
+    many = {
+        f"Reader {i:02d}": {**plan, "token_sha256": hashlib.sha256(t.encode()).hexdigest()}
+        for i, t in enumerate(tokens)
+    }
+    held = Study(folder, {**about, "readers": many}, Answers(tmp_path / "many.sqlite"))
+    wrong: list[BaseException] = []
+
+    def read(number: int) -> None:
+        try:
+            reader = Client(base, tokens[number])
+            assert reader.answer(-1, "done") == 200
+            for place in range(3):
+                assert reader.ask(f"volume/{place}")[0] == 200
+                reader.read_case(place, ratings=(str(1 + number % 3), str(1 + place)))
+        except BaseException as error:
+            wrong.append(error)
+
+    with served(study_app(held)) as base:
+        threads = [threading.Thread(target=read, args=(i,)) for i in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    for i, name in enumerate(many):
+        assert held.place(name) == 3
+        for place in range(3):
+            given = held.answers.latest(name, place)
+            assert (given["s0"], given["s1"], given["guess"]) == (str(1 + i % 3), str(1 + place), "real")
+    held.answers.close()
+
+
+def start(folder: Path, port: str = "0") -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, "-m", "slicewise", "study", "serve", str(folder), "--port", port]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("serving"):
+            return process, line.split(" at ")[1].split()[0]
+    raise AssertionError(process.communicate()[1])
+
+
+def test_kill_minus_nine_loses_no_answer(made):
+    """The real server is killed while a reader answers as fast as it can: every acknowledged answer is there, the
+    database is whole, and the next server goes on."""
+    folder, _ = made
+    token = dict(read_links(folder))["Reader 2"]
+    process, base = start(folder)
+    reader = Client(base, token)
+    assert reader.answer(-1, "done") == 200
+    acknowledged: list[str] = []
+
+    def comment() -> None:
+        try:
+            for i in range(100_000):
+                if reader.answer(0, "comment", f"note {i}") == 200:
+                    acknowledged.append(f"note {i}")
+        except (OSError, http.client.HTTPException):
+            pass
+
+    thread = threading.Thread(target=comment)
+    thread.start()
+    while len(acknowledged) < 25 and thread.is_alive():
+        thread.join(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    thread.join()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and len(acknowledged) >= 25
+    with sqlite3.connect(folder / "answers.sqlite") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        stored = {v for (v,) in database.execute("SELECT value FROM answers WHERE item = 'comment'")}
+    assert set(acknowledged) <= stored and len(stored) <= len(acknowledged) + 1
+    held = open_study(folder)
+    with served(study_app(held)) as again:
+        state = Client(again, token).state()
+        assert state["place"] == 0 and state["answers"]["comment"] in stored
+    held.answers.close()
+
+
+# Analysis ------------------------------------------------------------------------------------------------------------
+
+ABOUT = {
+    "version": "0",
+    "settings": {
+        "title": "Simulated",
+        "structures": ["Skull", "Ventricles", "Basilar artery"],
+        "anchors": ["discontinuous", "strained", "well preserved"],
+        "margin": 0.25,
+        "kappa": "linear",
+    },
+    "grid": {"pixel_mm": 1.9, "slice_mm": 5.0, "size": 128, "slices": 28},
+}
+# Chances of 1, 2, 3 by structure and kind: as good, slightly worse, far worse (the paper's basilar artery).
+TRUTH = {
+    "real": [(0.0, 0.0, 1.0), (0.02, 0.06, 0.92), (0.02, 0.04, 0.94)],
+    "synthetic": [(0.0, 0.0, 1.0), (0.02, 0.08, 0.90), (0.70, 0.22, 0.08)],
+}
+COPY = 0.6  # how often a reader sees what the case shows; else chance of the same shares
+
+
+def simulate(cases: int, readers: int = 3, seed: int = 0) -> tuple[dict[str, Any], list[Reading]]:
+    """Readers with known behaviour: ratings of known shares and agreement, guesses right in 70 %, 40 s a case."""
+    rng = np.random.default_rng(seed)
+    plan: dict[str, Any] = {}
+    read = []
+    shown = {(kind, c): [rng.choice([1.0, 2.0, 3.0], p=p) for p in TRUTH[kind]] for kind in TRUTH for c in range(cases)}
+    for number in range(readers):
+        name, place = f"Reader {number + 1}", 0
+        for again in (False, True):
+            for (kind, c), truth in shown.items():
+                if again and c >= cases // 2:
+                    continue
+                ratings = tuple(
+                    float(t if rng.random() < math.sqrt(COPY) else rng.choice([1.0, 2.0, 3.0], p=p))
+                    for t, p in zip(truth, TRUTH[kind])
+                )
+                guess = kind if rng.random() < 0.7 else {"real": "synthetic", "synthetic": "real"}[kind]
+                seconds = round(float(rng.lognormal(math.log(40), 0.3)), 1)
+                confidence = int(rng.integers(1, 4))
+                read.append(Reading(name, place, f"{kind}{c}", kind, again, ratings, guess, confidence, seconds, ""))
+                place += 1
+        plan[name] = {"cases": [r.case for r in read if r.reader == name], "practice": []}
+    return {**ABOUT, "readers": plan}, read
+
+
+def test_simulated_readers_come_back_out_of_the_statistics():
+    about, read = simulate(400)
+    got = analyse(about, read)
+    assert got["complete"] and got["cases"] == {"real": 400, "synthetic": 400}
+    for i, row in enumerate(got["table2"]):
+        for kind in TRUTH:
+            truth = float(np.dot(TRUTH[kind][i], [1, 2, 3]))
+            mean = row[kind]["mean"]
+            assert mean["value"] == pytest.approx(truth, abs=0.06), row["structure"]
+            assert mean["lower"] <= mean["value"] <= mean["upper"] and mean["upper"] - mean["lower"] < 0.16
+            assert sum(row[kind]["scores"].values()) == row[kind]["ratings"] == 1200
+    tests = got["non_inferiority"]["structures"]
+    assert [t["shown"] for t in tests] == [True, True, False] and not got["non_inferiority"]["all_shown"]
+    assert tests[2]["difference"]["value"] == pytest.approx(1.38 - 2.92, abs=0.08) and tests[2]["p"] > 0.99
+    # Two readers see the same with probability COPY and else agree by chance: within one kind kappa is COPY; a
+    # structure that differs between kinds gains what the kind explains.
+    between, within = got["agreement"]["between"], got["agreement"]["within"]
+    assert between[2]["structure"] == "Ventricles" and between[2]["kappa"]["value"] == pytest.approx(COPY, abs=0.12)
+    kappa = within[2]["kappa"]
+    assert kappa["value"] == pytest.approx(COPY, abs=0.1) and kappa["lower"] < kappa["value"] < kappa["upper"]
+    assert between[1]["kappa"]["value"] is None and between[1]["same"] == 1.0, "all 3: no kappa"
+    assert between[3]["kappa"]["value"] > COPY
+    assert between[0]["pairs"] == 3 * 800 * 3 and within[0]["pairs"] == 3 * 400 * 3
+    for r in got["guess"]["readers"]:
+        assert r["accuracy"]["value"] == pytest.approx(0.7, abs=0.05) and r["p_chance"] < 1e-6
+        assert r["auc"]["value"] == pytest.approx(_area(), abs=0.05)
+        assert r["roc"][0] == [0.0, 0.0] and r["roc"][-1] == [1.0, 1.0]
+    assert got["guess"]["auc"]["lower"] < _area() < got["guess"]["auc"]["upper"]
+    assert got["times"][-1]["real"]["median"] == pytest.approx(40, abs=2) and got["times"][-1]["real"]["cases"] == 1200
+
+
+def _area() -> float:
+    """Area under the ROC when 70 % of guesses are right and confidence 1, 2, 3 is drawn at random."""
+    score = np.array([-3, -2, -1, 1, 2, 3])
+    synthetic = np.where(score > 0, 0.7, 0.3) / 3
+    real = np.where(score > 0, 0.3, 0.7) / 3
+    wins = np.sign(np.subtract.outer(score, score)) / 2 + 0.5
+    return float(synthetic @ wins @ real)
+
+
+def test_readers_who_cannot_tell_are_not_said_to():
+    about, read = simulate(30, seed=3)
+    rng = np.random.default_rng(4)
+    blind = [Reading(**{**vars(r), "guess": str(rng.choice(["real", "synthetic"]))}) for r in read]
+    got = analyse(about, blind)["guess"]
+    assert got["auc"]["lower"] < 0.5 < got["auc"]["upper"] and min(r["p_chance"] for r in got["readers"]) > 0.01
+
+
+def test_unfinished_studies_and_unjudged_structures_are_counted_as_such():
+    about, read = simulate(10, seed=5)
+    part = [r for r in read if r.reader == "Reader 1" or (r.reader == "Reader 2" and r.place < 5)]
+    part[0] = Reading(**{**vars(part[0]), "ratings": (math.nan, 3.0, 3.0)})
+    got = analyse(about, part)
+    assert not got["complete"] and [p["finished"] for p in got["readers"]] == [30, 5, 0]
+    assert got["table2"][0]["real"]["ratings"] == 14 and got["table2"][1]["real"]["ratings"] == 15
+    assert got["guess"]["shared_cases"] == 0 and got["guess"]["auc"]["value"] is None
+    assert got["non_inferiority"]["structures"][1]["p_at_large"] is None
+    json.dumps(got, allow_nan=False)
+    alone = analyse({**about, "readers": {"Reader 1": about["readers"]["Reader 1"]}}, read[:30])
+    assert alone["agreement"]["between"] == [] and alone["guess"]["auc_at_large"]["lower"] is None
+
+
+# From first to last by the command line ------------------------------------------------------------------------------
+
+
+def run(*argv: Any) -> int:
+    try:
+        cli.main([str(a) for a in argv])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_create_answer_report(tmp_path, capsys):
+    real, synthetic = folders(tmp_path, 4, 4)
+    out = tmp_path / "study"
+    flags = [
+        "--readers",
+        "2",
+        "--cases",
+        "3+3",
+        "--repeats",
+        "1+1",
+        "--practice",
+        "1+1",
+        "--structures",
+        "Skull",
+        "Sulci",
+    ]
+    assert run("study", "create", out, "--real", real, "--synthetic", synthetic, *flags) == 0
+    assert "2 readers read 8 each" in capsys.readouterr().out
+    assert run("study", "report", out) == 1
+    assert "no answers yet" in capsys.readouterr().err
+    key = json.loads((out / "key.json").read_text())["cases"]
+    held = open_study(out)
+    for name in held.about["readers"]:
+        held.answers.add(name, -1, "done", "")
+        for place, case in enumerate(held.sequence(name)):
+            kind = key[case]["kind"]
+            values = {"s0": "3", "s1": "3" if kind == "real" else "2", "guess": kind, "confidence": "3"}
+            if place == 4:
+                values["comment"] = "=cmd|' /C calc'!A0 <b>"
+            for item, value in [*values.items(), ("done", "")]:
+                held.answers.add(name, place, item, value, "visit", 1000 * (place + 1))
+    read = readings(held.about, key, held.answers)
+    assert len(read) == 16 and sum(r.again for r in read) == 4 and read[0].seconds == 3.0, "practice does not count"
+    held.answers.close()
+    assert run("study", "report", out, "--out", tmp_path / "report") == 0
+    assert "Reader 2: 8 of 8" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert figures["table2"][1]["synthetic"]["mean"]["value"] == 2.0 and figures["guess"]["auc"]["value"] == 1.0
+    assert figures["agreement"]["between"][0]["kappa"]["value"] == 1.0
+    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open()))
+    assert [r["structure"] for r in rows] == ["Skull", "Sulci"] and float(rows[1]["difference"]) == -1.0
+    rows = list(csv.DictReader((tmp_path / "report" / "readings.csv").open()))
+    assert len(rows) == 16 and {r["Sulci"] for r in rows if r["kind"] == "synthetic"} == {"2"}
+    assert [r["comment"] for r in rows if r["comment"]] == ["'=cmd|' /C calc'!A0 <b>"] * 2, (
+        "no formula for a spreadsheet"
+    )
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Sulci" in page and "&lt;b&gt;" in page and "http" not in page and "complete" not in page
+    (out / "key.json").unlink()
+    with pytest.raises(UserError, match="key is missing"):
+        write_report(out, tmp_path / "again")
+
+
+def test_commands_say_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
+    assert run("study", "--help") == 0 and "create" in capsys.readouterr().out
+    assert run("study") == 2 and run("study", "nonsense") == 2
+    capsys.readouterr()
+    for argv in (
+        ("serve", tmp_path),
+        ("report", tmp_path),
+        ("create", tmp_path / "x", "--real", "no", "--synthetic", "nor"),
+    ):
+        assert run("study", *argv) == 1
+        err = capsys.readouterr().err.strip()
+        assert err.startswith("slicewise study: ") and "\n" not in err
+    (tmp_path / "study.json").write_text("{")
+    assert run("study", "serve", tmp_path) == 1 and "damaged" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert run("study", "serve", tmp_path) == 1 and "slicewise[clinic]" in capsys.readouterr().err
