@@ -19,10 +19,12 @@ LAYERS = (
     ("slicewise.ascii", "slicewise.calibrate", "slicewise.baselines"),
     ("slicewise.training",),
     ("slicewise.generate",),
-    ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release"),
+    ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release", "slicewise.evaluation"),
+    ("slicewise.evaluate",),
     ("slicewise.viewer",),
     ("slicewise.study",),
-    ("slicewise.cli", "slicewise.cli_study", "slicewise.cli_baselines", "slicewise.cli_pacs", "slicewise.presets"),
+    ("slicewise.cli", "slicewise.cli_baselines", "slicewise.cli_evaluate", "slicewise.cli_pacs", "slicewise.cli_study",
+     "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.

@@ -91,6 +91,9 @@ def test_middle_of_all_features_is_what_middle_slices_give_and_arrays_keep_every
         np.testing.assert_allclose(features.rows[features.middle], middle[key][0], rtol=1e-5)
         again = features_from(features_arrays(found))[key]
         assert (again.rows == features.rows).all() and again.middle == features.middle
+    alone = all_features(volume, mean_extractor(), windows, 10.0, ["coronal"], whole=["axial"])
+    assert {plane for plane, _ in alone} == {"coronal"} and all(f.rows.shape == (1, 3) for f in alone.values())
+    np.testing.assert_allclose(alone["coronal", BRAIN].rows, middle["coronal", BRAIN], rtol=1e-5)
     measured = anatomy(volume)
     again = anatomy_from(anatomy_arrays(measured))
     np.testing.assert_equal(again.stats.scalars, measured.stats.scalars)

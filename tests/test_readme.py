@@ -25,12 +25,13 @@ SHORTER = {
     "train": "--steps 2 --validate-every 0 --unet.channels 8 8 8 8 --unet.blocks 1 1 1 1",
     "train-icnet": "--steps 2 --validation-pairs 2",
     "generate": "--chain.steps 2 --chain.slices 3",
+    "evaluate": "--no-all-slices --rounds 10",
 }
 
 
 def archive(path: Path) -> Path:
     """DICOM series of made-up heads whose patient ids fall into the splits for training and validation."""
-    wanted = ["train", "train", "val"]
+    wanted = ["train", "train", "val", "val"]
     number = 0
     while wanted:
         name = f"HEAD-{number}"
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_readme_has_the_commands() -> None:
     shown = {shlex.split(c)[1] for c in COMMANDS}
-    assert {"prepare", "train", "train-icnet", "reference", "generate"} <= shown
+    assert {"prepare", "train", "train-icnet", "reference", "generate", "evaluate"} <= shown
     assert {"phantom", "info", "export", "calibrate"} <= shown
     assert "make demo" in README and "make test" in README
 
@@ -64,7 +65,7 @@ def test_command_of_the_readme_runs(number: int, folder: Path) -> None:
     """In the README's order: a command may use what the ones before it made."""
     series = next((folder / "archive").iterdir())
     text = COMMANDS[number].replace("ARCHIVE", "archive").replace("SERIES", f"archive/{series.name}")
-    text = re.sub(r"--count \d+", "--count 1", text)
+    text = re.sub(r"--count \d+", "--count 2", text)
     text = re.sub(r"--chain\.slices \d+", "", text)
     argv = shlex.split(text)[1:]
     if "--seed-volume" in argv or argv[0] in ("generate", "calibrate", "demo"):

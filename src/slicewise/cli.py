@@ -32,6 +32,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   export       write any volume as a DICOM series, NIfTI or picture
   info         say what a checkpoint, store, run, DICOM folder or NIfTI file holds
   reference    measure a store, for the report to compare with
+  evaluate     compare synthetic volumes with real ones: tables and an HTML report
   view         look at volumes in a browser: three planes, 3D, windows, two side by side
   study        blinded reading of real and synthetic volumes: create, serve, report
   push         send DICOM to a PACS (DICOMweb or DIMSE)
@@ -543,6 +544,12 @@ def study(argv: list[str]) -> None:
     cli_study.study(argv)
 
 
+def evaluate(argv: list[str]) -> None:
+    from slicewise import cli_evaluate
+
+    cli_evaluate.evaluate(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "phantom": phantom,
@@ -556,6 +563,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": export,
     "info": info,
     "reference": reference,
+    "evaluate": evaluate,
     "view": view,
     "study": study,
     "push": push,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from slicewise.data.store import MANIFEST, SPLITS, open_store
+from slicewise.data.store import MANIFEST, SPLITS, Record, Store, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import Reading, load
@@ -53,7 +53,7 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
     if (path / MANIFEST).is_file():
         store = open_store(path)
         records = store.records if split == "all" else store.select(split)
-        members = [Member(r.id, r.patient, lambda r=r: Reading(store.volume(r))) for r in records]
+        members = [Member(r.id, r.patient, partial(_stored, store, r)) for r in records]
         if not members:
             raise UserError(f"{path}: no volume in the {split} split of this store")
         return VolumeSet(path, tuple(members))
@@ -71,6 +71,10 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
         found = f"; left out: {left_out[0].source}: {left_out[0].reason}" if left_out else ""
         raise UserError(f"{path}: no CT volume here (DICOM, NIfTI or a prepared store){found}")
     return VolumeSet(path, tuple(members), tuple(left_out))
+
+
+def _stored(store: Store, record: Record) -> Reading:
+    return Reading(store.volume(record))
 
 
 def _is_run(path: Path) -> bool:

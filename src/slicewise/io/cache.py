@@ -42,7 +42,7 @@ class Cache:
         if self.folder is None:
             return
         file = self._file(key)
-        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
         with output_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(file) as stream:
@@ -59,7 +59,7 @@ def key_of(*parts: str | bytes | np.ndarray) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype}{part.shape}".encode())
-            data: bytes | memoryview = np.ascontiguousarray(part).data.cast("B")
+            data: bytes | memoryview = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
         else:
             data = part.encode() if isinstance(part, str) else part
         digest.update(f"{len(data)}:".encode())

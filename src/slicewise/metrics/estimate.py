@@ -45,10 +45,12 @@ def estimate(
     splits: int = 20,
     level: float = 0.95,
     seed: int = 0,
+    least: float = -np.inf,
     interval: Callable[[np.random.Generator], tuple[float, float]] | None = None,
 ) -> Estimate:
     """Score of real volumes 0 … n_real - 1 against synthetic ones n_real … n_real + n_synth - 1, with all that belongs
-    to it. `interval` replaces the bootstrap for scores that must not see a volume twice.
+    to it. `interval` replaces the bootstrap for scores that must not see a volume twice; `least` is what no score
+    falls below.
 
     Draws repeat volumes, which by itself moves a distance; the quantiles are shifted by the difference between the
     draws' mean and the value, so that the interval lies about the value. NaN where fewer than four real volumes (or
@@ -61,6 +63,7 @@ def estimate(
         low, high = interval(rng)
     else:
         low, high = bootstrap(lambda: score(_draw(rng, real), _draw(rng, synth)), value, rounds, level)
+        low = max(low, least)
     half = min(n_real // 2, n_synth)
     if half < 2:
         return Estimate(value, low, high, half, np.nan, np.nan, np.nan)

@@ -177,12 +177,7 @@ def slices_estimate(
     whole = [Moments(size), Moments(size)]
     halves = [[Moments(size) for _ in range(3)] for _ in parts]
     for side, rows_of in enumerate((real, synth)):
-        for place, rows in enumerate(rows_of()):
-            whole[side].add(rows)
-            for split, moments in zip(parts, halves):
-                part = split[side][place]
-                if part >= 0:
-                    moments[2 * side + part].add(rows)
+        _fill(whole[side], halves, [split[side] for split in parts], 2 * side, rows_of())
     values, vectors = np.linalg.eigh(whole[0].covariance)
     basis = vectors[:, ::-1][:, :components]
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
@@ -197,6 +192,33 @@ def slices_estimate(
     share = float(values[::-1][:components].sum() / max(values.sum(), 1e-300))
     found = Estimate(value, low, high, half, float(floor), float(sd), float(at_n))
     return SlicesEstimate(found, whole[0].count, whole[1].count, min(components, size), share)
+
+
+def _fill(
+    whole: Moments,
+    halves: list[list[Moments]],
+    parts: list[np.ndarray],
+    first: int,
+    volumes: Iterable[np.ndarray],
+    enough: int = 1024,
+) -> None:
+    """Count every volume's vectors in the whole and in the halves that it falls into, `enough` of them at a time: what
+    an addition costs hardly depends on how many vectors it adds."""
+    waiting: dict[int, list[np.ndarray]] = {}
+    moments = {0: whole} | {1 + r: m for r, m in enumerate(m for half in halves for m in half)}
+
+    def flush(least: int) -> None:
+        for which, rows in waiting.items():
+            if rows and sum(map(len, rows)) >= least:
+                moments[which].add(np.concatenate(rows))
+                rows.clear()
+
+    for place, rows in enumerate(volumes):
+        targets = [0] + [1 + 3 * r + first + part[place] for r, part in enumerate(parts) if part[place] >= 0]
+        for which in targets:
+            waiting.setdefault(which, []).append(rows)
+        flush(enough)
+    flush(1)
 
 
 def _parts(rng: np.random.Generator, n: int, half: int, count: int) -> np.ndarray:

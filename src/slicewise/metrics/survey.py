@@ -99,12 +99,16 @@ def all_features(
     windows: Sequence[Window],
     step_mm: float,
     planes: Sequence[str] = PLANES,
+    whole: Sequence[str] = PLANES,
     batch: int = 16,
 ) -> dict[tuple[str, Window], Features]:
-    """Features of the chosen slices (see `chosen_slices`) in every plane and window."""
+    """Features of the chosen slices (see `chosen_slices`) in every plane and window; of planes that are not in `whole`
+    the middle slice alone."""
     found = {}
     for plane in planes:
         indices, middle = chosen_slices(volume, plane, step_mm)
+        if plane not in whole:
+            indices, middle = [indices[middle]], 0
         sections = [plane_slice(volume, plane, i) for i in indices]
         for window in windows:
             pictures = [windowed(section, window) for section in sections]
@@ -121,7 +125,7 @@ def feature_names(plane: str, window: Window) -> tuple[str, str, str]:
 
 def features_arrays(found: dict[tuple[str, Window], Features]) -> dict[str, np.ndarray]:
     """As arrays by name, for a cache; `features_from` is the inverse."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for (plane, window), f in found.items():
         arrays |= dict(zip(feature_names(plane, window), (f.rows, np.array(f.middle), f.indices)))
     return arrays
