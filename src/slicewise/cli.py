@@ -37,6 +37,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   study        blinded reading of real and synthetic volumes: create, serve, report
   push         send DICOM to a PACS (DICOMweb or DIMSE)
   pull         fetch CT series from a PACS, for prepare to read
+  deidentify   copy CT images without what says who the patient is
 
 Settings come from flags, then --config FILE (TOML), then --preset NAME, then defaults.
 """
@@ -532,22 +533,28 @@ def pull(argv: list[str]) -> None:
     cli_pacs.pull(argv)
 
 
+def deidentify(argv: list[str]) -> None:
+    from slicewise import cli_pacs
+
+    cli_pacs.deidentify(argv)
+
+
 def view(argv: list[str]) -> None:
     from slicewise import cli_study
 
     cli_study.view(argv)
 
 
-def study(argv: list[str]) -> None:
-    from slicewise import cli_study
-
-    cli_study.study(argv)
-
-
 def evaluate(argv: list[str]) -> None:
     from slicewise import cli_evaluate
 
     cli_evaluate.evaluate(argv)
+
+
+def study(argv: list[str]) -> None:
+    from slicewise import cli_study
+
+    cli_study.study(argv)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -568,6 +575,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": study,
     "push": push,
     "pull": pull,
+    "deidentify": deidentify,
 }
 
 if __name__ == "__main__":

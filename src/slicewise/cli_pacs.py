@@ -1,4 +1,4 @@
-"""The commands `push` and `pull`."""
+"""The commands `push`, `pull` and `deidentify`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,6 +83,33 @@ def pull(argv: list[str]) -> None:
             print(f"would pull  {series.modality} series {series.series} of study {series.study}{images}")
         return
     print(f"{len(report.folders)} series in {a.out}: {report.fetched} images fetched, {report.there_before} were there")
+
+
+def deidentify(argv: list[str]) -> None:
+    """`slicewise deidentify`."""
+    from slicewise.io.deidentify import KEY_FILE, REPORT_FILE, deidentify_files
+
+    @dataclass(frozen=True)
+    class Deidentify:
+        """Copy CT images without what says who the patient is: the basic profile of DICOM PS3.15, with new UIDs. Run it
+        again to go on, or to add more of the same patients.
+
+        Attributes
+        ----------
+        paths : DICOM folders or files.
+        out : folder to write to; the secret key in it, .deidentify-key, is not for giving away.
+        """
+
+        paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+        out: Path
+
+    a = parse("deidentify", Deidentify, argv)
+    with _bar("deidentify") as progress:
+        report = deidentify_files(a.paths, a.out, progress)
+    for left in report.left_out:
+        print(f"left out  {left.source}: {left.reason}")
+    print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
+    print(f"were taken out: see {a.out / REPORT_FILE}. Keep {a.out / KEY_FILE} to yourself.")
 
 
 @contextmanager

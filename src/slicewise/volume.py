@@ -14,7 +14,7 @@ EVEN_TOLERANCE_MM = 0.02
 @dataclass(frozen=True)
 class Acquisition:
     """What is known about how a volume came to be; empty text or None where it is not. No patient data but the id that
-    keeps patients apart in a split."""
+    keeps patients apart in a split; `names_patient` is whether the headers hold a patient's name."""
 
     patient_id: str = ""
     study_uid: str = ""
@@ -28,6 +28,7 @@ class Acquisition:
     slice_thickness_mm: float | None = None
     gantry_tilt_deg: float | None = None
     source: str = ""
+    names_patient: bool = False
 
 
 @dataclass(frozen=True)

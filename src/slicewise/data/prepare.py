@@ -57,6 +57,8 @@ class PrepareSettings:
     min_slices : least number of slices, before and after resampling; shorter ones are left out.
     split : shares of patients for training, validation and test.
     seed : seed of the split; a patient's place depends on it and on nothing else.
+    allow_names : take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no
+        names, but the folders it comes from do).
     workers : processes; 0 takes one a processor.
     """
 
@@ -70,6 +72,7 @@ class PrepareSettings:
     min_slices: int = 8
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
+    allow_names: bool = False
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -142,6 +145,12 @@ def prepare(
         jobs, left_out = _find_jobs(inputs, settings, pool, bar)
         if not jobs and not left_out:
             raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
+        named = [job for job in jobs if isinstance(job.source, Series) and job.source.acquisition.names_patient]
+        if named and not settings.allow_names:
+            raise UserError(
+                f"{named[0].name}: the headers of {len(named)} of {len(jobs)} scans hold patients' names; run "
+                "slicewise deidentify first, or add --allow-names"
+            )
         finished = {job.id for job in jobs if _is_done(out, done.get(job.id), job)}
         todo = [job for job in jobs if job.id not in finished]
         if not dry_run:
@@ -331,9 +340,9 @@ def _bar(show: bool) -> Iterator[Any]:
 
 
 def _saved(settings: PrepareSettings) -> dict[str, Any]:
-    """The settings that a store's volumes depend on; the number of workers is none."""
+    """The settings that a store's volumes depend on; neither the number of workers is one nor what is allowed."""
     saved = asdict(settings) | {"split": list(settings.split)}
-    del saved["workers"]
+    del saved["workers"], saved["allow_names"]
     return saved
 
 

@@ -6,6 +6,7 @@ there, compressed ones to end where the file says, without reading either.
 
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +33,10 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_SIDE = 8192
 # A minority of so few images, in another geometry, under one series UID is a picture put beside the slices.
 STRAY_IMAGES = 2
+# Words that stand where a Patient's Name was, or name no patient.
+_PLACEHOLDER = re.compile(
+    r"anon\w*|de|deident\w*|removed|synthetic|phantom|unknown|none|no|test|x+|patient|subject|subj|sub", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,8 @@ def scan(source: Path | str | Iterable[Path | str], map_headers: Callable[..., I
 def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]) -> tuple[Series, list[LeftOut]]:
     """One series of all files under one UID; strays in another geometry are left out, real mixtures are a problem."""
     slices = [s for _, found, _ in members for s in found]
-    acquisition = members[0][0]
+    named = any(member.names_patient for member, _, _ in members)
+    acquisition = replace(members[0][0], names_patient=named)
     patients = {member.patient_id for member, _, _ in members}
     kinds = Counter(_kind(s) for s in slices)
     main, count = kinds.most_common(1)[0]
@@ -397,7 +403,18 @@ def _acquisition(header: Dataset) -> Acquisition:
         kvp=one("KVP"),
         slice_thickness_mm=one("SliceThickness"),
         gantry_tilt_deg=one("GantryDetectorTilt"),
+        names_patient=_names_patient(header),
     )
+
+
+def _names_patient(header: Dataset) -> bool:
+    """Whether the header holds a Patient's Name: neither said to be removed or synthetic, nor the Patient ID again, nor
+    a word that stands where a name was."""
+    if "YES" in (_text(header, "PatientIdentityRemoved"), _text(header, "SyntheticData")):
+        return False
+    name = _text(header, "PatientName")
+    words = re.findall(r"[^\W\d_]+", name)
+    return bool(words) and name != _text(header, "PatientID") and not _PLACEHOLDER.fullmatch(words[0])
 
 
 # Elements are taken as bytes, unparsed: pydicom's own conversion costs more than all the rest of a header.
