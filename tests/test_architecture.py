@@ -34,7 +34,7 @@ LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
     "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data",
     "slicewise.io", "slicewise.metrics", "slicewise.release", "slicewise.evaluate", "slicewise.evaluation",
-    "slicewise.pages",
+    "slicewise.pages", "slicewise.viewer", "slicewise.study",
 )  # fmt: skip
 # Tensors are what they are about.
 TORCH_IO = ("slicewise.io.tensors", "slicewise.metrics.inception", "slicewise.metrics.resnet")

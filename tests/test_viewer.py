@@ -27,7 +27,7 @@ from slicewise.errors import UserError
 from slicewise.io.dicom_write import write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.viewer.app import viewer
-from slicewise.viewer.display import WINDOWS, encode, evenly, show, slice_means, windows
+from slicewise.viewer.display import WINDOWS, curve, encode, evenly, show, slice_means, windows
 from slicewise.viewer.server import address, host_names, is_loopback, listen, require_server
 from slicewise.viewer.shelf import Entry, Shelf, entries
 from slicewise.volume import Volume
@@ -103,7 +103,8 @@ def test_what_the_page_is_told():
     about = show(volume).about
     assert about["shape"] == [8, 16, 16] and about["spacing"] == [5.0, 12.0, 12.0]
     assert about["range"] == [int(volume.hu.min()), int(volume.hu.max())]
-    assert len(about["curve"]) == 8 and json.loads(json.dumps(about)) == about
+    drawn = curve(show(volume))
+    assert len(drawn["values"]) == 8 and json.loads(json.dumps([about, drawn])) == [about, drawn]
     moved = Volume.regular(volume.hu, TOY_SPACING, origin=(1.0, 2.0, 3.0))
     assert show(volume.with_hu(-volume.hu)).about["geometry"] == about["geometry"] != show(moved).about["geometry"]
     assert [w["name"] for w in windows()] == [name for name, _ in WINDOWS] and len(WINDOWS) == 8
@@ -198,6 +199,7 @@ def test_server_answers_to_its_link_only(tmp_path):
             assert get(base, foreign)[0] == 404, foreign
         assert json.loads(get(base, path + "volumes")[2])["volumes"] == ["one", "bad"]
         assert get(base, path + "volumes/0.nii")[2] == encode(held[0].read())
+        assert json.loads(get(base, path + "volumes/0/curve")[2]) == curve(show(held[0].read()))
         status, _, body = get(base, path + "volumes/1")
         assert status == 422 and json.loads(body) == {"error": "bad.nii: cut"}
         for name in ("niivue.umd.js", "niivue.LICENSE", "panel.js", "style.css", "view.css", "view.js"):
@@ -415,6 +417,7 @@ def test_another_head_is_linked_by_its_vertex_and_the_plot_leads_to_a_slice(page
     vertex = page.evaluate("slicewise.sides.map(s => s.panel.about.vertex)")
     page.evaluate("slicewise.sides[0].panel.goToSlice(6)")
     settle(page)
+    until(page, "slicewise.sides.every(s => s.curve)")
     depth = (6 - vertex[0]) * 5.0
     assert slices(page) == [6, round(depth / 3.0) + vertex[1]]
     page.evaluate("document.querySelectorAll('.panel select')[0].dispatchEvent(new Event('focus'))")

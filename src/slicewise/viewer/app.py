@@ -31,17 +31,20 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
 
     # Plain functions: Starlette runs them in threads, so reading a volume stops nobody.
     def about(request: Any) -> "Response":
-        return _of(request, lambda shown: _json(shown.about))
+        return _of(request, lambda index: _json(shelf.shown(index).about))
 
     def voxels(request: Any) -> "Response":
-        return _of(request, lambda shown: page(shown.nifti, "application/octet-stream"))
+        return _of(request, lambda index: page(shelf.shown(index).nifti, "application/octet-stream"))
+
+    def means(request: Any) -> "Response":
+        return _of(request, lambda index: _json(shelf.curve(index)))
 
     def _of(request: Any, answer: Any) -> "Response":
         index = request.path_params["index"]
         if index >= len(shelf.entries):
             return _json({"error": f"there is no volume {index}"}, 404)
         try:
-            return answer(shelf.shown(index))
+            return answer(index)
         except UserError as error:
             return _json({"error": str(error)}, 422)
 
@@ -50,6 +53,7 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
         Route("/volumes", listing),
         Route("/volumes/{index:int}", about),
         Route("/volumes/{index:int}.nii", voxels),
+        Route("/volumes/{index:int}/curve", means),
         *asset_routes(PACKAGE),
     ]
     return application([Mount(f"/{token}", routes=routes)], host_names(host)), f"/{token}/"

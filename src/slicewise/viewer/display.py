@@ -36,12 +36,13 @@ class Shown:
 
     Attributes
     ----------
+    volume : the volume, its slices axial and even.
     nifti : a whole .nii file, int16 HU, uncompressed, axes towards the patient's right, front and head.
-    about : plain values for the page: shape and spacing (z, y, x), the least and greatest HU, what the curve is of, the
-        curve (mean HU by slice, superior first, None where there is nothing), slices of head from `vertex` on, patient
-        position of the vertex, a fingerprint of the geometry, and a note where slices were rearranged.
+    about : plain values for the page: shape and spacing (z, y, x), the least and greatest HU, the first slice with head
+        (`vertex`) and its middle in RAS mm, a fingerprint of the geometry, and a note where slices were rearranged.
     """
 
+    volume: Volume
     nifti: bytes
     about: dict[str, Any]
 
@@ -54,21 +55,25 @@ def show(volume: Volume) -> Shown:
         steps = volume.slice_steps
         note = f"uneven slices ({steps.min():.2f} to {steps.max():.2f} mm): the nearest one is shown at every place"
         volume = evenly(volume)
-    curve, curve_of = slice_means(volume)
     vertex = first_head_slice(volume.hu)
     geometry = np.concatenate([volume.positions[[0, -1]].ravel(), volume.row_axis, volume.pixel_spacing])
     about = {
         "shape": list(volume.hu.shape),
         "spacing": [round(s, 4) for s in volume.spacing],
         "range": [int(volume.hu.min()), int(volume.hu.max())],
-        "curve": [None if math.isnan(v) else round(float(v), 2) for v in curve],
-        "curve_of": curve_of,
         "vertex": vertex,
         "vertex_mm": [round(float(v), 3) for v in _middle(volume, vertex)],
         "geometry": hashlib.sha256(np.round(geometry, 2).tobytes() + str(volume.hu.shape).encode()).hexdigest()[:16],
         "note": note,
     }
-    return Shown(encode(volume), about)
+    return Shown(volume, encode(volume), about)
+
+
+def curve(shown: Shown) -> dict[str, Any]:
+    """The curve below the picture: mean HU by slice, superior first, None where there is nothing; and what it is of.
+    Takes longer than all else, so the page asks for it last."""
+    values, what = slice_means(shown.volume)
+    return {"of": what, "values": [None if math.isnan(v) else round(float(v), 2) for v in values]}
 
 
 def encode(volume: Volume) -> bytes:

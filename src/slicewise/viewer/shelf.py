@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from slicewise.io.archive import find, read_volume
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import LeftOut
 from slicewise.io.nifti import load_nifti
-from slicewise.viewer.display import Shown, show
+from slicewise.viewer.display import Shown, curve, show
 from slicewise.volume import Volume
 
 # Volumes kept ready for the browser: both sides, and the two before.
@@ -87,7 +88,8 @@ class Shelf:
     def __init__(self, held: list[Entry]) -> None:
         self.entries = held
         self._ready: OrderedDict[int, Shown] = OrderedDict()
-        self._lock = threading.Lock()
+        self._curves: dict[int, dict[str, Any]] = {}
+        self._lock, self._curve_lock = threading.Lock(), threading.Lock()
 
     def shown(self, index: int) -> Shown:
         """The volume at `index`, read now or kept from before. Raises `UserError` where it cannot be read."""
@@ -98,3 +100,10 @@ class Shelf:
             while len(self._ready) > KEPT:
                 self._ready.popitem(last=False)
             return self._ready[index]
+
+    def curve(self, index: int) -> dict[str, Any]:
+        """The curve of the volume at `index`; others can be shown meanwhile."""
+        with self._curve_lock:
+            if index not in self._curves:
+                self._curves[index] = curve(self.shown(index))
+            return self._curves[index]

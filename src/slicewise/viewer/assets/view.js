@@ -28,7 +28,7 @@ async function side(index) {
   $("panels").append(section);
   const [select, stage, readout] = section.children;
   state.volumes.forEach((title, i) => select.add(new Option(title, i)));
-  const made = { section, select, stage, readout, cover: stage.firstChild, hit: null, volume: 0, panel: null };
+  const made = { section, select, stage, readout, cover: stage.firstChild, hit: null, volume: 0, panel: null, curve: null };
   made.panel = await createPanel(stage, `Volume ${index + 1}`, {
     moved: () => moved(made), windowed: setWindow, touched: () => activate(made),
     hovered: (_, hit) => { made.hit = hit; read(made); },
@@ -44,6 +44,7 @@ async function choose(side, volume) {
   side.select.value = volume;
   side.cover.hidden = false;
   side.cover.textContent = "reading …";
+  side.curve = null;
   try {
     const answer = await fetch(`volumes/${volume}`);
     const about = await answer.json();
@@ -58,9 +59,18 @@ async function choose(side, volume) {
     side.cover.hidden = true;
     const lead = sides().find((s) => s !== side && s.panel.about);
     if (state.linked && lead) moved(lead);
+    draw(side, volume);
   } catch (error) {
     side.cover.textContent = String(error.message || error);
   }
+  refresh();
+}
+
+// The curve comes after the picture.
+async function draw(side, volume) {
+  const answer = await fetch(`volumes/${volume}/curve`);
+  if (!answer.ok || side.volume !== volume) return;
+  side.curve = await answer.json();
   refresh();
 }
 
@@ -88,7 +98,7 @@ function read(side) {
   readout.innerHTML =
     `<span><b class="hu">${number(at.hu)}</b> HU ${side.hit ? "under the cursor" : "at the crosshair"}</span>` +
     `<span>x ${x} y ${y} slice ${slices - z} of ${slices}</span>` +
-    `<span>mean of ${panel.about.curve_of}: <b>${format(panel.about.curve[panel.slice()])}</b> HU</span>` +
+    (side.curve ? `<span>mean of ${side.curve.of}: <b>${format(side.curve.values[panel.slice()])}</b> HU</span>` : "") +
     (panel.about.note ? `<span>${panel.about.note}</span>` : "");
 }
 
@@ -217,7 +227,7 @@ function refresh() {
 let scale = null;
 function plot() {
   const svg = $("curve"), box = svg.getBoundingClientRect();
-  const shown = sides().filter((s) => s.panel?.about);
+  const shown = sides().filter((s) => s.panel?.about && s.curve);
   const [w, h, left, right, top, bottom] = [box.width, box.height, 44, 12, 22, 24];
   svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
   svg.replaceChildren();
@@ -225,13 +235,14 @@ function plot() {
   if (!shown.length || w < 80) return;
   const lines = shown.map((s) => {
     const about = s.panel.about;
-    return about.curve.map((hu, slice) => [(slice - about.vertex) * about.spacing[0], hu]);
+    return s.curve.values.map((hu, slice) => [(slice - about.vertex) * about.spacing[0], hu]);
   });
   const points = lines.flat(), values = points.map((p) => p[1]).filter((v) => v != null);
   const x0 = Math.min(...points.map((p) => p[0])), x1 = Math.max(...points.map((p) => p[0]), x0 + 1);
   const middle = (Math.min(...values) + Math.max(...values)) / 2, half = Math.max((Math.max(...values) - Math.min(...values)) / 2 * 1.1, 5);
   const y0 = values.length ? middle - half : 0, y1 = values.length ? middle + half : 1;
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (w - left - right), py = (y) => top + ((y1 - y) / (y1 - y0)) * (h - top - bottom);
+  const mark_of = (i) => (state.sides.indexOf(shown[i]) ? "b" : "a");
   scale = { x0, x1, left, right, w, px, top, h, bottom };
   const add = (name, values, text) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -249,13 +260,13 @@ function plot() {
   lines.forEach((line, i) => {
     let piece = [];
     const flush = () => {
-      if (piece.length) add("polyline", { class: i ? "b" : "a", points: piece.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ") });
+      if (piece.length) add("polyline", { class: mark_of(i), points: piece.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ") });
       piece = [];
     };
     for (const point of line) point[1] == null ? flush() : piece.push(point);
     flush();
-    add("text", { class: i ? "b" : "a", x: left + i * (w - left - right) * 0.36, y: 14 },
-      shorten(`${shown[i].panel.about.curve_of}: ${state.volumes[shown[i].volume]}`, w / 22));
+    add("text", { class: mark_of(i), x: left + i * (w - left - right) * 0.36, y: 14 },
+      shorten(`${shown[i].curve.of}: ${state.volumes[shown[i].volume]}`, w / 22));
   });
   add("line", { class: "now", id: "now", x1: 0, x2: 0, y1: top, y2: h - bottom });
   mark();
@@ -270,7 +281,7 @@ function mark() {
   const curve = $("curve");
   curve.setAttribute("aria-valuemax", panel.about.shape[0]);
   curve.setAttribute("aria-valuenow", slice + 1);
-  curve.setAttribute("aria-valuetext", `slice ${slice + 1}, mean ${format(panel.about.curve[slice])} HU`);
+  curve.setAttribute("aria-valuetext", `slice ${slice + 1}, mean ${format(active().curve?.values[slice])} HU`);
 }
 
 function jump(event) {
