@@ -28,11 +28,6 @@ def overfitting_sign(real_logits: Tensor) -> Tensor:
     return real_logits.sign().mean()
 
 
-def overfitting_validation(train: float, validation: float, generated: float) -> float:
-    """r_v = (E[D_train] - E[D_validation]) / (E[D_train] - E[D_generated]) (equation 1), from mean logits."""
-    return (train - validation) / (train - generated) if train != generated else 0.0
-
-
 def adjusted(p: float, overfitting: float, target: float, images: int, ramp_images: int) -> float:
     """p after `images` more images: a fixed step up where the heuristic is above its target, else down, such that p
     goes from 0 to 1 within `ramp_images`; within [0, 1]."""

@@ -9,6 +9,8 @@ from scipy import signal, special
 from torch import Tensor
 from torch.nn import functional as F
 
+from slicewise.baselines.style import separable
+
 
 def lowpass(taps: int, cutoff: float, half_width: float, rate: float) -> np.ndarray:
     """Kaiser-windowed sinc, float64 (taps,), summing to one: passes up to about `cutoff - half_width`, stops from about
@@ -50,29 +52,17 @@ def padding(size_in: int, size_out: int, up: int, down: int, taps_up: int, taps_
 def upsample(x: Tensor, up: int, taps: Tensor, before: int, after: int) -> Tensor:
     """Zeros between samples, padding, then the separable filter `taps` with gain `up` along each axis; (B, C, H, W)."""
     b, c, h, w = x.shape
-    if up > 1:
-        spread = x.new_zeros(b, c, h, up, w, up)
-        spread[:, :, :, 0, :, 0] = x
-        x = spread.reshape(b, c, h * up, w * up)
-    return _separable(F.pad(x, (before, after, before, after)), taps * up, 1)
+    spread = x.new_zeros(b, c, h * up, w * up).contiguous(memory_format=torch.channels_last)
+    spread[:, :, ::up, ::up] = x
+    return separable(F.pad(spread, (before, after, before, after)), taps * up)
 
 
 def downsample(x: Tensor, down: int, taps: Tensor) -> Tensor:
     """Filter with `taps`, separable (n,) or whole (n, n), and keep every `down`-th sample; (B, C, H, W)."""
     if taps.ndim == 1:
-        return _separable(x, taps, down)
-    b, c, h, w = x.shape
-    y = F.conv2d(x.reshape(b * c, 1, h, w), taps[None, None], stride=down)
-    return y.reshape(b, c, *y.shape[-2:])
-
-
-def _separable(x: Tensor, taps: Tensor, stride: int) -> Tensor:
-    if len(taps) == 1 and stride == 1:
-        return x * taps.square()
-    b, c, h, w = x.shape
-    planes = F.conv2d(x.reshape(b * c, 1, h, w), taps.view(1, 1, 1, -1), stride=(1, stride))
-    planes = F.conv2d(planes, taps.view(1, 1, -1, 1), stride=(stride, 1))
-    return planes.reshape(b, c, *planes.shape[-2:])
+        return separable(x, taps, down)
+    c = x.shape[1]
+    return F.conv2d(x, taps.expand(c, 1, *taps.shape), stride=down, groups=c)
 
 
 def as_tensor(taps: np.ndarray) -> Tensor:

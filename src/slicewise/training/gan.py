@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ _FREE = ("steps", "save_every", "sample_every", "device")
 # Passes of a step, part of the key of their draws: no two share latents or augmentations.
 _D, _G, _PATH, _REAL, _R1 = range(5)
 _ADA_EVERY = 4
+Network = TypeVar("Network", bound=nn.Module)
 _PATH_DECAY = 0.99
 
 
@@ -312,7 +313,7 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             made, judge = build(settings, recipe.size)
-        trainer = Trainer(settings, made.to(process.device), judge.to(process.device), recipe.size, process)
+        trainer = Trainer(settings, _placed(made, process), _placed(judge, process), recipe.size, process)
         state, first, same = out / "state" / "state.safetensors", 0, identity(settings, _FREE, store)
         if state.is_file():
             tensors, meta = load_tensors(state)
@@ -369,6 +370,10 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
                 if process.is_main and settings.sample_every and done % settings.sample_every == 0:
                     sample(done)
         return out / WEIGHTS
+
+
+def _placed(network: Network, process: Process) -> Network:
+    return network.to(process.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _sheet(hu: np.ndarray, spacing: tuple[float, float, float], path: Path) -> None:
