@@ -38,6 +38,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   push         send DICOM to a PACS (DICOMweb or DIMSE)
   pull         fetch CT series from a PACS, for prepare to read
   deidentify   copy CT images without what says who the patient is
+  segmentation write a label map as a DICOM segmentation
 
 Settings come from flags, then --config FILE (TOML), then --preset NAME, then defaults.
 """
@@ -539,6 +540,12 @@ def deidentify(argv: list[str]) -> None:
     cli_pacs.deidentify(argv)
 
 
+def segmentation(argv: list[str]) -> None:
+    from slicewise import cli_pacs
+
+    cli_pacs.segmentation(argv)
+
+
 def view(argv: list[str]) -> None:
     from slicewise import cli_study
 
@@ -576,6 +583,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "push": push,
     "pull": pull,
     "deidentify": deidentify,
+    "segmentation": segmentation,
 }
 
 if __name__ == "__main__":

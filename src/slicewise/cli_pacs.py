@@ -1,4 +1,4 @@
-"""The commands `push`, `pull` and `deidentify`."""
+"""The commands that deal in DICOM with others: `push`, `pull`, `deidentify` and `segmentation`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +110,32 @@ def deidentify(argv: list[str]) -> None:
         print(f"left out  {left.source}: {left.reason}")
     print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
     print(f"were taken out: see {a.out / REPORT_FILE}. Keep {a.out / KEY_FILE} to yourself.")
+
+
+def segmentation(argv: list[str]) -> None:
+    """`slicewise segmentation`."""
+    from slicewise.io.dicom_seg import write_segmentation
+
+    @dataclass(frozen=True)
+    class Segmentation:
+        """Write a label map as a DICOM segmentation of the CT series that it belongs to.
+
+        Attributes
+        ----------
+        labels : NIfTI label map, as slicewise phantom writes it.
+        series : folder of the CT series.
+        out : DICOM file to write.
+        names : JSON file {name: label}; default: labels.json beside the label map.
+        """
+
+        labels: Annotated[Path, tyro.conf.Positional]
+        series: Annotated[Path, tyro.conf.Positional]
+        out: Path
+        names: Path | None = None
+
+    a = parse("segmentation", Segmentation, argv)
+    segments = write_segmentation(a.labels, a.series, a.out, a.names)
+    print(f"wrote {a.out}, {len(segments)} segments: {', '.join(segments)}")
 
 
 @contextmanager

@@ -1,0 +1,139 @@
+"""Tissue labels as a DICOM Segmentation (PS3.3 A.51) of the CT series that they belong to, through highdicom."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+
+import slicewise
+from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom import load, one_series
+from slicewise.io.dicom_write import name_uid
+from slicewise.io.geometry import volume_from_affine
+from slicewise.io.nifti import RAS_TO_LPS
+
+# SNOMED CT concepts of labels, by their names in pydicom's dictionary; others are coded in a scheme of our own.
+SNOMED = {
+    "skin": "Skin", "fat": "AdiposeTissue", "muscle": "SkeletalMuscle", "skull": "Skull", "mastoid": "MastoidBone",
+    "facial bone": "FacialBones", "orbit": "Orbit", "eye": "Eye", "optic nerve": "OpticNerve",
+    "ventricles": "BrainVentricle", "grey matter": "GrayMatter", "white matter": "CerebralWhiteMatter",
+    "internal capsule": "InternalCapsule", "corpus callosum": "CorpusCallosum", "cerebellum": "Cerebellum",
+    "brain stem": "BrainStem", "basilar artery": "BasilarArtery", "bleed": "Hemorrhage",
+}  # fmt: skip
+SCHEME = "99SLICEWISE"  # a coding scheme of our own (PS3.3 8.2)
+# A file has a plane a segment and slice; more than a byte holds are no label map.
+MOST_LABELS = 255
+
+
+def write_segmentation(labels: Path, series: Path, out: Path, names: Path | None = None) -> tuple[str, ...]:
+    """Write the label map `labels` (NIfTI, whole numbers, 0 is background) as one binary segmentation of the CT series
+    in the folder `series`; the names of the segments.
+
+    A segment is written for each label that occurs, coded in SNOMED CT where it has the concept. `names` is a JSON file
+    {name: label}; by default labels.json beside the label map. The segmentation lies in the study and the frame of
+    reference of the series and refers to its instances; that of a synthetic series says that it is synthetic. UIDs
+    follow from content.
+
+    Raises `UserError` where a file is missing or damaged, where labels and series are not on one grid, where a label
+    has no name, and where `out` is there or cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; give a new name, or remove it first")
+    found = one_series(series)
+    reading = load(found).volume
+    files = {tuple(s.position): s.path for s in found.slices}
+    if len({s.path for s in found.slices}) != len(reading.hu) or len(files) != len(reading.hu):
+        raise UserError(f"{series}: a series of one file a slice, each at its own place, is expected")
+    voxels, positions = _label_map(labels)
+    if voxels.shape != reading.hu.shape or np.abs(positions - reading.positions).max() > 0.01:
+        raise UserError(f"{labels}: not on the grid of {series}: {voxels.shape} voxels against {reading.hu.shape}")
+    named = _names(names or labels.with_name("labels.json"))
+    present = [int(v) for v in np.unique(voxels) if v]
+    unnamed = [v for v in present if v not in named]
+    if unnamed or not present:
+        what = f"no name for label {unnamed[0]}" if unnamed else "no label in it"
+        raise UserError(f"{labels}: {what}; give --names, a JSON file of names and labels")
+    sources = [pydicom.dcmread(files[tuple(p)]) for p in reading.positions]
+    dataset = _segmentation(voxels, [(v, named[v]) for v in present], sources)
+    with output_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as stream:
+            dataset.save_as(stream, enforce_file_format=True)
+    return tuple(named[v] for v in present)
+
+
+def _segmentation(voxels: np.ndarray, segments: list[tuple[int, str]], sources: Sequence[pydicom.Dataset]) -> Any:
+    try:
+        import highdicom
+    except ModuleNotFoundError:
+        raise UserError("highdicom is not installed; pip install 'slicewise[clinic]'") from None
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="slicewise", version=slicewise.__version__, family=Code("label-map", SCHEME, "Given label map")
+    )
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=_code(label, name),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, (label, name) in enumerate(segments, 1)
+    ]
+    planes = np.stack([voxels == label for label, _ in segments], axis=-1).astype(np.uint8)
+    series = name_uid("segmentation", sources[0].SeriesInstanceUID, planes.tobytes())
+    dataset = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=planes,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=series,
+        series_number=int(sources[0].get("SeriesNumber") or 1) + 100,
+        sop_instance_uid=name_uid("instance", series, 0),
+        instance_number=1,
+        manufacturer="slicewise",
+        manufacturer_model_name="slicewise",
+        software_versions=slicewise.__version__,
+        device_serial_number=slicewise.__version__,
+        series_description="Tissue labels",
+    )
+    if sources[0].get("SyntheticData") == "YES":
+        dataset.SyntheticData = "YES"
+    return dataset
+
+
+def _code(label: int, name: str) -> Any:
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    return getattr(codes.SCT, SNOMED[name]) if name in SNOMED else Code(str(label), SCHEME, name)
+
+
+def _label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, uint8 (Z, Y, X), in the order of a Volume, and the positions of its slices."""
+    try:
+        image: Any = nib.load(file)
+        values = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel raises many kinds on what is no image
+        raise UserError(f"{file}: not a NIfTI file, or damaged ({type(error).__name__}); give a label map") from error
+    if values.ndim != 3 or (values != np.rint(values)).any() or values.min() < 0 or values.max() > MOST_LABELS:
+        raise UserError(f"{file}: a 3D map of whole labels from 0 to {MOST_LABELS} is expected")
+    volume = volume_from_affine(values.astype(np.int16), RAS_TO_LPS @ image.affine)
+    return volume.hu.astype(np.uint8), volume.positions
+
+
+def _names(file: Path) -> dict[int, str]:
+    try:
+        table = json.loads(file.read_text())
+        return {int(label): str(name) for name, label in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise UserError(f"{file}: no names of labels; give --names, a JSON file like {{\"skull\": 4}}") from None
