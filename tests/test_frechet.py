@@ -4,6 +4,8 @@ import builtins
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.fid import get_fid_score
 from scipy import linalg
 from skimage import data
 
@@ -50,6 +52,13 @@ def test_distance_agrees_with_the_matrix_square_root() -> None:
         m1, m2 = rng.standard_normal(d), rng.standard_normal(d)
         assert frechet_distance(m1, c1, m2, c2) == pytest.approx(by_sqrtm(m1, c1, m2, c2), rel=1e-8)
         assert frechet_distance(m1, c1, m1, c1) == pytest.approx(0, abs=1e-10)
+
+
+def test_distance_agrees_with_monais() -> None:
+    rng = np.random.default_rng(8)
+    a, b = rng.standard_normal((90, 16)), 1.3 * rng.standard_normal((70, 16)) + 0.2
+    expected = float(get_fid_score(torch.from_numpy(a), torch.from_numpy(b)))
+    assert frechet_of_features(a, b) == pytest.approx(expected, rel=1e-7)
 
 
 def test_streamed_moments_are_numpys_in_any_batches_and_at_a_large_mean() -> None:
@@ -179,8 +188,6 @@ def test_extractor_gives_finite_features_that_tell_pictures_apart() -> None:
     # The weights are the trained ones: the network of the features calls a tabby cat a cat.
     cat = data.chelsea()[:, 75:375].astype(np.float32) / 255
     network = extractor.network.__self__
-    import torch
-
     colours = torch.from_numpy(cat).permute(2, 0, 1)[None]
     x = torch.nn.functional.interpolate(colours, (224, 224), mode="bilinear", antialias=True)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import numpy as np
 
 from slicewise.evaluation.audit import ClosePair, sentence
 from slicewise.evaluation.result import Evaluation
-from slicewise.evaluation.tables import facts, number, tables
+from slicewise.evaluation.tables import facts, number, tables, title
 from slicewise.hu import BRAIN
 from slicewise.metrics.compare import FRECHET, Distance
 from slicewise.metrics.distribution import FREQUENCIES
@@ -42,7 +42,7 @@ def page(found: Evaluation, real: Sequence[Volume], synth: Sequence[Volume]) -> 
     drawn = [(svg(figure, f"plot {i}"), text) for i, (figure, text) in enumerate(plots) if figure is not None]
     audit = found.audit
     return template("evaluation.html").render(
-        title=f"{found.synth.source.path.name} against {found.real.source.path.name}",
+        title=title(found),
         headline=_headline(found),
         facts=facts(found),
         notices=found.notices,

@@ -12,16 +12,29 @@ import slicewise
 from slicewise.evaluation.audit import Audit, sentence
 from slicewise.evaluation.collect import Side
 from slicewise.evaluation.result import Evaluation
-from slicewise.metrics.compare import Distance, Measurement
+from slicewise.metrics.compare import (
+    CONTINUITY,
+    DIVERSITY,
+    FRECHET,
+    HISTOGRAMS,
+    KERNEL,
+    MANIFOLD,
+    NOISE,
+    TISSUE,
+    VOXELS,
+    Distance,
+    Measurement,
+)
 from slicewise.metrics.estimate import Estimate
 from slicewise.metrics.memorisation import Verdict
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to print: `title`, heads of the columns, rows of text."""
+    """A table ready to print: its title, how to read it, heads of the columns, rows of text."""
 
     title: str
+    note: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
@@ -40,6 +53,41 @@ def tables(found: Evaluation) -> list[Table]:
     return made
 
 
+NOTES = {
+    FRECHET: (
+        "Distance of the Gaussians fitted to the slices' features (Heusel et al. 2017); lower is nearer. It grows "
+        "as n falls, so the value at the floor's n is what to hold against the floor."
+    ),
+    KERNEL: (
+        "Unbiased MMD² of the middle slices' features, polynomial kernel (Bińkowski et al. 2018); 0 for one "
+        "distribution, and by chance below it."
+    ),
+    MANIFOLD: (
+        "Precision and density: how far synthetic slices lie among real ones; recall and coverage: how much of "
+        "the real set the synthetic one reaches (Kynkäänniemi et al. 2019, Naeem et al. 2020). Hold them against "
+        "the floor: few volumes do not reach 1."
+    ),
+    VOXELS: (
+        "MMD² with a linear kernel on voxels in [-1, 1], in batches. The biased form is the one that papers "
+        "report: its expectation holds the variances of both sets, so it rewards a generator that has collapsed. "
+        "The unbiased form does not."
+    ),
+    HISTOGRAMS: (
+        "Wasserstein-1 distance between the HU of both sets. Tissues are told apart without labels, by a mixture "
+        "with partial volume."
+    ),
+    NOISE: "Area between the noise-power spectra over the frequency plane, as a share of the real noise power.",
+    TISSUE: (
+        "One value a volume (CV: one a slice). The contrast is that of grey and white matter over the noise level."
+    ),
+    CONTINUITY: "One value an interface of two slices (drift: one a volume), within the brain; whole range: the head.",
+    DIVERSITY: (
+        "MS-SSIM between pairs of volumes of one set: above the real value, volumes resemble each other too much. "
+        "Legacy is the widely copied form with its faults (the last scale's term to the fourth power, constants "
+        "of half the range), for comparison only."
+    ),
+    "Memorisation": "Distances to the training set, by features and by cross-correlation.",
+}
 VERDICT_HEADS = (
     "", "nearest distance, synthetic / held-out", "nearest / second, synthetic", "… held-out",
     "below every held-out one", "p", "copies", "verdict",
@@ -48,7 +96,7 @@ VERDICT_HEADS = (
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     used = [i for i in range(len(heads)) if any(row[i] for row in rows)]
-    return Table(title, tuple(heads[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows))
+    return Table(title, NOTES[title], tuple(heads[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows))
 
 
 def _floor_heads(numbers: set[int]) -> tuple[str, str]:
@@ -121,15 +169,21 @@ def interval(low: float, high: float) -> str:
 
 def to_markdown(found: Evaluation) -> str:
     """All tables, with what is needed to read them."""
-    lines = [f"# {found.synth.source.path.name} against {found.real.source.path.name}", ""]
+    lines = [f"# {title(found)}", ""]
     lines += [f"- {line}" for line in facts(found)]
     lines += [f"- {line}" for line in found.notices]
     for table in tables(found):
-        lines += ["", f"## {table.title}", "", _line(table.heads), _line(["---"] * len(table.heads))]
+        lines += ["", f"## {table.title}", "", table.note, ""]
+        lines += [_line(table.heads), _line(["---"] * len(table.heads))]
         lines += [_line(row) for row in table.rows]
     if found.audit is not None:
         lines += ["", f"Audit {sentence(found.audit)}."]
     return "\n".join(lines) + "\n"
+
+
+def title(found: Evaluation) -> str:
+    """What was compared, in a few words."""
+    return f"{found.synth.source.path.resolve().name} against {found.real.source.path.resolve().name}"
 
 
 def facts(found: Evaluation) -> list[str]:

@@ -131,7 +131,8 @@ def voxel_distances(
 ) -> list[Distance]:
     """bMMD² (biased, unbiased) from its values over batches: `between` real and synthetic, `floor` real and real."""
     rows = []
-    for column, name in enumerate(("bMMD², biased", "bMMD², unbiased")):
+    for column, form in enumerate(("biased", "unbiased")):
+        name = f"bMMD² of {batch}, {form}"
         for window, values in between.items():
             v = np.array(values)[:, column]
             f = np.array(floor[window]).reshape(-1, 2)[:, column]
