@@ -22,7 +22,7 @@ from slicewise.io.nifti import write_nifti
 from slicewise.metrics import extractors
 from slicewise.metrics.compare import check_features, feature_distances
 from slicewise.metrics.features import PLANES, Extractor
-from slicewise.metrics.frechet import frechet_of_features, slices_estimate
+from slicewise.metrics.frechet import frechet_distance, frechet_of_features, slices_estimate
 from slicewise.metrics.kernel import batch_mmd2
 from slicewise.metrics.memorisation import MEASURES
 from slicewise.volume import Volume
@@ -236,7 +236,8 @@ def test_frechet_distance_of_streamed_slices_is_that_of_all_of_them(sizes: tuple
     ]
     found = slices_estimate(lambda: iter(sides[0]), lambda: iter(sides[1]), sizes, d, rounds=200)
     e = found.estimate
-    assert e.value == pytest.approx(frechet_of_features(*(np.concatenate(s) for s in sides)), rel=1e-9)
+    moments = [(v.mean(axis=0), np.cov(v.T)) for v in (np.concatenate(s) for s in sides)]
+    assert e.value == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-9)
     assert e.low < e.value < e.high and found.share == pytest.approx(1)
     assert (found.n_real, found.n_synth) == tuple(sum(len(v) for v in s) for s in sides)
     assert e.floor_n == sizes[0] // 2 if sizes[0] > 3 else np.isnan(e.floor)
