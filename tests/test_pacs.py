@@ -27,6 +27,7 @@ from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.pacs import pull, push
 from slicewise.io.peer import PeerSettings, Query
 from slicewise.volume import Volume
+from test_deidentify import identified
 
 pytestmark = pytest.mark.skipif(bool(peers.missing()), reason=peers.missing())
 
@@ -172,6 +173,29 @@ def test_what_storescu_sent_is_not_sent_again(servers, series, tmp_path, way):
         ["findscu", "-S", "-aec", title, "127.0.0.1", str(port), *keys], check=True, capture_output=True, text=True
     )
     assert (found.stdout + found.stderr).count("(0008,0018)") == SLICES
+
+
+@pytest.mark.parametrize("way", ["web", "orthanc-get"])
+def test_what_is_pulled_can_be_stripped_on_the_way(servers, tmp_path, way):
+    url, settings = WAYS[way]
+    paths = identified(tmp_path / "in", seed=len(way) + 50, slices=SLICES)
+    for path in paths:  # Orthanc takes no odd group 6000 rows
+        ds = pydicom.dcmread(path)
+        del ds[0x60003000], ds[0x60000010]
+        ds.save_as(path)
+    push([tmp_path / "in"], url, settings)
+    study = pydicom.dcmread(paths[0]).StudyInstanceUID
+    assert pull(url, Query(study=study), tmp_path / "out", settings, deidentify=True).fetched == SLICES
+    again = pull(url, Query(study=study), tmp_path / "out", settings, deidentify=True)
+    assert (again.fetched, again.there_before) == (0, SLICES)
+    pulled = sorted((tmp_path / "out").rglob("*.dcm"))
+    assert len(pulled) == SLICES and len({p.parent for p in pulled}) == 1
+    for path in pulled:
+        assert b"SECRET" not in path.read_bytes() and study not in str(path)
+        ds = pydicom.dcmread(path)
+        assert ds.PatientIdentityRemoved == "YES" and path.stem == ds.SOPInstanceUID
+        assert path.parent.name == ds.SeriesInstanceUID and path.parent.parent.name == ds.StudyInstanceUID
+    np.testing.assert_array_equal(read_volume(tmp_path / "out").volume.hu, read_volume(tmp_path / "in").volume.hu)
 
 
 def test_from_a_run_through_a_pacs_into_a_store(servers, tmp_path, capsys):

@@ -60,6 +60,7 @@ def pull(argv: list[str]) -> None:
         series : Series Instance UID.
         date : study date YYYYMMDD, or a range YYYYMMDD-YYYYMMDD.
         modality : of the series; "" for all.
+        deidentify : strip every image of what says who the patient is before it is written (see slicewise deidentify).
         dry_run : only list what would be fetched.
         """
 
@@ -71,12 +72,15 @@ def pull(argv: list[str]) -> None:
         series: str = ""
         date: str = ""
         modality: str = "CT"
+        deidentify: bool = False
         dry_run: bool = False
 
     a = parse("pull", Pull, argv, settings=PeerSettings())
     query = Query(a.patient, a.study, a.series, a.date, a.modality)
     with _bar("pull") as progress:
-        report = pacs.pull(a.source, query, a.out, a.settings, dry_run=a.dry_run, progress=progress)
+        report = pacs.pull(
+            a.source, query, a.out, a.settings, deidentify=a.deidentify, dry_run=a.dry_run, progress=progress
+        )
     if a.dry_run:
         for series in report.series:
             images = "" if series.images is None else f", {series.images} images"

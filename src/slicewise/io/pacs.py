@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +134,23 @@ def pull(
     out: Path | str,
     settings: PeerSettings | None = None,
     *,
+    deidentify: bool = False,
     dry_run: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> PullReport:
     """Fetch every series that matches into `out/STUDY-UID/SERIES-UID/SOP-UID.dcm`, a folder that `prepare` reads.
 
     Names of folders and files are UIDs, never names of patients. A series appears when it is whole; images that lie
-    there from an earlier run are not fetched again. Failures that may pass are tried again as in `push`.
+    there from an earlier run are not fetched again. Failures that may pass are tried again as in `push`. With
+    `deidentify` every image is stripped (see `slicewise.io.deidentify`) before it is written, and has its new UIDs: the
+    disk never sees the old ones.
 
     Raises `UserError` where nothing matches, where the peer cannot be reached or refuses us, where images stay away,
     and where `out` cannot be written; what came until then is kept, and the next run goes on from it.
     """
     settings, out = settings or PeerSettings(), Path(out)
     address, connect = _connection(source, settings)
+    stripping = cache(lambda: _Strip(out))  # on first use: it writes a key
     found: list[RemoteSeries] = []
     asked: dict[str, dict[str, str]] = {}
     whole: dict[str, Path] = {}
@@ -166,11 +172,14 @@ def pull(
         if series.series not in asked:
             asked[series.series] = _listed(peer, series, address)
         wanted = asked[series.series]
-        final = out / series.study / series.series
-        partial = final.with_name(f".{series.series}.partial")
+        strip = stripping() if deidentify else None
+        name = strip.uid if strip else str
+        kept = {name(uid) for uid in wanted}
+        final = out / name(series.study) / name(series.series)
+        partial = final.with_name(f".{final.name}.partial")
         with output_errors(out):
             have = _uids_in(final)
-            if final.is_dir() and not wanted.keys() <= have:
+            if final.is_dir() and not kept <= have:
                 os.replace(final, partial)  # the series has grown since it was pulled
             elif final.is_dir():
                 before.setdefault(series.series, len(have))
@@ -179,14 +188,14 @@ def pull(
             partial.mkdir(parents=True, exist_ok=True)
             have = _uids_in(partial)
         before.setdefault(series.series, len(have))
-        missing = {uid: kind for uid, kind in wanted.items() if uid not in have}
+        missing = {uid: kind for uid, kind in wanted.items() if name(uid) not in have}
 
         def keep(uid: str, file: bytes) -> None:
             nonlocal fetched
             if uid not in missing:
                 return  # sent twice
-            with output_errors(out), atomic_file(partial / f"{uid}.dcm") as stream:
-                stream.write(file)
+            with output_errors(out), atomic_file(partial / f"{name(uid)}.dcm") as stream:
+                stream.write(strip.file(file) if strip else file)
             del missing[uid]
             fetched += 1
             progress(fetched + sum(before.values()), total())
@@ -234,6 +243,33 @@ def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[Le
 
 
 _IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+class _Strip:
+    """De-identification on the way to the disk, under the key of a folder."""
+
+    def __init__(self, out: Path) -> None:
+        from slicewise.io import deidentify
+
+        self._module = deidentify
+        with output_errors(out):
+            self._key = deidentify.read_key(out)
+
+    def uid(self, uid: str) -> str:
+        """The new UID."""
+        return str(self._module.new_uid(uid, self._key))
+
+    def file(self, file: bytes) -> bytes:
+        """The DICOM file, stripped. Raises `UserError` where it says that annotation is burned into its pixels."""
+        dataset, stripped = pydicom.dcmread(BytesIO(file)), BytesIO()
+        if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
+            raise UserError(
+                f"series {self.uid(dataset.SeriesInstanceUID)} (its new UID): annotation is burned into its pixels, "
+                "which de-identification does not clean; pull the others by --study or --series"
+            )
+        self._module.deidentify(dataset, self._key)
+        dataset.save_as(stripped, enforce_file_format=True)
+        return stripped.getvalue()
 
 
 def _identity(file: str) -> Instance | None:
