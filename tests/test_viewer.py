@@ -105,6 +105,14 @@ def test_what_the_page_is_told():
     assert about["range"] == [int(volume.hu.min()), int(volume.hu.max())]
     drawn = curve(show(volume))
     assert len(drawn["values"]) == 8 and json.loads(json.dumps([about, drawn])) == [about, drawn]
+    turned = Volume(
+        np.ascontiguousarray(volume.hu.swapaxes(1, 2)),
+        volume.positions,
+        volume.column_axis,
+        volume.row_axis,
+        volume.pixel_spacing[::-1],
+    )
+    assert show(turned).about == about and show(turned).nifti == show(volume).nifti, "however it is stored"
     moved = Volume.regular(volume.hu, TOY_SPACING, origin=(1.0, 2.0, 3.0))
     assert show(volume.with_hu(-volume.hu)).about["geometry"] == about["geometry"] != show(moved).about["geometry"]
     assert [w["name"] for w in windows()] == [name for name, _ in WINDOWS] and len(WINDOWS) == 8

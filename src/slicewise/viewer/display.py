@@ -10,7 +10,7 @@ import numpy as np
 
 from slicewise.data.store import first_head_slice
 from slicewise.hu import BRAIN, ICNET, WHOLE, Window
-from slicewise.io.geometry import axial
+from slicewise.io.geometry import volume_from_affine
 from slicewise.io.nifti import RAS_TO_LPS
 from slicewise.metrics.tissue import brain_mask, brain_profile
 from slicewise.volume import Volume
@@ -36,10 +36,10 @@ class Shown:
 
     Attributes
     ----------
-    volume : the volume, its slices axial and even.
+    volume : the volume in display order: axial slices, even, rows to the left, columns to the back.
     nifti : a whole .nii file, int16 HU, uncompressed, axes towards the patient's right, front and head.
     about : plain values for the page: shape and spacing (z, y, x), the least and greatest HU, the first slice with head
-        (`vertex`) and its middle in RAS mm, a fingerprint of the geometry, and a note where slices were rearranged.
+        (`vertex`), a fingerprint of the geometry, and a note where slices were rearranged.
     """
 
     volume: Volume
@@ -49,20 +49,18 @@ class Shown:
 
 def show(volume: Volume) -> Shown:
     """Everything the viewer asks for of one volume."""
-    volume = axial(volume)
     note = ""
     if not volume.is_even:
         steps = volume.slice_steps
         note = f"uneven slices ({steps.min():.2f} to {steps.max():.2f} mm): the nearest one is shown at every place"
         volume = evenly(volume)
-    vertex = first_head_slice(volume.hu)
+    volume = volume_from_affine(volume.hu.transpose(2, 1, 0), volume.affine, volume.acquisition)  # display order
     geometry = np.concatenate([volume.positions[[0, -1]].ravel(), volume.row_axis, volume.pixel_spacing])
     about = {
         "shape": list(volume.hu.shape),
         "spacing": [round(s, 4) for s in volume.spacing],
         "range": [int(volume.hu.min()), int(volume.hu.max())],
-        "vertex": vertex,
-        "vertex_mm": [round(float(v), 3) for v in _middle(volume, vertex)],
+        "vertex": first_head_slice(volume.hu),
         "geometry": hashlib.sha256(np.round(geometry, 2).tobytes() + str(volume.hu.shape).encode()).hexdigest()[:16],
         "note": note,
     }
@@ -118,11 +116,3 @@ def slice_means(volume: Volume) -> tuple[np.ndarray, str]:
 def windows() -> list[dict[str, Any]]:
     """The presets for the page, in the order of their keys."""
     return [{"name": name, "lo": window.lo, "hi": window.hi} for name, window in WINDOWS]
-
-
-def _middle(volume: Volume, index: int) -> np.ndarray:
-    """Centre of a slice in RAS mm, float64 (3,)."""
-    _, rows, columns = volume.hu.shape
-    dy, dx = volume.pixel_spacing
-    across = (columns - 1) / 2 * dx * volume.row_axis + (rows - 1) / 2 * dy * volume.column_axis
-    return RAS_TO_LPS[:3, :3] @ (volume.positions[index] + across)

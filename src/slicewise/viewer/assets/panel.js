@@ -8,7 +8,7 @@ export const VIEWS = {
   "3D": SLICE_TYPE.RENDER,
 };
 const ALWAYS = 1; // SHOW_RENDER.ALWAYS, which NiiVue's bundle does not export
-const CROSS_MM = 0.6;
+const CROSS_MM = 1;
 const START_3D = { azimuth: 160, elevation: 15 };
 
 // `stage` is an element to fill. `tell` = { moved(panel), windowed(lo, hi), hovered(panel, hit | null), touched(panel) }.
@@ -108,16 +108,14 @@ export async function createPanel(stage, label, tell) {
       nv.drawScene();
     },
 
-    // Show the place, zoom and direction that another panel shows; `shift` in mm from its frame to this one.
-    follow(other, shift) {
+    // Show a voxel, with the zoom and direction of another panel.
+    follow(other, voxel) {
       if (!panel.about || !other.about) return;
-      const mm = other.nv.frac2mm(other.nv.scene.crosshairPos);
-      const place = [0, 1, 2].map((axis) => mm[axis] + shift[axis]);
-      const voxel = Array.from(nv.frac2vox(nv.mm2frac(place)));
       const dims = nv.volumes[0].dimsRAS;
-      nv.scene.crosshairPos = nv.vox2frac(voxel.map((v, axis) => Math.min(Math.max(v, 0), dims[axis + 1] - 1)));
+      nv.scene.crosshairPos = nv.vox2frac(voxel.map((v, axis) => Math.min(Math.max(Math.round(v), 0), dims[axis + 1] - 1)));
+      const here = nv.frac2mm(nv.scene.crosshairPos), there = other.nv.frac2mm(other.nv.scene.crosshairPos);
       const pan = Array.from(other.nv.scene.pan2Dxyzmm);
-      for (let axis = 0; axis < 3; axis++) pan[axis] += (1 - pan[3]) * shift[axis];
+      for (let axis = 0; axis < 3; axis++) pan[axis] += (1 - pan[3]) * (here[axis] - there[axis]);
       nv.scene.pan2Dxyzmm = pan;
       nv.scene.volScaleMultiplier = other.nv.scene.volScaleMultiplier;
       nv.scene.renderAzimuth = other.nv.scene.renderAzimuth;

@@ -74,17 +74,21 @@ async function draw(side, volume) {
   refresh();
 }
 
-// mm from one panel's frame to another's: none where they share their geometry, else from vertex to vertex.
-function shift(from, to) {
-  if (from.about.geometry === to.about.geometry) return [0, 0, 0];
-  return [0, 1, 2].map((axis) => to.about.vertex_mm[axis] - from.about.vertex_mm[axis]);
+// The voxel of `to` for the crosshair of `from`: the same one where they share their geometry, else as deep below the
+// vertex and as far from the middle.
+function counterpart(from, to) {
+  const [i, j] = from.voxel(), a = from.about, b = to.about;
+  if (a.geometry === b.geometry) return from.voxel();
+  const across = (v, axis) => ((v - (a.shape[axis] - 1) / 2) * a.spacing[axis]) / b.spacing[axis] + (b.shape[axis] - 1) / 2;
+  const slice = Math.round(((from.slice() - a.vertex) * a.spacing[0]) / b.spacing[0]) + b.vertex;
+  return [across(i, 2), across(j, 1), b.shape[0] - 1 - slice];
 }
 
 function moved(side) {
   if (!side.panel?.about) return;
   if (state.linked)
     for (const other of sides())
-      if (other !== side && other.panel.about) { other.panel.follow(side.panel, shift(side.panel, other.panel)); read(other); }
+      if (other !== side && other.panel.about) { other.panel.follow(side.panel, counterpart(side.panel, other.panel)); read(other); }
   read(side);
   mark();
 }
