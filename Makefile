@@ -16,8 +16,12 @@ test: $(VENV)/.installed-test tools
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff check src tests bench studies
 	$(BIN)/mypy
+
+# One figure or table of the paper: make study-fig1, or its minutes-long form: make study-fig1 ARGS=--quick
+study-%: $(VENV)/.installed
+	$(BIN)/python studies/$*.py $(ARGS)
 
 # Tests that need a program which is neither here nor installable skip and say so.
 tools:

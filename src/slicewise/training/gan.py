@@ -359,7 +359,7 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
                 done = step + 1
                 rate = (done - first) * settings.batch / (time.monotonic() - begun)
                 bar.update(task, completed=done, shown=f"p {trainer.probability:.2f}, {rate:.1f} images/s")
-                if log and (done % 16 == 1 or done % 20 == 0 or done == settings.steps):
+                if log and ("r1" in seen or done % 20 == 0 or done == settings.steps):
                     rounded = {name: round(value, 6) for name, value in seen.items()}
                     log.write(step=done, **rounded, augment=trainer.probability, images_per_s=round(rate, 2))
                 stopping = any_process(stop.requested, process) and done < settings.steps

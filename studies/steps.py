@@ -1,0 +1,199 @@
+"""Steps that the studies share: heads to train on, models to train, volumes to draw. Each is skipped where it is done
+already and goes on where it was stopped, so a study is resumed by running it again."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slicewise.ascii import ChainSettings
+from slicewise.data.phantom import SIZES, PhantomSettings
+from slicewise.data.phantom_store import store_phantoms
+from slicewise.data.resample import Grid, resample_volume
+from slicewise.data.store import MANIFEST, Store, open_store, put_volume
+from slicewise.diffusion.loss import WindowTask
+from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.generate import GenerateSettings, generate, results
+from slicewise.hu import HUScale
+from slicewise.montage import write_whole
+from slicewise.settings import fill, preset
+from slicewise.training.denoiser import DenoiserTraining, train_denoiser
+from slicewise.training.gan import GANTraining, train_gan
+from slicewise.volume import Volume
+
+PRESETS = {64: "tiny-64", 128: "head-128", 256: "head-256"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study may spend; the same for every model in it.
+
+    Attributes
+    ----------
+    size : pixels per side.
+    heads : phantoms to train on and compare with.
+    images : slices that each model sees in training.
+    volumes : volumes drawn from each model.
+    levels : noise levels of the paper's sampler (it uses 1000, which is 2000 evaluations a slice).
+    """
+
+    size: int
+    heads: int
+    images: int
+    volumes: int
+    levels: int
+
+
+FULL = Budget(size=128, heads=400, images=200_000, volumes=40, levels=200)
+QUICK = Budget(size=64, heads=12, images=480, volumes=2, levels=6)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where a study works and writes, on what data, with what budget."""
+
+    name: str
+    work: Path
+    out: Path
+    store: Store
+    budget: Budget
+    seed: int
+    device: str
+
+    @property
+    def conditions(self) -> str:
+        """The caption's second half: what the numbers were made with."""
+        b, store = self.budget, self.store
+        origin = "procedural head phantoms" if "phantom" in store.records[0].source else store.path.name
+        return (
+            f"{origin}, {b.size} × {b.size} pixels, {len(store.select('train'))} training heads; every model saw "
+            f"{b.images} slices; seed {self.seed}."
+        )
+
+
+def arguments(name: str, description: str | None, argv: Sequence[str] | None = None, shared: str = "") -> Study:
+    """The command line that every study has, as a `Study`; makes the heads where no store is given. `shared` names a
+    study whose models this one takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="runs and volumes; kept between calls")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="figure and table")
+    parser.add_argument("--store", type=Path, help="prepared store to take instead of phantoms")
+    parser.add_argument("--quick", action="store_true", help="minutes on two cores: shows that it runs, proves nothing")
+    for field, text in (("heads", "phantoms"), ("images", "slices seen by each model"), ("volumes", "drawn from each")):
+        parser.add_argument(f"--{field}", type=int, help=text)
+    parser.add_argument("--levels", type=int, help="noise levels of the sampler")
+    parser.add_argument("--size", type=int, help="pixels per side of the phantoms")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    a = parser.parse_args(argv)
+    base = QUICK if a.quick else FULL
+    given = {k: getattr(a, k) for k in ("heads", "images", "volumes", "levels", "size") if getattr(a, k) is not None}
+    budget = replace(base, **given)
+    work = a.work / ("quick" if a.quick else "full")
+    store = open_store(a.store) if a.store else heads(work / f"heads-{budget.size}", budget.size, budget.heads)
+    size = store.records[0].shape[1]
+    return Study(name, work / (shared or name), a.out, store, replace(budget, size=size), a.seed, a.device)
+
+
+def heads(folder: Path, size: int, count: int) -> Store:
+    """A store of `count` phantoms. Below the phantom's smallest size they are made there and averaged down."""
+    settings = PhantomSettings(size=max(size, min(SIZES)))
+    if size >= min(SIZES):
+        return store_phantoms(folder, count, settings=settings, fractions=(0.8, 0.1, 0.1))
+    made = folder.with_name(f"heads-{settings.size}")
+    fine = store_phantoms(made, count, settings=settings, fractions=(0.8, 0.1, 0.1))
+    held = {r.id for r in open_store(folder).records} if (folder / MANIFEST).is_file() else set()
+    for record in fine.records:
+        if record.id not in held:
+            grid = Grid(size=size, fov_mm=settings.fov_mm, slice_mm=settings.slice_mm, crop_air_above=False)
+            volume = resample_volume(fine.volume(record), grid)
+            put_volume(folder, volume, id=record.id, patient=record.patient, split=record.split, source=record.source)
+    return open_store(folder)
+
+
+def table(command: str, size: int) -> dict[str, Any]:
+    """The preset's settings of a command, for slices of `size` pixels."""
+    return preset(command, PRESETS.get(size, "tiny-64" if size < 128 else "head-256"))
+
+
+def paper_denoiser(study: Study, sigma_min: float, sigma_max: float, scale: HUScale | None = None) -> DenoiserTraining:
+    """ASCII(2) as the paper trains it (joint, log-uniform noise levels, linear whole range) on the size's network."""
+    base = fill(DenoiserTraining(), table("train", study.budget.size), "preset")
+    steps = steps_for(study.budget.images, base.batch)
+    return replace(
+        base,
+        slices=2,
+        task=WindowTask(joint=True),
+        position=False,
+        flip=False,
+        starts=0.0,
+        scale=scale or HUScale(),
+        sigma=SigmaDistribution(uniform=1.0, sigma_min=sigma_min, sigma_max=sigma_max),
+        steps=steps,
+        warmup=min(base.warmup, max(1, steps // 10)),
+        validate_every=0,
+        sample_every=0,
+        seed=study.seed,
+        device=study.device,
+    )
+
+
+def gan(study: Study, network: str) -> GANTraining:
+    """The size's GAN of a kind, with the study's budget."""
+    base = fill(GANTraining(), table("train-gan", study.budget.size), "preset")
+    steps = steps_for(study.budget.images, base.batch)
+    return replace(base, network=network, steps=steps, sample_every=0, seed=study.seed, device=study.device)
+
+
+def steps_for(images: int, batch: int) -> int:
+    return max(1, math.ceil(images / batch))
+
+
+def trained(study: Study, name: str, settings: DenoiserTraining | GANTraining) -> Path:
+    """The run folder of a model of the study, trained to its end."""
+    run = study.work / name
+    if isinstance(settings, GANTraining):
+        train_gan(study.store, run, settings)
+    else:
+        train_denoiser(study.store, run, settings)
+    return run
+
+
+def drawn(study: Study, name: str, checkpoint: Path, chain: ChainSettings | None = None) -> Iterator[Volume]:
+    """The volumes of a model of the study, made by `slicewise generate` without calibration."""
+    out = study.work / f"{name}-volumes"
+    count = study.budget.volumes
+    settings = GenerateSettings(
+        count=count, seed=study.seed, chain=chain or ChainSettings(), calibrate="off", nifti=False, device=study.device
+    )
+    generate(checkpoint, out, settings)
+    return (volume for _, _, volume in results(out, count))
+
+
+def paper_sampler(study: Study, sampler: str = "pc") -> ChainSettings:
+    """Predictor-corrector over geometric noise levels, as the paper samples."""
+    return ChainSettings(sampler=sampler, steps=study.budget.levels, spacing="geometric", snr=0.15)  # type: ignore[arg-type]
+
+
+def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str) -> None:
+    """The study's numbers as <name>.json and, with the caption, as a Markdown table."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(_number(row[c]) for c in columns)} |" for name, row in rows.items()]
+    budget = {k: getattr(study.budget, k) for k in study.budget.__dataclass_fields__}
+    about = {"budget": budget, "seed": study.seed, "data": study.store.fingerprint, "rows": rows}
+    text = f"{caption} {study.conditions}\n\n" + "\n".join(lines) + "\n"
+    write_whole(study.out / f"{study.name}.md", text.encode())
+    finite = json.dumps(about, indent=2, default=float).replace("NaN", "null")
+    write_whole(study.out / f"{study.name}.json", (finite + "\n").encode())
+
+
+def _number(value: float) -> str:
+    if isinstance(value, float) and not np.isfinite(value):
+        return "–"
+    return f"{value:.4g}"

@@ -1,0 +1,98 @@
+"""Studies run from end to end on toy heads, write what they say, and go on where they were."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slicewise.errors import UserError
+from slicewise.io.archive import read_volume
+
+STUDIES = Path(__file__).parent.parent / "studies"
+TINY = "--quick --images 16 --volumes 1 --levels 2 --device cpu".split()
+
+
+@pytest.fixture(scope="module")
+def figure_1(toy_store, tmp_path_factory):
+    """(its module, its arguments, the work folder, the results) after Figure 1 has run."""
+    sys.path.insert(0, str(STUDIES))
+    work = tmp_path_factory.mktemp("studies")
+    argv = ["--store", str(toy_store.path), "--work", str(work), "--out", str(work / "out"), *TINY]
+    try:
+        fig1 = importlib.import_module("fig1")
+        fig1.main(argv)
+        yield fig1, argv, work
+    finally:
+        sys.path.remove(str(STUDIES))
+
+
+def _about(work: Path, name: str) -> dict:
+    return json.loads((work / "out" / f"{name}.json").read_text())
+
+
+def test_figure_1_measures_what_it_says(figure_1, toy_store):
+    _, _, work = figure_1
+    about = _about(work, "fig1")
+    assert list(about["rows"]) == [
+        "training data", "σ 0.01 – 68", "σ 0.01 – 1348", "σ 0.001 – 68", "σ 0.001 – 1348", "StyleGAN2-ADA", "StyleGAN3"
+    ]  # fmt: skip
+    assert about["budget"]["images"] == 16 and about["data"] == toy_store.fingerprint
+    cvs = []
+    for record in toy_store.select("train"):
+        for hu in np.asarray(toy_store.hu(record)).astype(float):
+            inside = hu[(hu > -10) & (hu < 70)]
+            if inside.size >= 0.02 * hu.size:
+                cvs.append(np.std(inside) / np.mean(inside))
+    found = about["rows"]["training data"]
+    assert found["slices"] == len(cvs) and found["CV"] == pytest.approx(np.mean(cvs))
+    assert found["variance of CV"] == pytest.approx(np.var(cvs)) and found["distance of CV"] == 0.0
+    text = (work / "out" / "fig1.md").read_text()
+    assert "16 × 16 pixels, 5 training heads; every model saw 16 slices" in text and text.count("\n| ") == 9
+
+
+def test_a_study_goes_on_where_it_was(figure_1, capsys):
+    fig1, argv, work = figure_1
+    made = {f: f.stat().st_mtime_ns for f in (work / "quick").rglob("*") if f.suffix in (".safetensors", ".dcm")}
+    assert len({f.parent for f in made if f.name == "weights.safetensors"}) == 6
+    picture = (work / "out" / "fig1.png").read_bytes()
+    fig1.main(argv)
+    assert {f: f.stat().st_mtime_ns for f in made} == made, "nothing is trained or drawn again"
+    assert (work / "out" / "fig1.png").read_bytes() == picture
+    assert (work / "out" / "fig1.md").read_text() in capsys.readouterr().out
+
+
+def test_clean_mean_takes_the_models_of_figure_1(figure_1):
+    _, argv, work = figure_1
+    runs = {f: f.stat().st_mtime_ns for f in (work / "quick" / "fig1").rglob("weights.safetensors")}
+    importlib.import_module("clean_mean").main(argv)
+    assert {f: f.stat().st_mtime_ns for f in (work / "quick" / "fig1").rglob("weights.safetensors")} == runs
+    rows, first = _about(work, "clean_mean")["rows"], _about(work, "fig1")["rows"]
+    assert [r["noise left in, HU"] for r in rows.values()] == pytest.approx([0, 0, 20.475, 0, 2.0475])
+    for low in ("0.01", "0.001"):
+        assert rows[f"σmin {low}, clean mean"]["slices"] == first[f"σ {low} – 1348"]["slices"]
+    volumes = [work / "quick" / "fig1" / f"sigma-0.01-1348{kind}-volumes" / "dicom" for kind in ("", "-pc_noisy")]
+    clean, noisy = (read_volume(folder / "volume-0000").volume.hu for folder in volumes)
+    assert clean.shape != noisy.shape or not np.array_equal(clean, noisy), "the samplers differ"
+
+
+def test_figure_5_leaves_untouched_slices_as_far_off_as_their_contrast(figure_1, toy_store):
+    _, argv, work = figure_1
+    importlib.import_module("fig5").main(argv)
+    rows = _about(work, "fig5")["rows"]
+    assert list(rows) == [f"μ = {g:g}" for g in (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)]
+    hu = np.asarray(toy_store.hu(toy_store.select("val")[0]))[6].astype(float)
+    soft = hu[(hu > -150) & (hu < 150)]
+    spread = np.abs(soft - soft.mean()).mean()  # (x - mean) μ + mean is |μ - 1| |x - mean| away from x
+    for gain in (0.7, 0.9, 1.2):
+        assert rows[f"μ = {gain:g}"]["untouched"] == pytest.approx(abs(gain - 1) * spread)
+    assert rows["μ = 1"]["untouched"] == 0.0 and (work / "out" / "fig5.png").stat().st_size > 10_000
+
+
+def test_bad_data_are_said_in_one_line(figure_1, tmp_path):
+    fig1, _, _ = figure_1
+    with pytest.raises(UserError, match="no prepared data"):
+        fig1.main(["--store", str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
