@@ -58,7 +58,7 @@ def measure(folder: Path, images: int, repeats: int) -> dict[str, list[float]]:
         for name, (where, fetch) in FETCH.items():
             series = make_series(folder / f"{name.replace('/', '-')} {n}".replace(" ", "_"), f"{name} {n}", images)
             storescu(series, where)
-            out = folder / f"out{n}-{len(found)}"
+            out = series.with_name(f"{series.name}-back")
             out.mkdir()
             uid = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID
             found.setdefault(name, []).append(timed(fetch, uid, out))

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
@@ -74,23 +75,28 @@ def deidentify_files(
         if isinstance(found, LeftOut):
             left_out.append(found)
             continue
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
-            left_out.append(LeftOut(file, "annotation is burned into the pixels, which this profile does not clean"))
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+            if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
+                left_out.append(LeftOut(file, "annotation is burned into the pixels, which is not cleaned"))
+                continue
+            target = out / _place(header, key)
+            if target.is_file():
+                before += 1
+                continue
+            ds, stream = pydicom.dcmread(file), BytesIO()
+            touched = deidentify(ds, key)
+            ds.save_as(stream, enforce_file_format=True)
+        except UserError:
+            raise
+        except Exception as error:  # pydicom raises many kinds on elements that are garbled
+            left_out.append(LeftOut(file, f"damaged header ({type(error).__name__})", damaged=True))
             continue
-        patient = pseudonym(str(header.get("PatientID") or header.get("StudyInstanceUID", "")), key)
-        uids = (header.get(k, "") for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
-        *folders, name = (new_uid(uid, key) for uid in uids)
-        target = out.joinpath(patient, *folders, f"{name}.dcm")
-        if target.is_file():
-            before += 1
-            continue
-        ds = pydicom.dcmread(file)
-        attributes.update(deidentify(ds, key))
+        attributes.update(touched)
         with output_errors(out):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(target) as stream:
-                ds.save_as(stream, enforce_file_format=True)
+            with atomic_file(target) as file_stream:
+                file_stream.write(stream.getvalue())
         written += 1
     if not written and not before:
         why = f"; {left_out[0].source}: {left_out[0].reason}" if left_out else ""
@@ -99,6 +105,14 @@ def deidentify_files(
     reasons = Counter(entry.reason.partition("(")[0].strip() for entry in left_out)
     _write_report(out, attributes, written + before, reasons)
     return DeidentifyReport(written, before, dict(attributes), tuple(left_out))
+
+
+def _place(header: Dataset, key: bytes) -> Path:
+    """PATIENT/STUDY/SERIES/INSTANCE.dcm of an image, all of them new names."""
+    patient = pseudonym(str(header.get("PatientID") or header.get("StudyInstanceUID", "")), key)
+    uids = (header.get(k, "") for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+    study, series, instance = (new_uid(uid, key) for uid in uids)
+    return Path(patient, study, series, f"{instance}.dcm")
 
 
 def deidentify(ds: Dataset, key: bytes) -> set[str]:

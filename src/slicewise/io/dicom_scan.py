@@ -109,7 +109,8 @@ class _Unfit(Exception):
     """A file that is no CT slice; the message is the reason."""
 
     def __init__(self, reason: str, damaged: bool = False) -> None:
-        super().__init__(reason)
+        # A reason can quote a garbled header: one line of it is enough.
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in reason).split())[:200])
         self.damaged = damaged
 
 
@@ -215,13 +216,17 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
             except Exception as error:  # pydicom raises many kinds on a header that is cut or garbled
                 raise _Unfit(f"damaged header ({error})", damaged=True) from error
             uid = _text(header, "SeriesInstanceUID")
-            if _text(header, "SOPClassUID") == DICOMDIR or header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
-                return None
             try:
+                kinds = (_text(header, "SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID"))
+                if DICOMDIR in kinds:
+                    return None
                 _check_kind(header)
                 pixels = _pixels(header, stream)
                 slices = list(_slices(path, header, pixels))
-            except (AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
+                acquisition = _acquisition(header)
+            except (_Unfit, OSError):
+                raise
+            except Exception as error:  # elements are parsed only now, and pydicom raises as many kinds
                 raise _Unfit(f"damaged header ({error})", damaged=True) from error
     except _Unfit as unfit:
         return LeftOut(path, str(unfit), unfit.damaged, uid)
@@ -234,7 +239,7 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
         notes += ("lossy compression: HU are approximate",)
     if _text(header, "RescaleType") == "US":
         notes += ("Rescale Type is US (unspecified), taken as HU",)
-    return _acquisition(header), slices, notes
+    return acquisition, slices, notes
 
 
 def _looks_like_dicom(stream: BinaryIO) -> bool:

@@ -141,9 +141,16 @@ def decimal_string(value: float) -> str:
 
 
 def compress(ds: Dataset, syntax: str) -> Dataset:
-    """The data set with its pixels encoded, losslessly, in one of `SYNTAXES`; its SOP Instance UID stays."""
+    """The data set with its pixels encoded, losslessly, in one of `SYNTAXES`; its SOP Instance UID stays.
+
+    Raises `UserError` where the encoder cannot: that of JPEG 2000 takes images of 32 pixels a side and more.
+    """
     if syntax != "uncompressed":
-        ds.compress(SYNTAXES[syntax], generate_instance_uid=False)
+        try:
+            ds.compress(SYNTAXES[syntax], generate_instance_uid=False)
+        except RuntimeError:  # how pydicom says that no encoder succeeded
+            size = f"{ds.Rows} x {ds.Columns}"
+            raise UserError(f"--syntax {syntax}: cannot encode {size} pixels; choose another") from None
     return ds
 
 

@@ -274,12 +274,16 @@ class _Strip:
 
 def _identity(file: str) -> Instance | None:
     """What tells a file's instance from others; None where a part of it is missing or meta and data set differ."""
-    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_IDENTITY), force=True)
-    uid, kind, study, series = (str(header.get(name) or "") for name in _IDENTITY)
-    syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_IDENTITY), force=True)
+        uid, kind, study, series = (str(header.get(name) or "") for name in _IDENTITY)
+        syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
+        named = str(header.file_meta.get("MediaStorageSOPInstanceUID") or "")
+    except Exception:  # pydicom raises many kinds on elements that are garbled
+        return None
     if not all(map(is_uid, (uid, kind, study, series, syntax))):
         return None
-    if header.file_meta.get("MediaStorageSOPInstanceUID") != uid:
+    if named != uid:
         return None
     return Instance(file, uid, kind, study, series, syntax, os.path.getsize(file))
 
