@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import toy_head
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volume
+from slicewise.volume import Volume
 
 STUDIES = Path(__file__).parent.parent / "studies"
 TINY = "--quick --images 16 --volumes 1 --levels 2 --device cpu".split()
@@ -89,6 +91,26 @@ def test_figure_5_leaves_untouched_slices_as_far_off_as_their_contrast(figure_1,
     for gain in (0.7, 0.9, 1.2):
         assert rows[f"μ = {gain:g}"]["untouched"] == pytest.approx(abs(gain - 1) * spread)
     assert rows["μ = 1"]["untouched"] == 0.0 and (work / "out" / "fig5.png").stat().st_size > 10_000
+
+
+def test_figure_3_calibrates_the_volumes_of_figure_1_in_every_way(figure_1):
+    _, argv, work = figure_1
+    importlib.import_module("fig3").main(argv)
+    names = ["held-out heads", "as generated", "matched to the seed slice", "matched to the predecessor", "IC-Net"]
+    assert list(_about(work, "fig3")["rows"]) == names
+    assert (work / "out" / "fig3.png").stat().st_size > 10_000
+
+
+def test_figure_3_finds_a_drift_that_was_put_in(figure_1):
+    hu = toy_head(3, slices=20, size=48)
+    drifting = np.where((hu > -100) & (hu < 200), hu + np.arange(20, dtype=np.int16)[:, None, None], hu)
+    still, moved = (
+        importlib.import_module("fig3").row([Volume.regular(v.astype(np.int16), (5.0, 5.0, 5.0))])
+        for v in (hu, drifting)
+    )
+    assert still["volumes with brain"] == moved["volumes with brain"] == 1
+    assert still["drift, HU a slice"] < 0.1 and moved["drift, HU a slice"] == pytest.approx(1.0, abs=0.1)
+    assert moved["step between slices, HU"] == pytest.approx(1.0, abs=0.15)
 
 
 def test_bad_data_are_said_in_one_line(figure_1, tmp_path):
