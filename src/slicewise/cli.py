@@ -208,8 +208,8 @@ def prepare(argv: list[str]) -> None:
     splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
     print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")
     if not report.splits.get("val"):
-        print("note      no patient is in the validation split: train judges itself on what it trains on, and train-icnet")
-        print("          needs one; --split sets the shares, prepare with more patients fills them")
+        print("note      no patient is in the validation split: train judges itself on what it trains on, and")
+        print("          train-icnet needs one; --split sets the shares, prepare with more patients fills them")
     if not a.dry_run:
         write_settings(a.out / "config.toml", "prepare", a.settings)
 

@@ -41,11 +41,11 @@ def reduce_pixels(slices: np.ndarray, factor: int) -> np.ndarray:
 
 
 def beam_hardening(slices: np.ndarray, pixel_mm: float, strength: float) -> np.ndarray:
-    """HU to add: brain brighter under the skull (cupping) and in slices near the vertex, where much of what a ray crosses
-    is bone; darker on lines between dense bones (as between the petrous ridges).
+    """HU to add: brain brighter under the skull (cupping) and in slices near the vertex, where much of what a ray
+    crosses is bone; darker on lines between dense bones (as between the petrous ridges).
 
-    `strength` 1 gives about +2 HU under the vault, +10 HU 15 mm below the vertex and -5 HU between the petrous bones; two
-    real heads rise by 12 and by 22 HU from the middle of the brain to there (bench/phantom_vs_real.py).
+    `strength` 1 gives about +2 HU under the vault, +10 HU 15 mm below the vertex and -5 HU between the petrous bones;
+    two real heads rise by 12 and by 22 HU from the middle of the brain to there (bench/phantom_vs_real.py).
     """
     bone = np.clip((slices - 150) / 1000, 0, 1.5).astype(np.float32)
     near = ndimage.gaussian_filter(bone, (0.8, 7 / pixel_mm, 7 / pixel_mm), mode="nearest")
