@@ -155,7 +155,7 @@ def plus_minus(mean: float, sd: float) -> str:
     """Mean and spread with the digits that the spread allows."""
     if not math.isfinite(mean):
         return "–"
-    if sd == 0 or not math.isfinite(sd):
+    if not sd > 1e-9 * abs(mean):
         return number(mean)
     size = max(abs(sd), 1e-4 * abs(mean), 1e-12)
     digits = min(6, max(0, 2 - math.floor(math.log10(size)) - 1))
