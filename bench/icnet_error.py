@@ -20,7 +20,7 @@ from slicewise.checkpoint import load_model
 from slicewise.data.store import open_store
 from slicewise.errors import UserError
 from slicewise.hu import ICNET
-from slicewise.training.icnet import distort
+from slicewise.training.icnet import distort, error_hu
 
 SLICES = (6, 13, 20, 27)
 GAINS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -30,13 +30,6 @@ START_SHARE = 0.1
 WALK_GAIN, WALK_OFFSET_HU = 0.02, 2.0
 
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def error_hu(result: np.ndarray, true: np.ndarray) -> float:
-    """Mean absolute difference over the voxels that are truly inside the window; NaN where there are none."""
-    inside = (true > ICNET.lo) & (true < ICNET.hi)
-    difference = np.clip(result, ICNET.lo, ICNET.hi) - true
-    return float(np.abs(difference[inside]).mean()) if inside.any() else float("nan")
 
 
 def single_slices(volumes: list[np.ndarray], methods: dict[str, Method]) -> list[tuple[str, list[float]]]:

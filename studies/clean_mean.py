@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"their last line alone; ASCII(2), σmax {SIGMA_MAX:g}, {study.budget.levels} levels."
     )
     write_results(study, rows, caption)
-    print((study.out / "clean_mean.md").read_text())
 
 
 if __name__ == "__main__":

@@ -112,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Wasserstein, from the training data's."
     )
     write_results(study, rows, caption)
-    print((study.out / "fig1.md").read_text())
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "levels, whole range) before and after calibration."
     )
     write_results(study, rows, caption)
-    print((study.out / "fig3.md").read_text())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from slicewise.checkpoint import load_icnet
 from slicewise.errors import UserError
 from slicewise.hu import ICNET
 from slicewise.montage import save_figure
-from slicewise.training.icnet import ICNetTraining, distort, train_icnet
+from slicewise.training.icnet import ICNetTraining, distort, error_hu, train_icnet
 
 SLICES = (6, 13, 20, 27)
 GAINS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -28,13 +28,6 @@ DIFFERENCE_HU = 20.0
 
 # (distorted slice, slice before it) -> calibrated, HU
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def error_hu(result: np.ndarray, true: np.ndarray) -> float:
-    """Mean absolute difference over voxels that truly lie in the IC-Net window, both clipped to it; NaN for none."""
-    inside = (true > ICNET.lo) & (true < ICNET.hi)
-    difference = np.clip(result, ICNET.lo, ICNET.hi) - true
-    return float(np.abs(difference[inside]).mean()) if inside.any() else float("nan")
 
 
 def pairs(study: Study) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
@@ -119,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{', '.join(f'{z + 1}th' for z in held)} of each head), distorted by μ, calibrated by the true slice before."
     )
     write_results(study, rows, caption)
-    print((study.out / "fig5.md").read_text())
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def paper_sampler(study: Study, sampler: str = "pc") -> ChainSettings:
 
 
 def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str) -> None:
-    """The study's numbers as <name>.json and, with the caption, as a Markdown table."""
+    """The study's numbers as <name>.json and, with the caption, as a Markdown table, which is printed too."""
     columns = list(next(iter(rows.values())))
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     lines += [f"| {name} | {' | '.join(_number(row[c]) for c in columns)} |" for name, row in rows.items()]
@@ -189,6 +189,7 @@ def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str)
     about = {"budget": budget, "seed": study.seed, "data": study.store.fingerprint, "rows": rows}
     text = f"{caption} {study.conditions}\n\n" + "\n".join(lines) + "\n"
     write_whole(study.out / f"{study.name}.md", text.encode())
+    print(text)
     finite = json.dumps(about, indent=2, default=float).replace("NaN", "null")
     write_whole(study.out / f"{study.name}.json", (finite + "\n").encode())
 

@@ -15,7 +15,7 @@ from slicewise.errors import UserError
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.icnet import OUTPUTS, ICNet, ICNetConfig, confine
 from slicewise.training import icnet as training
-from slicewise.training.icnet import ICNetTraining, distort, draw_batch, train_icnet
+from slicewise.training.icnet import ICNetTraining, distort, draw_batch, error_hu, train_icnet
 from slicewise.volume import Volume
 
 SMALL = ICNetTraining(
@@ -259,3 +259,13 @@ def test_mistakes_are_told_in_one_line(store, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_error_counts_only_voxels_that_truly_lie_in_the_window():
+    rng = np.random.default_rng(0)
+    true, result = rng.integers(-400, 400, (2, 20, 20)).astype(float)
+    errors = [
+        abs(min(max(r, -150.0), 150.0) - t) for r, t in zip(result.ravel(), true.ravel(), strict=True) if -150 < t < 150
+    ]
+    assert error_hu(result, true) == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+    assert np.isnan(error_hu(result, np.full_like(true, -1000.0)))

@@ -1,6 +1,7 @@
 """The command line: a thin skin over the Python API. Each command imports what it needs when it is called, so that
 `slicewise --help` answers at once."""
 
+import importlib
 import inspect
 import os
 import sys
@@ -266,18 +267,6 @@ def train_icnet(argv: list[str]) -> None:
     print(f"checkpoint: {training.train_icnet(open_store(a.data), a.out, a.settings)}")
 
 
-def train_slice_vae(argv: list[str]) -> None:
-    from slicewise import cli_baselines
-
-    cli_baselines.train_slice_vae(argv)
-
-
-def train_gan(argv: list[str]) -> None:
-    from slicewise import cli_baselines
-
-    cli_baselines.train_gan(argv)
-
-
 def generate(argv: list[str]) -> None:
     import tyro
 
@@ -522,46 +511,13 @@ def reference(argv: list[str]) -> None:
     print(f"wrote {a.out}, measured on {len(records)} volumes")
 
 
-def push(argv: list[str]) -> None:
-    from slicewise import cli_pacs
+def _in_module(module: str, command: str) -> Callable[[list[str]], None]:
+    """A command of another module, which is loaded when the command is called."""
 
-    cli_pacs.push(argv)
+    def run(argv: list[str]) -> None:
+        getattr(importlib.import_module(f"slicewise.{module}"), command)(argv)
 
-
-def pull(argv: list[str]) -> None:
-    from slicewise import cli_pacs
-
-    cli_pacs.pull(argv)
-
-
-def deidentify(argv: list[str]) -> None:
-    from slicewise import cli_pacs
-
-    cli_pacs.deidentify(argv)
-
-
-def segmentation(argv: list[str]) -> None:
-    from slicewise import cli_pacs
-
-    cli_pacs.segmentation(argv)
-
-
-def view(argv: list[str]) -> None:
-    from slicewise import cli_study
-
-    cli_study.view(argv)
-
-
-def evaluate(argv: list[str]) -> None:
-    from slicewise import cli_evaluate
-
-    cli_evaluate.evaluate(argv)
-
-
-def study(argv: list[str]) -> None:
-    from slicewise import cli_study
-
-    cli_study.study(argv)
+    return run
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -570,20 +526,20 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
     "train": train,
     "train-icnet": train_icnet,
-    "train-slice-vae": train_slice_vae,
-    "train-gan": train_gan,
+    "train-slice-vae": _in_module("cli_baselines", "train_slice_vae"),
+    "train-gan": _in_module("cli_baselines", "train_gan"),
     "generate": generate,
     "calibrate": calibrate,
     "export": export,
     "info": info,
     "reference": reference,
-    "evaluate": evaluate,
-    "view": view,
-    "study": study,
-    "push": push,
-    "pull": pull,
-    "deidentify": deidentify,
-    "segmentation": segmentation,
+    "evaluate": _in_module("cli_evaluate", "evaluate"),
+    "view": _in_module("cli_study", "view"),
+    "study": _in_module("cli_study", "study"),
+    "push": _in_module("cli_pacs", "push"),
+    "pull": _in_module("cli_pacs", "pull"),
+    "deidentify": _in_module("cli_pacs", "deidentify"),
+    "segmentation": _in_module("cli_pacs", "segmentation"),
 }
 
 if __name__ == "__main__":

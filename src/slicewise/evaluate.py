@@ -2,8 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from slicewise.metrics.compare import (
     window_text,
 )
 from slicewise.montage import write_whole
+from slicewise.progress import counting_bar
 
 __all__ = ["EvaluateSettings", "Evaluation", "evaluate", "write_evaluation"]
 
@@ -67,7 +67,7 @@ def evaluate(
     for side in sides:
         _check_count(side, len(side.source.members))
     extractor = make_extractor(settings.extractor, settings.weights, settings.weights_sha256)
-    with tempfile.TemporaryDirectory() as folder, _bar(progress) as bar:
+    with tempfile.TemporaryDirectory() as folder, counting_bar(progress, transient=True) as bar:
         work = Work(settings, extractor, Cache(cache or Path(folder)), audited=trained is not None)
         voxels = stream_sets(sides, work, bar)
         for side in sides:
@@ -188,21 +188,3 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
         if side.resampled and work.frame:
             said.append(f"{side.source.path}: {side.resampled} volumes were resampled onto {work.frame.text}.")
     return said
-
-
-@contextmanager
-def _bar(show: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not show) as bar:
-        yield bar

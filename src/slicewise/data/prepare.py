@@ -35,6 +35,7 @@ from slicewise.io.archive import find
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import LeftOut, Series
 from slicewise.io.nifti import load_nifti, patient_of
+from slicewise.progress import counting_bar
 
 # Below so many files a pool costs more than it saves while headers are read.
 POOLED_FILES = 3000
@@ -141,7 +142,7 @@ def prepare(
         raise UserError("nothing to prepare: name one or more folders or files")
     _check_store(out, settings)
     done = {record.id: record for record in open_store(out).records} if (out / MANIFEST).exists() else {}
-    with _pool(settings.workers) as pool, _bar(progress) as bar:
+    with _pool(settings.workers) as pool, counting_bar(progress) as bar:
         jobs, left_out = _find_jobs(inputs, settings, pool, bar)
         if not jobs and not left_out:
             raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
@@ -314,29 +315,6 @@ def _ignore_interrupts() -> None:
 
 def _workers(workers: int) -> int:
     return workers or os.cpu_count() or 1
-
-
-@contextmanager
-def _bar(show: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        yield bar
 
 
 def _saved(settings: PrepareSettings) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Every batch is a function of (seed, step, sample), so a run split over processes
 noise as one process with the same global batch, and a resumed run goes on bit for bit.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from slicewise.diffusion.precondition import c_noise, denoise
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
-from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
+from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.networks.ncsnpp import NCSNppConfig
 from slicewise.networks.unet import UNetConfig
 from slicewise.settings import write_settings
@@ -40,9 +39,9 @@ from slicewise.training.engine import (
     StopRequest,
     any_process,
     core_dtype,
-    environment,
     mean_of_processes,
     processes,
+    write_environment,
 )
 
 # Noise levels of the validation table, from below the scan's own noise to pure noise.
@@ -301,7 +300,7 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
     meta = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
     if process.is_main:
         write_settings(out / "config.toml", "train", settings)
-        write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
+        write_environment(out)
     batches = Batches(windows, settings, process.share(settings.batch))
     weights = out / checkpoint.WEIGHTS
 

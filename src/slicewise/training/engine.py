@@ -136,9 +136,9 @@ def mean_of_processes(value: float, process: Process) -> float:
     return float(total.item()) / process.world
 
 
-def environment() -> dict[str, Any]:
-    """What a run ran on, for env.json."""
-    return {
+def write_environment(out: Path) -> None:
+    """`env.json` of a run folder: what the run ran on."""
+    about = {
         "slicewise": slicewise.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -147,3 +147,4 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+    write_atomically(out / "env.json", (json.dumps(about, indent=2) + "\n").encode())

@@ -5,7 +5,6 @@ processes sees what one process with the whole batch would, and a resumed run go
 every few steps as steps of their own, with Adam corrected for them (Karras et al. 2020, appendix B).
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from slicewise.data.store import Store
 from slicewise.diffusion.noise import AUGMENT, LATENT, generator
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
-from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
+from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.settings import write_settings
 from slicewise.training.ema import EMA
 from slicewise.training.engine import (
@@ -44,9 +43,9 @@ from slicewise.training.engine import (
     StatsLog,
     StopRequest,
     any_process,
-    environment,
     mean_of_processes,
     processes,
+    write_environment,
 )
 from slicewise.training.slices import training_slices
 from slicewise.training.state import check_same, finite, identity, pack, unpack
@@ -323,7 +322,7 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
         log = StatsLog(out / "stats.jsonl", first) if process.is_main else None
         if process.is_main:
             write_settings(out / "config.toml", "train-gan", settings)
-            write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
+            write_environment(out)
         config = asdict(trainer.generator.config)
         meta = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
 

@@ -26,10 +26,10 @@ from slicewise.checkpoint import WEIGHTS, save_model
 from slicewise.data.store import Record, Store
 from slicewise.errors import UserError, output_errors
 from slicewise.hu import ICNET, to_unit
-from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
+from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.networks.icnet import ICNet, ICNetConfig
 from slicewise.settings import write_settings
-from slicewise.training.engine import StatsLog, StopRequest, environment, processes
+from slicewise.training.engine import StatsLog, StopRequest, processes, write_environment
 
 RECIPES = ("offset", "paper")
 GAIN_RANGE = (0.7, 1.3)
@@ -116,6 +116,14 @@ def distort(hu: np.ndarray, gain: np.ndarray | float, offset: np.ndarray | float
     return np.where(inside, (hu - mean) * gain + mean + offset, hu)
 
 
+def error_hu(result: np.ndarray, true: np.ndarray) -> float:
+    """Mean absolute difference in HU over the voxels whose true value lies inside (-150, 150) HU, both clipped to that
+    window; NaN where there are none. The paper's Figure 5 measures IC-Net by it."""
+    inside = (true > ICNET.lo) & (true < ICNET.hi)
+    difference = np.clip(result, ICNET.lo, ICNET.hi) - true
+    return float(np.abs(difference[inside]).mean()) if inside.any() else float("nan")
+
+
 def draw_batch(
     store: Store, records: tuple[Record, ...], settings: ICNetTraining, stream: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +203,7 @@ def train_icnet(
         )
     with output_errors(out):
         (out / "state").mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
+        write_environment(out)
     with processes(settings.device) as process:
         run = _Run.start_or_resume(store, out, settings, process.device)
         write_settings(out / "config.toml", "train-icnet", settings)

@@ -1,6 +1,5 @@
 """Train the slice-to-3D VAE: slices first, then, from all encoded volumes, the columns of each latent dimension."""
 
-import json
 import math
 import os
 import time
@@ -18,9 +17,9 @@ from slicewise.data.store import Store
 from slicewise.diffusion.noise import LATENT, VALIDATION, generator
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
-from slicewise.io.tensors import load_tensors, save_tensors, write_atomically
+from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.settings import write_settings
-from slicewise.training.engine import StatsLog, StopRequest, environment, processes
+from slicewise.training.engine import StatsLog, StopRequest, processes, write_environment
 from slicewise.training.slices import Slices, training_slices
 from slicewise.training.state import check_same, finite, identity, pack, unpack
 
@@ -127,7 +126,7 @@ def _train(
         unpack(tensors, modules, adams)
         first, fitted = int(meta["step"]), bool(meta["fitted"])
     write_settings(out / "config.toml", "train-slice-vae", settings)
-    write_atomically(out / "env.json", (json.dumps(environment(), indent=2) + "\n").encode())
+    write_environment(out)
     log = StatsLog(out / "stats.jsonl", first)
 
     def diverged(step: int) -> UserError:
