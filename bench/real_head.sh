@@ -18,3 +18,27 @@ for direction in down up; do
         --seed-volume "$series" --resample-seed --chain.direction "$direction"
     "$bin/slicewise" export "$work/$direction/dicom/volume-0000" --out "$work/$direction.nii.gz"
 done
+
+# What came out: the seed slice's HU as prepared, DICOM against NIfTI, and what dciodvfy calls an error.
+"$bin/python" - "$work" <<'PYTHON'
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from slicewise.data.store import open_store
+from slicewise.io.dicom import read_series
+from slicewise.io.nifti import read_nifti
+
+work = Path(sys.argv[1])
+store = open_store(work / "store")
+prepared = store.volume(store.records[0]).hu
+for direction, end in (("down", 0), ("up", -1)):
+    dicom, nifti = read_series(work / direction / "dicom" / "volume-0000"), read_nifti(work / f"{direction}.nii.gz")
+    seed = int(np.abs(dicom.hu[end] - prepared[len(prepared) // 2].astype(int)).max())
+    same = np.array_equal(dicom.hu, nifti.hu)
+    print(f"{direction}: {len(dicom.hu)} slices; seed slice off by {seed} HU at most; DICOM and NIfTI equal: {same}")
+PYTHON
+find "$work/down/dicom" "$work/up/dicom" -type f | while read -r file; do
+    dciodvfy "$file" 2>&1 | grep '^Error' || true
+done | sort | uniq -c
