@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, weighted_errors
+from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
 from slicewise.diffusion.schedule import SigmaDistribution
 
 DISTRIBUTION = SigmaDistribution(sigma_min=0.002, sigma_max=80.0)
@@ -33,6 +33,49 @@ def test_weighted_error_is_the_formula_slice_by_slice():
     for k, s in enumerate((0.1, 3.0)):
         weight = (s**2 + 0.25) / (s * 0.5) ** 2
         assert float(found[0, k]) == pytest.approx(weight * float(((denoised - clean)[0, k] ** 2).mean()), rel=1e-5)
+
+
+def test_a_voxel_counts_more_where_a_smaller_error_is_expected():
+    """Weight 1/d^2 between c_out's and `most` times it; constant to the gradient."""
+    clean, denoised = torch.rand(1, 1, 1, 4), torch.rand(1, 1, 1, 4)
+    sigma = torch.tensor([[0.3]], dtype=torch.float64)
+    c_out = 0.3 * 0.5 / np.hypot(0.3, 0.5)
+    deviation = torch.tensor([[[[2.0, 1.0, 0.25, 0.01]]]]) * c_out
+    deviation.requires_grad_()
+    found = weighted_errors(denoised, clean, sigma, 0.5, deviation, 32.0)
+    expected = (np.array([1.0, 1.0, 16.0, 32.0]) * ((denoised - clean).numpy().ravel() / c_out) ** 2).mean()
+    assert float(found) == pytest.approx(expected, rel=1e-5) and not found.requires_grad
+
+
+def test_weighting_by_what_the_network_sees_leaves_the_best_answer_the_mean():
+    """Two kinds of voxel, told apart in the input: the least weighted error is at each kind's own mean."""
+    rng = torch.Generator().manual_seed(0)
+    first_kind = 0.2 + 0.01 * torch.randn(20_000, generator=rng)
+    clean = torch.stack([first_kind, -0.4 + 0.3 * torch.rand(20_000, generator=rng)]).view(1, 1, 2, -1)
+    deviation = torch.tensor([0.01, 0.09]).view(1, 1, 2, 1).expand_as(clean)
+    answer = torch.zeros(1, 1, 2, 1, requires_grad=True)
+    sigma = torch.tensor([[0.5]], dtype=torch.float64)
+
+    def slope(at):
+        errors = weighted_errors(at.expand_as(clean), clean, sigma, 0.5, deviation)
+        return torch.autograd.grad(errors.sum(), answer)[0]
+
+    for _ in range(2):  # the error is quadratic: Newton steps from its slopes at the answer and one beyond
+        first, second = slope(answer), slope(answer + 1)
+        answer = (answer - first / (second - first)).detach().requires_grad_()
+    torch.testing.assert_close(answer.detach(), clean.mean(dim=3, keepdim=True), rtol=0, atol=1e-5)
+
+
+def test_deviation_loss_is_least_at_the_errors_own_deviation():
+    """For Laplace errors the least is at their standard deviation; for any, at sqrt(2) times the mean error."""
+    rng = np.random.default_rng(0)
+    for errors in (rng.laplace(0, 0.03, 200_000), rng.normal(0, 0.03, 200_000)):
+        clean = torch.zeros(1, 1, 1, len(errors))
+        denoised = torch.from_numpy(errors).float().view_as(clean).requires_grad_()
+        tries = np.exp(np.linspace(np.log(0.01), np.log(0.1), 231))
+        losses = [float(deviation_loss(denoised, clean, torch.full_like(clean, d))) for d in tries]
+        assert tries[np.argmin(losses)] == pytest.approx(np.sqrt(2) * np.abs(errors).mean(), rel=0.02)
+        assert not deviation_loss(denoised, clean, torch.ones_like(clean)).requires_grad
 
 
 def test_joint_windows_share_one_level_and_want_every_slice():

@@ -1,10 +1,22 @@
 """EDM preconditioning against its own derivation, and what autocast may and may not touch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from slicewise.diffusion.precondition import c_in, c_noise, c_out, c_skip, denoise, loss_weight, score
+from slicewise.diffusion.precondition import (
+    DEPTH,
+    c_in,
+    c_noise,
+    c_out,
+    c_skip,
+    denoise,
+    loss_weight,
+    posterior,
+    score,
+)
 from slicewise.hu import HUScale
 from slicewise.networks.unet import UNet, UNetConfig
 
@@ -58,9 +70,7 @@ def test_denoise_is_the_formula_with_one_level_a_slice(dtype):
         for k in range(3):
             s, d = float(sigma[b, k]), SIGMA_DATA
             f = np.tanh(x[b, k].numpy() / np.sqrt(s**2 + d**2)) + 0.1
-            expected[b, k] = torch.from_numpy(
-                d**2 / (s**2 + d**2) * x[b, k].numpy() + s * d / np.sqrt(s**2 + d**2) * f
-            )
+            expected[b, k] = torch.from_numpy(d**2 / (s**2 + d**2) * x[b, k].numpy() + s * d / np.sqrt(s**2 + d**2) * f)
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-5)
     assert seen["inputs"].dtype == torch.float32 and seen["noise"].dtype == torch.float32
     torch.testing.assert_close(seen["noise"], (sigma.log() / 4).float())
@@ -82,7 +92,8 @@ def test_the_skip_path_costs_no_hu_under_a_half_precision_core():
 def test_a_half_precision_core_costs_little_hu_where_little_noise_is():
     """The core's rounding reaches D through c_out only: at sigma = 0.01 it is worth a fraction of a HU."""
     torch.manual_seed(0)
-    net = UNet(UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, condition=0))
+    shape = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, condition=0, local=False)
+    net = UNet(shape)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.15)
     x = torch.rand(1, 3, 16, 16) * 2 - 1
@@ -100,3 +111,53 @@ def test_score_of_a_normal_distribution():
     sigma = 0.8
     denoised = x / (1 + sigma**2)  # E[x0 | x] for x0 ~ N(0, 1)
     torch.testing.assert_close(score(denoised, x, sigma), -x / (1 + sigma**2))
+
+
+def _answers(f, mean, spread):
+    """A local network that answers F, M and the T of a spread, each a float, for one slice."""
+    share = -math.log(spread / SIGMA_DATA) / DEPTH
+    values = torch.tensor([f, mean, math.log(share / (1 - share))])
+    return lambda x, noise, condition: values[None, :, None, None].expand(len(x), 3, *x.shape[2:])
+
+
+def test_a_local_network_is_the_posterior_of_a_gaussian_voxel():
+    """x0 ~ N(m, s^2): D and the deviation against the product of the two Gaussians on a grid, at random levels."""
+    rng = np.random.default_rng(1)
+    grid = np.linspace(-3, 3, 600_001)
+    for _ in range(8):
+        mean, spread = rng.uniform(-1, 1), SIGMA_DATA * np.exp(rng.uniform(-4, -0.1))
+        sigma = np.exp(rng.uniform(np.log(0.003), np.log(3)))
+        noisy = mean + rng.standard_normal() * np.hypot(spread, sigma)
+        density = np.exp(-((grid - mean) ** 2) / (2 * spread**2) - (grid - noisy) ** 2 / (2 * sigma**2))
+        density /= density.sum()
+        expected = (grid * density).sum()
+        deviation = np.sqrt(((grid - expected) ** 2 * density).sum())
+        x = torch.full((1, 1, 2, 2), noisy, dtype=torch.float64)
+        levels = torch.full((1, 1), sigma, dtype=torch.float64)
+        found, found_deviation = posterior(_answers(0.0, mean, spread), x, levels, None, SIGMA_DATA)
+        assert float(found[0, 0, 0, 0]) == pytest.approx(expected, abs=1e-6)
+        assert float(found_deviation[0, 0, 0, 0]) == pytest.approx(deviation, rel=1e-4)
+
+
+def test_a_local_network_with_the_whole_datas_spread_is_edm():
+    torch.manual_seed(0)
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    levels = torch.tensor([[0.01], [0.5], [40.0]], dtype=torch.float64)
+    found, deviation = posterior(_answers(0.7, 0.0, SIGMA_DATA * (1 - 1e-7)), x, levels, None, SIGMA_DATA)
+    plain, c = posterior(lambda x, noise, condition: torch.full_like(x, 0.7), x, levels, None, SIGMA_DATA)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(deviation, c.expand_as(deviation), rtol=1e-5, atol=0)
+
+
+def test_a_networks_error_costs_a_local_brain_few_hu():
+    """An error of 0.05 in F at sigma = 0.3: 28 HU of the linear range under EDM, 1 HU where the spread is 20 HU."""
+    unit = 2 / 4095
+    x, levels = torch.zeros(1, 1, 2, 2), torch.full((1, 1), 0.3, dtype=torch.float64)
+
+    def change(network):
+        return abs(float((denoise(network(0.05), x, levels, None, SIGMA_DATA) / unit).mean()))
+
+    edm = change(lambda f: lambda x, noise, condition: torch.full_like(x, f))
+    local = change(lambda f: _answers(f, 0.0, 20 * unit))
+    assert edm == pytest.approx(0.05 * float(c_out(levels, SIGMA_DATA)) / unit, rel=1e-4) and edm > 20
+    assert local < 1.05

@@ -69,7 +69,8 @@ def test_the_loss_falls_and_the_run_folder_is_whole(trained, toy_store):
             d = replace(denoiser, network=network)(noisy, batch["sigma"], batch["position"])
         errors = weighted_errors(d, batch["clean"], batch["sigma"], denoiser.recipe.sigma_data)
         loss.append(float(errors[batch["wanted"]].mean()))
-    assert 0.6 < loss[0] < 1.4 and loss[1] < 0.85 * loss[0], loss
+    # 1 is what EDM errs that says nothing; an untrained local network trusts its mean of zero and errs more.
+    assert loss[0] > 0.6 and loss[1] < 0.85, loss
     assert len(_losses(trained)) == 4
     for name in ("config.toml", "env.json", "stats.jsonl", "weights.safetensors", "weights.json"):
         assert (trained / name).is_file(), name

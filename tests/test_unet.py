@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from slicewise.networks.unet import UNet, UNetConfig, _details, channel_norm, fourier_features
+from slicewise.networks.unet import UNet, UNetConfig, _details, _mean, channel_norm, fourier_features
 
 TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16)
 
@@ -28,7 +28,9 @@ def _inputs(config: UNetConfig = TINY, size: int = 16):
 
 def test_untrained_network_says_nothing():
     x, noise, condition = _inputs()
-    assert torch.equal(UNet(TINY)(x, noise, condition), torch.zeros_like(x))
+    for config, answers in ((replace(TINY, local=False), 1), (TINY, 3)):
+        found = UNet(config)(x, noise, condition)
+        assert found.shape == (2, answers * TINY.slices, 16, 16) and not found.any()
 
 
 def test_output_is_float32_and_close_under_autocast():
@@ -37,7 +39,7 @@ def test_output_is_float32_and_close_under_autocast():
         full = net(*inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = net(*inputs)
-    assert full.dtype == half.dtype == torch.float32 and full.shape == inputs[0].shape
+    assert full.dtype == half.dtype == torch.float32 and full.shape == (2, 9, 16, 16)
     assert 0 < float((full - half).abs().max()) < 0.1 * float(full.abs().max())
 
 
@@ -93,14 +95,14 @@ def test_without_conditions():
     config = replace(TINY, condition=0, slices=2, fold=1)
     x, noise, _ = _inputs(config)
     with torch.no_grad():
-        assert _random(config)(x, noise, None).shape == x.shape
+        assert _random(config)(x, noise, None).shape == (2, 6, 16, 16)
 
 
 @pytest.mark.parametrize("size", [16, 20, 24])
 def test_sizes_that_divide(size):
     x, noise, condition = _inputs(TINY, size)
     with torch.no_grad():
-        assert _random()(x, noise, condition).shape == x.shape
+        assert _random()(x, noise, condition).shape == (2, 9, size, size)
 
 
 @pytest.mark.parametrize("size", [15, 18])
@@ -138,3 +140,29 @@ def test_details_amplify_faint_noise_and_leave_plains_and_edges_alone():
     assert float(strong[1].abs().median()) < 1e-3
     assert float(_details(torch.full((1, 1, 8, 8), 0.7), (64.0,))[0].abs().max()) < 1e-4
     assert _details(noise, ()) == []
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_means_are_means_of_the_pixels_there_are(side):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 8)
+    inside = ndimage.uniform_filter(np.ones((9, 8)), side, mode="constant")
+    for found, one in zip(_mean(x, side).flatten(0, 1), x.double().flatten(0, 1)):
+        expected = ndimage.uniform_filter(one.numpy(), side, mode="constant") / inside
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_windows_show_the_brain_amplified_and_nothing_far_from_it():
+    """Only through its windows does this network see the slices: it must tell 5 HU apart in the brain, not in bone."""
+    config = replace(TINY, slices=1, copy=False, detail=())
+    net = _random(config)
+    net.centre.fill_(-0.4)
+    with torch.no_grad():
+        net.stem.weight[:, : config.fold**2] = 0  # the plain slice
+        noise, condition = torch.zeros(1, 1), torch.zeros(1, 1)
+
+        def shift(level):
+            first, second = (net(torch.full((1, 1, 16, 16), level + step), noise, condition) for step in (0, 0.005))
+            return float((first - second).abs().mean())
+
+        assert shift(-0.4) > 30 * shift(0.9) > 0

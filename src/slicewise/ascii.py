@@ -44,7 +44,7 @@ class ChainSettings:
     """
 
     sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
-    steps: int = 12
+    steps: int = 20
     spacing: Literal["karras", "geometric"] = "karras"
     sigma_min: float = 0.0
     sigma_max: float = 0.0

@@ -1,5 +1,6 @@
 """Denoising score matching with one noise level a slice, and which slices of a window are known, wanted or missing."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +51,33 @@ class WindowTask:
 
 
 def weighted_errors(
-    denoised: torch.Tensor, clean: torch.Tensor, sigma: torch.Tensor, sigma_data: float
+    denoised: torch.Tensor,
+    clean: torch.Tensor,
+    sigma: torch.Tensor,
+    sigma_data: float,
+    deviation: torch.Tensor | None = None,
+    most: float = 1000.0,
 ) -> torch.Tensor:
     """lambda(sigma) mean((D - x0)^2) of every slice, (B, K) float32: 1 for an untrained zero-output network at
-    sigma >> sigma_data, less for a better one (Karras et al. 2022, eq. 2)."""
-    squared = (denoised - clean).float().square().mean(dim=(2, 3))
-    return squared * loss_weight(sigma, sigma_data).float()
+    sigma >> sigma_data, less for a better one (Karras et al. 2022, eq. 2).
+
+    With the `deviation` (B, K, H, W) that a local network expects, a voxel counts up to `most` times more where the
+    error is expected to be smaller than c_out: a few HU in the brain beside a hundred at the edge of bone. The weight
+    is a constant to the gradient and depends on what the network sees alone, so that the best D stays the posterior
+    mean.
+    """
+    squared = (denoised - clean).float().square()
+    weight = loss_weight(sigma, sigma_data).float()
+    if deviation is not None:
+        squared = squared * (deviation.detach().square() * weight[:, :, None, None]).reciprocal().clamp(1, most)
+    return squared.mean(dim=(2, 3)) * weight
+
+
+def deviation_loss(denoised: torch.Tensor, clean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """mean(sqrt(2) |D - x0| / d + ln d) of every slice, (B, K): the negative log-likelihood of Laplace errors of
+    standard deviation d, least where d is sqrt(2) times the mean absolute error. D gets no gradient from it."""
+    off = (denoised.detach() - clean).abs()
+    return (math.sqrt(2) * off / deviation + torch.log(deviation)).mean(dim=(2, 3))
 
 
 class SigmaUncertainty(torch.nn.Module):

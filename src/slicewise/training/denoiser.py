@@ -22,15 +22,15 @@ from slicewise import checkpoint
 from slicewise.checkpoint import Denoiser, Recipe, build_network, position_condition, save_model
 from slicewise.data.stacks import Windows, root_mean_square, training_windows
 from slicewise.data.store import Store
-from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, weighted_errors
+from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
 from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, VALIDATION, generator
-from slicewise.diffusion.precondition import c_noise, denoise
+from slicewise.diffusion.precondition import c_noise, posterior
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.networks.ncsnpp import NCSNppConfig
-from slicewise.networks.unet import UNetConfig
+from slicewise.networks.unet import UNet, UNetConfig
 from slicewise.settings import write_settings
 from slicewise.training.ema import EMA
 from slicewise.training.engine import (
@@ -43,6 +43,9 @@ from slicewise.training.engine import (
     processes,
     write_environment,
 )
+
+# Between grey and white matter: where the network's brain window lies.
+BRAIN_HU = 30.0
 
 # Noise levels of the validation table, from below the scan's own noise to pure noise.
 VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
@@ -128,14 +131,18 @@ class Objective(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean loss over the batch, and the mean weighted error of wanted slices (1 = untrained), both scalars."""
         noisy = clean + sigma.float()[:, :, None, None] * noise
-        denoised = denoise(self.network, noisy, sigma, condition, self.sigma_data, self.core)
+        denoised, deviation = posterior(self.network, noisy, sigma, condition, self.sigma_data, self.core)
         errors = weighted_errors(denoised, clean, sigma, self.sigma_data)
         share = wanted.float() / wanted.sum(dim=1, keepdim=True)  # every window counts the same
-        plain = (errors * share).sum(dim=1).mean()
-        if self.balance is None:
-            return plain, plain.detach()
-        balanced = self.balance(errors, c_noise(sigma).float(), wanted)
-        return (balanced * share).sum(dim=1).mean(), plain.detach()
+        plain = (errors * share).sum(dim=1).mean().detach()
+        local = deviation.shape == clean.shape
+        if local:
+            errors = weighted_errors(denoised, clean, sigma, self.sigma_data, deviation)
+        if self.balance is not None:
+            errors = self.balance(errors, c_noise(sigma).float(), wanted)
+        if local:
+            errors = errors + 0.1 * deviation_loss(denoised, clean, deviation)
+        return (errors * share).sum(dim=1).mean(), plain
 
 
 @dataclass(frozen=True)
@@ -280,6 +287,8 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
         recipe = _recipe_of_run(state, started[1], recipe, settings)
     elif init is not None:
         recipe = _start_from(network, config, recipe, init)
+    if isinstance(network, UNet):
+        network.centre.fill_(float(recipe.scale.encode(np.array(BRAIN_HU))) / recipe.sigma_data)
     core = core_dtype(process.device, settings.core)
     objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
     if sharded:
