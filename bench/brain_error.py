@@ -20,18 +20,9 @@ from slicewise.checkpoint import load_denoiser
 from slicewise.data.stacks import training_windows
 from slicewise.data.store import open_store
 from slicewise.hu import BRAIN
+from slicewise.metrics.tissue import brain_mask
 
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
-
-def deep_brain(hu: np.ndarray) -> np.ndarray:
-    """Mask (H, W) of one slice: its largest piece of soft tissue, filled, four pixels eroded."""
-    smooth = ndimage.gaussian_filter(hu.astype(np.float64), 1)
-    pieces, count = ndimage.label(ndimage.binary_opening((smooth > 5) & (smooth < 60), iterations=2))
-    if count == 0:
-        return np.zeros(hu.shape, bool)
-    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    return ndimage.binary_erosion(ndimage.binary_fill_holes(largest), iterations=4)
 
 
 def blurred(hu: np.ndarray, pixels: float) -> np.ndarray:
@@ -66,10 +57,11 @@ def main() -> None:
     read = [windows.read(int(i)) for i in rng.integers(0, len(windows), a.windows)]
     hu = np.stack([r[0] for r in read]).astype(np.float64)
     position = torch.tensor([r[1] for r in read])
-    deep = np.stack([deep_brain(s) for s in hu[:, -1]])
+    masks = [brain_mask(window, denoiser.recipe.spacing_mm)[-1] for window in hu]
+    deep = np.stack([ndimage.binary_erosion(ndimage.binary_fill_holes(m), iterations=4) for m in masks])
     soft = np.clip(hu, BRAIN.lo - 10, BRAIN.hi + 10)
     clean, noise = torch.from_numpy(scale.encode(hu)), rng.standard_normal(hu.shape).astype(np.float32)
-    per_hu = float(scale.slope(np.array(30.0)))
+    per_hu = float(scale.slope(np.array(BRAIN.centre)))
     print(f"{a.windows} windows; {int(deep.sum())} voxels, standard deviation {soft[:, -1][deep].std():.2f} HU.\n")
     print("| σ | noise, HU | network | smooth | linear filter | smooth |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")

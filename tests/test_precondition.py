@@ -89,13 +89,19 @@ def test_the_skip_path_costs_no_hu_under_a_half_precision_core():
         assert np.array_equal(scale.decode_codes(d.numpy()), codes)
 
 
-def test_a_half_precision_core_costs_little_hu_where_little_noise_is():
-    """The core's rounding reaches D through c_out only: at sigma = 0.01 it is worth a fraction of a HU."""
+@pytest.mark.parametrize("local", [False, True])
+def test_a_half_precision_core_costs_little_hu_where_little_noise_is(local):
+    """The core's rounding reaches D through c_out, and M's through 1 - c_skip(s): worth a fraction of a HU at
+    sigma = 0.01. The local network keeps an untrained one's spread, 6 % of sigma_data."""
     torch.manual_seed(0)
-    shape = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, condition=0, local=False)
+    shape = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, condition=0, local=local)
     net = UNet(shape)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.15)
+    if local:
+        with torch.no_grad():
+            for p in (net.head.weight, net.head.bias, net.mix.weight, net.mix.bias):
+                p[-p.shape[0] // 3 :] = 0
     x = torch.rand(1, 3, 16, 16) * 2 - 1
     for level, bound in ((0.001, 0.1), (0.01, 1.0)):
         sigma = torch.full((1, 3), level, dtype=torch.float64)

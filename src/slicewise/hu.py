@@ -26,6 +26,11 @@ class Window:
     def __post_init__(self) -> None:
         assert self.hi > self.lo, "a window needs hi > lo"
 
+    @property
+    def centre(self) -> float:
+        """Its middle in HU; of the brain window 30 HU, between white and grey matter."""
+        return (self.lo + self.hi) / 2
+
 
 WHOLE = Window(HU_MIN, HU_MAX)
 BRAIN = Window(-10.0, 70.0)

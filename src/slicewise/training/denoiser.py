@@ -27,7 +27,7 @@ from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, VALIDATION, gene
 from slicewise.diffusion.precondition import c_noise, posterior
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
-from slicewise.hu import HUScale
+from slicewise.hu import BRAIN, HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.networks.ncsnpp import NCSNppConfig
 from slicewise.networks.unet import UNet, UNetConfig
@@ -43,9 +43,6 @@ from slicewise.training.engine import (
     processes,
     write_environment,
 )
-
-# Between grey and white matter: where the network's brain window lies.
-BRAIN_HU = 30.0
 
 # Noise levels of the validation table, from below the scan's own noise to pure noise.
 VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
@@ -140,7 +137,7 @@ class Objective(nn.Module):
             errors = weighted_errors(denoised, clean, sigma, self.sigma_data, deviation)
         if self.balance is not None:
             errors = self.balance(errors, c_noise(sigma).float(), wanted)
-        if local:
+        if local:  # a tenth: it teaches what error to expect, and should not steer what D is made of
             errors = errors + 0.1 * deviation_loss(denoised, clean, deviation)
         return (errors * share).sum(dim=1).mean(), plain
 
@@ -212,6 +209,8 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
         shape = settings.unet
         if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
             raise UserError("--unet.channels, --unet.blocks, --unet.attention: give as many of each, one a level")
+        if len(shape.window) != len(shape.window_mean) or any(side < 1 or side % 2 == 0 for side in shape.window_mean):
+            raise UserError("--unet.window, --unet.window-mean: give as many of each, the means odd and above 0")
         if size % shape.multiple:
             raise UserError(
                 f"slices of {size} pixels do not divide by {shape.multiple}, as {len(shape.channels)} levels and "
@@ -288,7 +287,7 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
     elif init is not None:
         recipe = _start_from(network, config, recipe, init)
     if isinstance(network, UNet):
-        network.centre.fill_(float(recipe.scale.encode(np.array(BRAIN_HU))) / recipe.sigma_data)
+        network.centre.fill_(float(recipe.scale.encode(np.array(BRAIN.centre))) / recipe.sigma_data)
     core = core_dtype(process.device, settings.core)
     objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
     if sharded:
