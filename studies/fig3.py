@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from fig5 import icnet
-from steps import arguments, drawn, paper_denoiser, paper_sampler, trained, write_results
+from steps import arguments, drawn, held_out, paper_denoiser, paper_sampler, trained, write_results
 
 from slicewise.calibrate import calibrate_volume, match_volume
 from slicewise.checkpoint import load_icnet
 from slicewise.errors import UserError
 from slicewise.hu import ICNET
-from slicewise.metrics.reference import measure
+from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.montage import save_montage
 from slicewise.volume import Volume
 
@@ -33,9 +33,8 @@ def seed_slice(volume: Volume) -> int:
     return int(np.argmax(share >= START_SHARE))
 
 
-def row(volumes: list[Volume]) -> dict[str, float]:
+def row(stats: list[VolumeStats]) -> dict[str, float]:
     """Brain over the volumes: mean, spread between volumes, step between slices, drift; HU."""
-    stats = [measure(v) for v in volumes]
     means = np.array([s.scalars["brain"] for s in stats])
     steps = np.concatenate([s.steps for s in stats])
     slopes = []
@@ -66,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "matched to the predecessor": [match_volume(v, "previous", seed_slice(v)) for v in raw],
         "IC-Net": [calibrate_volume(net, v) for v in raw],
     }
-    held = study.store.select("test") or study.store.select("val") or study.store.select("train")
-    rows = {"held-out heads": row([study.store.volume(r) for r in held[: study.budget.volumes]])}
-    rows |= {title: row(volumes) for title, volumes in sets.items()}
+    rows = {
+        title: row([measure(v) for v in volumes])
+        for title, volumes in {"held-out heads": held_out(study), **sets}.items()
+    }
     save_montage([volumes[0] for volumes in sets.values()], study.out / "fig3.png", list(sets))
     caption = (
         f"**Figure 3.** {len(raw)} volumes of ASCII(2) (σ {SCHEDULE[0]:g} – {SCHEDULE[1]:g}, {study.budget.levels} "

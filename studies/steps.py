@@ -24,6 +24,7 @@ from slicewise.montage import write_whole
 from slicewise.settings import fill, preset
 from slicewise.training.denoiser import DenoiserTraining, train_denoiser
 from slicewise.training.gan import GANTraining, train_gan
+from slicewise.training.slice_vae import SliceVAETraining, train_slice_vae
 from slicewise.volume import Volume
 
 PRESETS = {64: "tiny-64", 128: "head-128", 256: "head-256"}
@@ -121,14 +122,32 @@ def table(command: str, size: int) -> dict[str, Any]:
     return preset(command, PRESETS.get(size, "tiny-64" if size < 128 else "head-256"))
 
 
-def paper_denoiser(study: Study, sigma_min: float, sigma_max: float, scale: HUScale | None = None) -> DenoiserTraining:
-    """ASCII(2) as the paper trains it (joint, log-uniform noise levels, linear whole range) on the size's network."""
+def held_out(study: Study) -> list[Volume]:
+    """As many heads as are drawn, or as there are, that no model was trained on."""
+    held = study.store.select(held_out_split(study.store))
+    return [study.store.volume(r) for r in held[: study.budget.volumes]]
+
+
+def held_out_split(store: Store) -> str:
+    """The split that stands for real heads: test, or val where that has fewer than two; train where neither has."""
+    return next((split for split in ("test", "val") if len(store.select(split)) > 1), "train")
+
+
+def paper_denoiser(
+    study: Study,
+    sigma_min: float,
+    sigma_max: float,
+    scale: HUScale | None = None,
+    slices: int = 2,
+    joint: bool = True,
+) -> DenoiserTraining:
+    """ASCII(K) as the paper trains it (joint, log-uniform noise levels, linear whole range) on the size's network."""
     base = fill(DenoiserTraining(), table("train", study.budget.size), "preset")
     steps = steps_for(study.budget.images, base.batch)
     return replace(
         base,
-        slices=2,
-        task=WindowTask(joint=True),
+        slices=slices,
+        task=WindowTask(joint=joint),
         position=False,
         flip=False,
         starts=0.0,
@@ -154,11 +173,13 @@ def steps_for(images: int, batch: int) -> int:
     return max(1, math.ceil(images / batch))
 
 
-def trained(study: Study, name: str, settings: DenoiserTraining | GANTraining) -> Path:
+def trained(study: Study, name: str, settings: DenoiserTraining | GANTraining | SliceVAETraining) -> Path:
     """The run folder of a model of the study, trained to its end."""
     run = study.work / name
     if isinstance(settings, GANTraining):
         train_gan(study.store, run, settings)
+    elif isinstance(settings, SliceVAETraining):
+        train_slice_vae(study.store, run, settings)
     else:
         train_denoiser(study.store, run, settings)
     return run
@@ -180,18 +201,24 @@ def paper_sampler(study: Study, sampler: str = "pc") -> ChainSettings:
     return ChainSettings(sampler=sampler, steps=study.budget.levels, spacing="geometric", snr=0.15)  # type: ignore[arg-type]
 
 
-def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str) -> None:
-    """The study's numbers as <name>.json and, with the caption, as a Markdown table, which is printed too."""
-    columns = list(next(iter(rows.values())))
-    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(_number(row[c]) for c in columns)} |" for name, row in rows.items()]
+def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str, more: str = "") -> None:
+    """The study's numbers as <name>.json and, with the caption, as a Markdown table, which is printed too; `more` goes
+    below the table."""
     budget = {k: getattr(study.budget, k) for k in study.budget.__dataclass_fields__}
     about = {"budget": budget, "seed": study.seed, "data": study.store.fingerprint, "rows": rows}
-    text = f"{caption} {study.conditions}\n\n" + "\n".join(lines) + "\n"
+    text = "\n\n".join(part for part in (f"{caption} {study.conditions}", markdown(rows), more) if part) + "\n"
     write_whole(study.out / f"{study.name}.md", text.encode())
     print(text)
     finite = json.dumps(about, indent=2, default=float).replace("NaN", "null")
     write_whole(study.out / f"{study.name}.json", (finite + "\n").encode())
+
+
+def markdown(rows: dict[str, dict[str, float]]) -> str:
+    """Numbers by row and column as a Markdown table."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(_number(row[c]) for c in columns)} |" for name, row in rows.items()]
+    return "\n".join(lines)
 
 
 def _number(value: float) -> str:

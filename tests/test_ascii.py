@@ -136,6 +136,14 @@ def test_a_chain_ends_when_every_head_has_ended_and_air_before_the_vertex_is_no_
     assert len(_run(Known(answer), replace(FAST, slices=2), volumes=(0, 1))) == 2, "as many as asked for"
 
 
+def test_a_model_of_a_window_sees_its_head_end_although_its_air_is_as_dense_as_the_window():
+    recipe = replace(RECIPE, scale=HUScale(-10, 70))
+    known = Known(lambda hu, mm: np.full_like(hu, 40 if round(float(mm[0]) / DZ) in (1, 2) else -1000), recipe)
+    found = _run(known, FAST)
+    assert len(found) == 4 and [int(s.min()) for s in found] == [-10, 40, 40, -10]
+    assert len(trim(found[:, 0], most=recipe.scale.air)) == 2
+
+
 def test_a_head_that_does_not_end_stops_one_slice_after_the_longest_known():
     assert len(_run(Known(lambda hu, mm: np.full_like(hu, 40)), FAST)) == RECIPE.max_slices + 1
 

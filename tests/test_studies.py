@@ -4,13 +4,16 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import toy_head
 from slicewise.errors import UserError
+from slicewise.hu import HUScale
 from slicewise.io.archive import read_volume
+from slicewise.metrics.reference import measure
 from slicewise.volume import Volume
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -105,12 +108,80 @@ def test_figure_3_finds_a_drift_that_was_put_in(figure_1):
     hu = toy_head(3, slices=20, size=48)
     drifting = np.where((hu > -100) & (hu < 200), hu + np.arange(20, dtype=np.int16)[:, None, None], hu)
     still, moved = (
-        importlib.import_module("fig3").row([Volume.regular(v.astype(np.int16), (5.0, 5.0, 5.0))])
+        importlib.import_module("fig3").row([measure(Volume.regular(v.astype(np.int16), (5.0, 5.0, 5.0)))])
         for v in (hu, drifting)
     )
     assert still["volumes with brain"] == moved["volumes with brain"] == 1
     assert still["drift, HU a slice"] < 0.1 and moved["drift, HU a slice"] == pytest.approx(1.0, abs=0.1)
     assert moved["step between slices, HU"] == pytest.approx(1.0, abs=0.15)
+
+
+def test_figure_2_trains_on_the_window_and_measures_in_it(figure_1):
+    _, argv, work = figure_1
+    fig2 = importlib.import_module("fig2")
+    fig2.main(argv)
+    rows = _about(work, "fig2")["rows"]
+    assert list(rows) == ["held-out heads", "trained on the window", "trained on the whole range"]
+    assert 0 < rows["held-out heads"]["step between slices, HU"] < 5
+    drawn = read_volume(work / "quick" / "fig1" / "window-volumes" / "dicom" / "volume-0000").volume.hu
+    assert drawn.min() >= -10 and drawn.max() <= 70, "a model of the window knows nothing beyond it"
+
+
+def test_a_brain_is_found_in_a_volume_that_was_clipped_to_the_window():
+    volume = Volume.regular(toy_head(3, slices=20, size=48), (5.0, 5.0, 5.0))
+    clipped = volume.with_hu(np.clip(volume.hu, -10, 70).astype(np.int16))
+    whole, window = (importlib.import_module("fig2").measured(v) for v in (volume, clipped))
+    assert window.scalars["brain"] == pytest.approx(whole.scalars["brain"], abs=0.5)
+
+
+def test_drift_sees_a_model_keep_an_offset_or_not(figure_1):
+    drift = importlib.import_module("drift")
+    rng = np.random.default_rng(0)
+    mask = np.zeros((4, 16, 16), bool)
+    mask[:, 4:12, 4:12] = True
+    hu = rng.integers(20, 40, (4, 2, 16, 16)).astype(np.int16)
+    b = drift.Brains(hu, mask, np.zeros(4, np.float32), spread=2.0)
+    assert b.pixels == 64 and drift.predicted(b, np.array([2.0 * 8]))[0] == pytest.approx(0.5)
+
+    class Share:
+        """Keeps a share of x, and takes the rest from 30 HU."""
+
+        def __init__(self, share):
+            self.share = share
+            self.recipe = SimpleNamespace(scale=HUScale(), joint=True, sigma_min=0.001)
+
+        def __call__(self, x, sigma, position):
+            return self.share * x + (1 - self.share) * float(HUScale().encode(np.array(30.0)))
+
+    for share in (1.0, 0.25):
+        kept, error = drift.response(Share(share), b, 1.0, 0)
+        true = np.array([v[m].mean() for v, m in zip(hu[:, 1], mask)])
+        assert kept == pytest.approx(share, abs=0.01)
+        assert error == pytest.approx(np.sqrt(np.mean(((1 - share) * (true - 30)) ** 2)), abs=0.3)
+    # A curve that falls like the prediction crosses a half where it says.
+    assert drift.half_kept(drift.predicted(b, drift.NOISE_HU)) == pytest.approx(16.0, rel=0.1)
+
+
+def test_drift_takes_models_of_both_ranges(figure_1):
+    _, argv, work = figure_1
+    drift = importlib.import_module("drift")
+    drift.main(argv)
+    rows = _about(work, "drift")["rows"]
+    assert list(rows) == list(drift.MODELS)
+    assert rows["whole, linear, joint"]["1 HU in x"] == pytest.approx(2 / 4095)
+    assert rows["window, linear, joint"]["1 HU in x"] == pytest.approx(2 / 80)
+
+
+def test_table_1_sets_every_model_beside_the_papers(figure_1):
+    _, argv, work = figure_1
+    table1 = importlib.import_module("table1")
+    table1.main([*argv, "--volumes", "2"])
+    rows = _about(work, "table1")["rows"]
+    assert list(rows) == [*table1.PAPER["whole"], "real against real"]
+    for column in table1.PAPER["whole"]:
+        assert rows[column]["whole, FID-Ax"] > 0 and rows[column]["window, bMMD²"] > 0
+    text = (work / "out" / "table1.md").read_text()
+    assert "| window, FID-Ax |" in text and (work / "out" / "fig4.png").stat().st_size > 10_000
 
 
 def test_bad_data_are_said_in_one_line(figure_1, tmp_path):

@@ -16,12 +16,12 @@ from slicewise.checkpoint import Denoiser
 from slicewise.diffusion import samplers, schedule
 from slicewise.diffusion.noise import INITIAL, KNOWN, SliceNoise
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN, round_hu
+from slicewise.hu import AIR_HU, HU_MIN, round_hu
 
 # (slices (B, H, W) float64 HU, the slices before them (B, H, W) int16 HU) -> calibrated HU, float
 Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# A slice with less of its area above -500 HU than this is air: the head has ended.
+# A slice with less of its area denser than air than this is air: the head has ended.
 END_FRACTION = 0.005
 
 
@@ -126,7 +126,7 @@ def chain(
             hu = calibrate(hu, before[-1])
         slices = round_hu(hu)
         yield slices
-        air = is_air(slices)
+        air = is_air(slices, recipe.scale.air)
         begun |= ~air
         ended |= begun & air
         if settings.slices == 0 and ended.all():
@@ -135,15 +135,15 @@ def chain(
         position += step_mm
 
 
-def is_air(slices: np.ndarray) -> np.ndarray:
-    """Which of int16 HU (B, H, W) are slices of air, bool (B,)."""
-    return (slices > -500).mean(axis=(1, 2)) < END_FRACTION
+def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
+    """Which of int16 HU (B, H, W) are slices of air, bool (B,): next to nothing in them is denser than `most` HU."""
+    return (slices > most).mean(axis=(1, 2)) < END_FRACTION
 
 
-def trim(hu: np.ndarray, begun: bool = False) -> np.ndarray:
+def trim(hu: np.ndarray, begun: bool = False, most: float = AIR_HU) -> np.ndarray:
     """The head in generated slices (Z, Y, X), in the order of generation: from the first that is not air (the very
-    first where the head had `begun` with a real slice) to the last before the next slice of air."""
-    air = is_air(hu)
+    first where the head had `begun` with a real slice) to the last before the next slice of air (see `is_air`)."""
+    air = is_air(hu, most)
     if air.all() and not begun:
         return hu
     first = 0 if begun else int(np.argmin(air))

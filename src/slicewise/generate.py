@@ -227,7 +227,9 @@ def _batch(
         progress(made, len(slices))
     stack = np.stack(slices, axis=1)
     for row, number in enumerate(numbers):
-        hu = stack[row] if settings.chain.slices else trim(stack[row], begun=seed is not None)
+        hu = stack[row]
+        if not settings.chain.slices:
+            hu = trim(hu, begun=seed is not None, most=denoiser.recipe.scale.air)
         volume = _place(hu, denoiser, seed, settings.chain.direction)
         if net is not None and settings.calibrate == "after":
             seed_index = None

@@ -14,6 +14,8 @@ from slicewise.errors import UserError
 HU_MIN = -1024
 HU_MAX = 3071
 HU_CODES = HU_MAX - HU_MIN + 1
+# What is less dense is air.
+AIR_HU = -500
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class HUScale:
             raise UserError(f"companding {self.companding!r} is unknown; choose one of {', '.join(COMPANDINGS)}")
         if not self.hi > self.lo:
             raise UserError(f"HU window {self.lo:g} to {self.hi:g} is empty; lo must be below hi")
+
+    @property
+    def air(self) -> float:
+        """HU up to which a voxel may be air: -500, or the middle of a window that does not reach below."""
+        return AIR_HU if self.lo < AIR_HU else (self.lo + self.hi) / 2
 
     def encode(self, hu: np.ndarray) -> np.ndarray:
         """HU (any real dtype, any shape) to x in float32. Values outside the window are clipped half a HU beyond it,

@@ -112,7 +112,7 @@ def draw_volume(baseline: Baseline, seed: int, number: int, slices: int = 0) -> 
     baseline.check_slices(slices)
     if isinstance(baseline.network, SliceVAE):
         hu = _draw_head(baseline, baseline.network, seed, number)
-        return hu[:slices] if slices else trim(hu)
+        return hu[:slices] if slices else trim(hu, most=baseline.recipe.scale.air)
     wanted = slices or baseline.recipe.max_slices
     made = [
         _draw_slices(baseline, seed, number, range(first, min(first + _AT_ONCE, wanted)))

@@ -27,7 +27,7 @@ from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, VALIDATION, gene
 from slicewise.diffusion.precondition import c_noise, posterior
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
-from slicewise.hu import BRAIN, HUScale
+from slicewise.hu import AIR_HU, BRAIN, HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.networks.ncsnpp import NCSNppConfig
 from slicewise.networks.unet import UNet, UNetConfig
@@ -414,7 +414,7 @@ def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> li
             noisy = clean + sigma.float()[:, :, None, None] * torch.from_numpy(noise).to(device)
             denoised = scale.decode(denoiser(noisy, sigma, position)[:, -1].cpu().numpy())
             error = denoised - hu[:, -1]
-            head.append(error[hu[:, -1] > -500])
+            head.append(error[hu[:, -1] > AIR_HU])
             brain.append(error[(hu[:, -1] >= 0) & (hu[:, -1] <= 60)])
         rows.append(
             {
@@ -550,7 +550,7 @@ def _sample_picture(denoiser: Denoiser, path: Path, process: Process) -> None:
 
     denoiser.network.eval()
     slices = list(chain(denoiser, ChainSettings(steps=12), seed=0, volumes=[0], device=str(process.device)))
-    hu = trim(np.stack([s[0] for s in slices]))
+    hu = trim(np.stack([s[0] for s in slices]), most=denoiser.recipe.scale.air)
     denoiser.network.train()
     if not process.is_main:
         return

@@ -16,7 +16,7 @@ from slicewise.checkpoint import WEIGHTS, save_model
 from slicewise.data.store import Store
 from slicewise.diffusion.noise import LATENT, VALIDATION, generator
 from slicewise.errors import UserError
-from slicewise.hu import HUScale
+from slicewise.hu import AIR_HU, HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.settings import write_settings
 from slicewise.training.engine import StatsLog, StopRequest, processes, write_environment
@@ -208,7 +208,7 @@ def validate(network: SliceVAE, store: Store, settings: SliceVAETraining) -> flo
         hu = held.hu(int(index))
         x = torch.from_numpy(settings.scale.encode(hu))[None, None].to(device)
         decoded = settings.scale.decode(network.decode(network.encode(x)[0]).cpu().numpy())[0, 0]
-        errors.append((decoded - hu)[hu > -500])
+        errors.append((decoded - hu)[hu > AIR_HU])
     network.train()
     joined = np.concatenate(errors)
     return float(np.sqrt(np.mean(joined**2))) if joined.size else math.nan
