@@ -20,7 +20,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 # One figure or table of the paper: make study-fig1, or its minutes-long form: make study-fig1 ARGS=--quick
-study-%: $(VENV)/.installed
+study-%: $(VENV)/.installed-studies
 	$(BIN)/python studies/$*.py $(ARGS)
 
 # Tests that need a program which is neither here nor installable skip and say so.
@@ -39,6 +39,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-studies: $(VENV)/.installed
+	$(PIP) -e '.[studies]'
 	@touch $@
 
 clean:

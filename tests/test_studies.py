@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import toy_head
+from slicewise.data.phantom import PhantomSettings, make_phantom
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.io.archive import read_volume
@@ -182,6 +183,51 @@ def test_table_1_sets_every_model_beside_the_papers(figure_1):
         assert rows[column]["whole, FID-Ax"] > 0 and rows[column]["window, bMMD²"] > 0
     text = (work / "out" / "table1.md").read_text()
     assert "| window, FID-Ax |" in text and (work / "out" / "fig4.png").stat().st_size > 10_000
+
+
+def test_table_2_scores_by_the_two_worst_interfaces(figure_1):
+    table2 = importlib.import_module("table2")
+    mask = np.zeros((8, 16, 16), bool)
+    mask[1:7, 4:10, 4:10] = True
+    place, overlap = table2.overlaps(mask)
+    assert place == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9]) and overlap == pytest.approx(np.ones(5))
+    moved = mask.copy()
+    moved[3] = np.roll(mask[3], 3, axis=1)  # by 3 of 6 columns: 3 are shared, 4 with a pixel's tolerance
+    assert table2.overlaps(moved)[1] == pytest.approx([1, 4 / 6, 4 / 6, 1, 1])
+    base = table2.Usual(np.full(5, 0.9), np.full(5, 0.8), np.linspace(-2.0, 0.0, 101))
+    assert table2.worst(moved, base) == pytest.approx((4 / 6 - 0.9) / 0.1)
+    gap = mask.copy()
+    gap[3] = False
+    assert table2.worst(gap, base) == pytest.approx(-9.0) and np.isnan(table2.worst(mask[:2], base))
+    # 5th percentile -1.9, median -1
+    assert [table2.score(v, base) for v in (-1.8, -1.95, -2.7, -2.9, np.nan)] == [3, 2, 2, 1, 1]
+
+
+def test_table_2_finds_what_was_broken_on_purpose(figure_1):
+    """With the true labels of phantoms: broken heads are discontinuous, and clearly worse than whole ones."""
+    table2 = importlib.import_module("table2")
+    heads = [make_phantom(seed, PhantomSettings(size=128)) for seed in range(4)]
+    labels = [table2.classes(h.labels) for h in heads]
+    for number in (1, 4, 5):  # skull, ventricles, sulci
+        masks = [found == number for found in labels]
+        base = table2.usual(masks[:3])
+        broken = table2.shifted(masks[3], 4), table2.foreign(masks[3], np.roll(masks[0], 3, axis=1))
+        for mask in broken:
+            assert table2.score(table2.worst(mask, base), base) == 1
+            assert table2.worst(mask, base) < table2.worst(masks[3], base) - 0.5
+
+
+def test_table_2_runs_and_goes_on_where_it_was(figure_1):
+    _, argv, work = figure_1
+    table2 = importlib.import_module("table2")
+    few = [*argv, "--heads", "2"]
+    table2.main(few)
+    rows = _about(work, "table2")["rows"]
+    assert list(rows) == list(table2.STRUCTURES)
+    assert all(1 <= v <= 3 for row in rows.values() for k, v in row.items() if k != "Dice")
+    made = {f: f.stat().st_mtime_ns for f in (work / "quick" / "table2").rglob("*.safetensors")}
+    table2.main(few)
+    assert {f: f.stat().st_mtime_ns for f in made} == made
 
 
 def test_bad_data_are_said_in_one_line(figure_1, tmp_path):

@@ -33,6 +33,24 @@ def test_untrained_network_says_nothing():
         assert found.shape == (2, answers * TINY.slices, 16, 16) and not found.any()
 
 
+def test_the_fine_mean_takes_over_near_the_brain():
+    """The local network's mean against its own head's answers: at the centre the fine one, far away the coarse one."""
+    k, pixels = TINY.slices, TINY.fold**2
+    net, inputs = _random(replace(TINY, copy=False)), _inputs()
+    net.centre.fill_(-0.3)
+    answers = []
+    rows = slice(k * pixels, 2 * k * pixels)
+    with torch.no_grad():
+        net.head.weight[rows] = 0
+        hook = net.head.register_forward_hook(lambda module, given, out: answers.append(out))
+        for coarse, share in ((-0.3, 1.0), (-0.15, 0.25), (20.0, 0.0)):
+            net.head.bias[rows] = coarse
+            found = net(*inputs)[:, k : 2 * k]
+            fine = torch.nn.functional.pixel_shuffle(answers[-1], TINY.fold).chunk(4, dim=1)[3]
+            torch.testing.assert_close(found, coarse + share * (-0.3 + 0.05 * fine - coarse), rtol=1e-4, atol=1e-4)
+        hook.remove()
+
+
 def test_output_is_float32_and_close_under_autocast():
     net, inputs = _random(), _inputs()
     with torch.no_grad():

@@ -33,8 +33,11 @@ class UNetConfig:
         it slowly, and a half-precision core rounds it away.
     window, window_mean : amplifications at which each slice is shown through a soft brain window centred on
         `UNet.centre`, and the sides in pixels of the square means taken before (1 = none): a ventricle stands out from
-        the brain by a twentieth of the input's range, grey from white matter by a fiftieth.
-    local : answer with F, a mean and a spread for every voxel, instead of F alone (see `precondition.posterior`).
+        the brain by a twentieth of the input's range, grey from white matter by a fiftieth, and only a mean over many
+        pixels shows either where the noise is ten times that.
+    local : answer with F, a mean and a spread for every voxel, instead of F alone (see `precondition.posterior`). The
+        mean is drawn from two: a coarse one for all of the range, and where that comes near `UNet.centre` a fine one
+        about it: in the brain a per cent of the range is as much as the tissues differ by.
     condition : number of scalar conditions (slice position, spacing); 0 in the paper's presets.
     embedding : width of the embedding of noise levels and conditions.
     """
@@ -47,8 +50,8 @@ class UNetConfig:
     coordinates: bool = True
     copy: bool = True
     detail: tuple[float, ...] = (8.0, 64.0)
-    window: tuple[float, ...] = (16.0, 4.0, 16.0)
-    window_mean: tuple[int, ...] = (1, 1, 5)
+    window: tuple[float, ...] = (16.0, 4.0, 16.0, 16.0, 16.0)
+    window_mean: tuple[int, ...] = (1, 1, 5, 9, 17)
     local: bool = True
     condition: int = 1
     embedding: int = 128
@@ -121,10 +124,13 @@ class UNet(nn.Module):
 
     forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> F (B, K, H, W), or
     F, M and T (B, 3 K, H, W) where it is local, float32. H and W must divide by `UNetConfig.multiple`. The buffer
-    `centre` holds the input value of the brain (30 HU over sigma_data); training sets it.
+    `centre` holds the brain's value in units of sigma_data (that of 30 HU); training sets it.
     """
 
     FEATURES = 16
+    # In units of sigma_data: what 1 is worth in the fine mean (18 HU of the "half" scale), and how near to the centre
+    # the coarse mean hands over to it (half at 35 HU).
+    FINE, NEAR = 0.05, 0.15
     centre: torch.Tensor
 
     def __init__(self, config: UNetConfig) -> None:
@@ -136,7 +142,7 @@ class UNet(nn.Module):
             nn.Linear(2 * self.FEATURES * (config.slices + config.condition), e), nn.SiLU(), nn.Linear(e, e), nn.SiLU()
         )
         self.register_buffer("centre", torch.zeros(()))
-        self.outputs = config.slices * (3 if config.local else 1)
+        self.outputs = config.slices * (4 if config.local else 1)
         shown = config.slices * (1 + len(config.detail) + len(config.window))
         self.stem = nn.Conv2d(shown * pixels + 3 * config.coordinates, c[0], 3, padding=1)
         self.mix = nn.Linear(e, self.outputs * shown) if config.copy else None
@@ -196,10 +202,15 @@ class UNet(nn.Module):
         h = F.silu(channel_norm(h, self.gain))
         with torch.autocast(x.device.type, enabled=False):
             out = F.pixel_shuffle(self.head(h.float()), self.config.fold)
-            if self.mix is None:
+            if self.mix is not None:
+                weights = self.mix(embedding.float()).unflatten(1, (self.outputs, x.shape[1]))
+                out = torch.baddbmm(out.flatten(2), weights, x.float().flatten(2)).view_as(out)
+            if not self.config.local:
                 return out
-            weights = self.mix(embedding.float()).unflatten(1, (self.outputs, x.shape[1]))
-            return torch.baddbmm(out.flatten(2), weights, x.float().flatten(2)).view_as(out)
+            f, mean, depth, fine = out.chunk(4, dim=1)
+            near = (1 + ((mean - self.centre) / self.NEAR).square()).pow(-2)
+            mean = torch.lerp(mean, self.centre + self.FINE * fine, near)
+            return torch.cat([f, mean, depth], dim=1)
 
 
 def _details(x: torch.Tensor, gains: tuple[float, ...]) -> list[torch.Tensor]:
