@@ -54,9 +54,9 @@ def posterior(
 
     A plain network is EDM's: D = c_skip x + c_out F. A *local* one names for every voxel the mean sigma_data M and the
     spread s = sigma_data exp(-DEPTH sigmoid(T)) that the voxel has before its own noisy value is seen, and is
-    preconditioned by that s instead of the whole data's: D = c_skip(s) x + (1 - c_skip(s)) sigma_data M + c_out(s) F. For a Gaussian voxel this
-    is the exact posterior with F = 0. It matters in the brain, which spans a hundredth of the data's range: EDM's F has
-    to cancel the noise there to within a per cent, a local network divides it away.
+    preconditioned by that s instead of the whole data's: D = c_skip(s) x + (1 - c_skip(s)) sigma_data M + c_out(s) F.
+    For a Gaussian voxel this is the exact posterior with F = 0. It matters in the brain, which spans a hundredth of the
+    data's range: EDM's F has to cancel the noise there to within a per cent, a local network divides it away.
 
     Parameters
     ----------
