@@ -172,7 +172,7 @@ def test_means_are_means_of_the_pixels_there_are(side):
 
 def test_windows_show_the_brain_amplified_and_nothing_far_from_it():
     """Only through its windows does this network see the slices: it must tell 5 HU apart in the brain, not in bone."""
-    config = replace(TINY, slices=1, copy=False, detail=())
+    config = replace(TINY, slices=1, copy=False, detail=(), local=False)
     net = _random(config)
     net.centre.fill_(-0.4)
     with torch.no_grad():
