@@ -31,6 +31,11 @@ def blurred(hu: np.ndarray, pixels: float) -> np.ndarray:
     return np.asarray(ndimage.gaussian_filter(hu.astype(np.float64), (0, pixels, pixels)))
 
 
+def smooth(values: np.ndarray, deep: np.ndarray) -> np.ndarray:
+    """2-pixel Gaussian mean of (N, H, W) over `deep` alone."""
+    return blurred(values * deep, 2) / np.maximum(blurred(deep, 2), 1e-6)
+
+
 def spread(error: np.ndarray) -> float:
     """1.48 times the median of |error|."""
     return 1.4826 * float(np.median(np.abs(error)))
@@ -68,11 +73,10 @@ def main() -> None:
     soft = np.clip(hu, BRAIN.lo - 10, BRAIN.hi + 10)
     clean, noise = torch.from_numpy(scale.encode(hu)), rng.standard_normal(hu.shape).astype(np.float32)
     per_hu = float(scale.slope(np.array(BRAIN.centre)))
-    weight = np.maximum(blurred(deep, 2), 1e-6)
     true = soft[:, -1] - soft[:, -1][deep].mean()
     print(
         f"{a.windows} windows; {int(deep.sum())} voxels; about their mean they spread by {spread(true[deep]):.2f} HU, "
-        f"smooth {spread((blurred(true * deep, 2) / weight)[deep]):.2f} HU.\n"
+        f"smooth {spread(smooth(true, deep)[deep]):.2f} HU.\n"
     )
     print("| σ | noise, HU | network | smooth | linear filter | smooth |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -83,8 +87,7 @@ def main() -> None:
         parts = [denoiser(*batch)[:, -1] for batch in zip(noisy.split(16), sigma.split(16), position.split(16))]
         network = scale.decode(torch.cat(parts).numpy()) - hu[:, -1]
         linear = filtered(soft, soft[:, -1] + level / per_hu * noise[:, -1], deep)
-        smooth = [blurred(e * deep, 2) / weight for e in (network, linear)]
-        cells = [f"{spread(v[deep]):.2f}" for pair in zip((network, linear), smooth) for v in pair]
+        cells = [f"{spread(v[deep]):.2f}" for e in (network, linear) for v in (e, smooth(e, deep))]
         print(f"| {level:g} | {level / per_hu:.0f} | " + " | ".join(cells) + " |")
 
 

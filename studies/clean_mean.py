@@ -8,12 +8,11 @@ that keeps the clean mean ("pc") and the one that does not ("pc_noisy"), on the 
 seeds. Writes clean_mean.png, .md and .json.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 from fig1 import REFERENCE, figure, row, usable
-from steps import arguments, drawn, paper_denoiser, paper_sampler, trained, write_results
+from steps import arguments, command, drawn, paper_denoiser, paper_sampler, schedule_run, trained, write_results
 
 from slicewise.errors import UserError
 from slicewise.hu import HU_CODES
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     slices = {REFERENCE: usable(np.asarray(held.hu(r)) for r in held.select("train"))}
     kept = {REFERENCE: 0.0}
     for low in (0.01, 0.001):
-        name = f"sigma-{low:g}-{SIGMA_MAX:g}"
+        name = schedule_run((low, SIGMA_MAX))
         run = trained(study, name, paper_denoiser(study, low, SIGMA_MAX))
         for sampler, what in SAMPLERS.items():
             # The clean ones are Figure 1's own volumes.
@@ -51,7 +50,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"clean_mean: {problem}")
+    command(main)

@@ -14,18 +14,28 @@ Gaussian prior of the measured spread keeps, s² / (s² + σ²/n); the error of 
 volumes drift, with and without IC-Net. Writes drift.png, drift.md and drift.json.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from fig2 import WHOLE_RANGE, WINDOW, measured, window_scale
-from fig3 import row
+from fig2 import WINDOW, measured, window_scale
+from fig3 import SCHEDULE, row
 from fig5 import icnet
 from matplotlib.figure import Figure
-from steps import Study, arguments, drawn, held_out_split, paper_denoiser, paper_sampler, trained, write_results
+from steps import (
+    Study,
+    arguments,
+    command,
+    drawn,
+    held_out_split,
+    paper_denoiser,
+    paper_sampler,
+    schedule_run,
+    trained,
+    write_results,
+)
 
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import Denoiser, load_denoiser, load_icnet
@@ -33,14 +43,13 @@ from slicewise.data.stacks import training_windows
 from slicewise.diffusion.noise import VALIDATION, generator
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, HUScale
-from slicewise.metrics.tissue import brain_mask
+from slicewise.metrics.tissue import brain_mask, brain_profile
 from slicewise.montage import save_figure
 
 # Offset that is put on the brain, and noise levels, both in HU of the brain.
 OFFSET_HU = 4.0
 NOISE_HU = np.geomspace(1.0, 3000.0, 15)
 WINDOWS = 24
-LEAST_CM2 = 15.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,10 @@ class Model:
 
 MODELS = {
     "window, linear, joint": Model("window", window_scale(), True, WINDOW),
-    "whole, linear, joint": Model(f"sigma-{WHOLE_RANGE[0]:g}-{WHOLE_RANGE[1]:g}", HUScale(), True, WHOLE_RANGE),
-    "whole, companded, joint": Model("half-joint", HUScale(companding="half"), True, WHOLE_RANGE),
-    "whole, linear, per slice": Model("linear-per-slice", HUScale(), False, WHOLE_RANGE),
-    "whole, companded, per slice": Model("half-per-slice", HUScale(companding="half"), False, WHOLE_RANGE),
+    "whole, linear, joint": Model(schedule_run(SCHEDULE), HUScale(), True, SCHEDULE),
+    "whole, companded, joint": Model("half-joint", HUScale(companding="half"), True, SCHEDULE),
+    "whole, linear, per slice": Model("linear-per-slice", HUScale(), False, SCHEDULE),
+    "whole, companded, per slice": Model("half-per-slice", HUScale(companding="half"), False, SCHEDULE),
 }
 
 
@@ -93,11 +102,11 @@ def brains(study: Study) -> Brains:
     for index in rng.permutation(len(windows)):
         hu, position = windows.read(int(index))
         mask = brain_mask(hu, windows.records[0].spacing_mm)
-        area = windows.records[0].spacing_mm[1] ** 2 / 100
-        if min(mask.sum(axis=(1, 2))) * area < LEAST_CM2:
+        profile = brain_profile(hu, mask, windows.records[0].spacing_mm)
+        if not np.isfinite(profile).all():
             continue
         found.append((hu, mask[1], position))
-        steps.append(hu[1][mask[1]].mean() - hu[0][mask[0]].mean())
+        steps.append(profile[1] - profile[0])
         if len(found) == WINDOWS:
             break
     if len(found) < 2:
@@ -201,7 +210,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"drift: {problem}")
+    command(main)

@@ -7,13 +7,23 @@ Trains ASCII(2) once for each schedule and both GANs on the same number of slice
 generate`, and writes fig1.png, fig1.md and fig1.json. Run it again to go on.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import wasserstein_distance
-from steps import Study, arguments, drawn, gan, paper_denoiser, paper_sampler, trained, write_results
+from steps import (
+    Study,
+    arguments,
+    command,
+    drawn,
+    gan,
+    paper_denoiser,
+    paper_sampler,
+    schedule_run,
+    trained,
+    write_results,
+)
 
 from slicewise.ascii import ChainSettings
 from slicewise.errors import UserError
@@ -60,7 +70,7 @@ def settings_of(study: Study) -> dict[str, list[np.ndarray]]:
     held = study.store
     found = {REFERENCE: usable(np.asarray(held.hu(r)) for r in held.select("train"))}
     for low, high in SCHEDULES:
-        name = f"sigma-{low:g}-{high:g}"
+        name = schedule_run((low, high))
         run = trained(study, name, paper_denoiser(study, low, high))
         found[f"σ {low:g} – {high:g}"] = usable(v.hu for v in drawn(study, name, run, paper_sampler(study)))
     # A GAN's volume is a stack of independent slices: as many as a head has.
@@ -115,7 +125,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"fig1: {problem}")
+    command(main)

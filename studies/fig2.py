@@ -7,22 +7,31 @@ ASCII(2) on the whole range with the paper's schedule for it (σ 0.001 – 1348,
 measured and shown in the window. Writes fig2.png, fig2.md and fig2.json.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
-from fig3 import row
+from fig3 import SCHEDULE, row
 from matplotlib.figure import Figure
-from steps import Study, arguments, drawn, held_out, paper_denoiser, paper_sampler, trained, write_results
+from steps import (
+    Study,
+    arguments,
+    command,
+    drawn,
+    held_out,
+    paper_denoiser,
+    paper_sampler,
+    schedule_run,
+    trained,
+    write_results,
+)
 
-from slicewise.errors import UserError
 from slicewise.hu import BRAIN, HU_MAX, HU_MIN, HUScale
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.metrics.tissue import brain_mask
 from slicewise.montage import save_figure
 from slicewise.volume import Volume
 
-WHOLE_RANGE, WINDOW = (0.001, 1348.0), (0.01, 1348.0)
+WINDOW = (0.01, 1348.0)
 SHOWN = 8
 
 
@@ -33,8 +42,8 @@ def window_scale() -> HUScale:
 
 def whole_range(study: Study) -> list[Volume]:
     """Volumes of Figure 1's ASCII(2) on the whole range."""
-    name = f"sigma-{WHOLE_RANGE[0]:g}-{WHOLE_RANGE[1]:g}"
-    run = trained(study, name, paper_denoiser(study, *WHOLE_RANGE))
+    name = schedule_run(SCHEDULE)
+    run = trained(study, name, paper_denoiser(study, *SCHEDULE))
     return list(drawn(study, name, run, paper_sampler(study)))
 
 
@@ -93,14 +102,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_figure(figure(sets, stats), study.out / "fig2.png")
     caption = (
         f"**Figure 2.** Continuity in the window {BRAIN.lo:g} to {BRAIN.hi:g} HU of ASCII(2) trained on it (σ "
-        f"{WINDOW[0]:g} – {WINDOW[1]:g}) and on the whole range (σ {WHOLE_RANGE[0]:g} – {WHOLE_RANGE[1]:g}), "
+        f"{WINDOW[0]:g} – {WINDOW[1]:g}) and on the whole range (σ {SCHEDULE[0]:g} – {SCHEDULE[1]:g}), "
         f"{study.budget.levels} levels, no calibration."
     )
     write_results(study, {title: row(found) for title, found in stats.items()}, caption)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"fig2: {problem}")
+    command(main)

@@ -7,16 +7,24 @@ both trained on the same number of slices. Histograms are matched to the seed sl
 the predecessor. Writes fig3.png (three planes of one volume), fig3.md and fig3.json.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 from fig5 import icnet
-from steps import arguments, drawn, held_out, paper_denoiser, paper_sampler, trained, write_results
+from steps import (
+    arguments,
+    command,
+    drawn,
+    held_out,
+    paper_denoiser,
+    paper_sampler,
+    schedule_run,
+    trained,
+    write_results,
+)
 
 from slicewise.calibrate import calibrate_volume, match_volume
 from slicewise.checkpoint import load_icnet
-from slicewise.errors import UserError
 from slicewise.hu import ICNET
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.montage import save_montage
@@ -55,7 +63,7 @@ def row(stats: list[VolumeStats]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     study = arguments("fig3", __doc__, argv, shared="fig1")
-    name = f"sigma-{SCHEDULE[0]:g}-{SCHEDULE[1]:g}"
+    name = schedule_run(SCHEDULE)
     run = trained(study, name, paper_denoiser(study, *SCHEDULE))
     net = load_icnet(icnet(study, "paper"))
     raw = list(drawn(study, name, run, paper_sampler(study)))
@@ -78,7 +86,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"fig3: {problem}")
+    command(main)

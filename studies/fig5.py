@@ -7,13 +7,12 @@ of held-out heads are distorted by μ = 0.7 … 1.3 about the mean of their soft
 true slice before. Errors are over the voxels whose true value lies in (-150, 150) HU. Writes fig5.png, .md and .json.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from steps import Study, arguments, steps_for, write_results
+from steps import Study, arguments, command, steps_for, write_results
 
 from slicewise.calibrate import calibrate_slice, match_histogram
 from slicewise.checkpoint import load_icnet
@@ -115,7 +114,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"fig5: {problem}")
+    command(main)

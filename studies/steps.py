@@ -4,7 +4,8 @@ already and goes on where it was stopped, so a study is resumed by running it ag
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import MANIFEST, Store, open_store, put_volume
 from slicewise.diffusion.loss import WindowTask
 from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, generate, results
 from slicewise.hu import HUScale
 from slicewise.montage import write_whole
@@ -101,6 +103,14 @@ def arguments(name: str, description: str | None, argv: Sequence[str] | None = N
     return Study(name, work / (shared or name), a.out, store, replace(budget, size=size), a.seed, a.device)
 
 
+def command(main: Callable[[], None]) -> None:
+    """Run a study from the command line: what the user did wrong ends in one line."""
+    try:
+        main()
+    except UserError as problem:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {problem}")
+
+
 def heads(folder: Path, size: int, count: int) -> Store:
     """A store of `count` phantoms. Below the phantom's smallest size they are made there and averaged down."""
     settings = PhantomSettings(size=max(size, min(SIZES)))
@@ -160,6 +170,11 @@ def paper_denoiser(
         seed=study.seed,
         device=study.device,
     )
+
+
+def schedule_run(sigma: tuple[float, float]) -> str:
+    """Name of Figure 1's run of a noise schedule (σmin, σmax), which other studies take."""
+    return f"sigma-{sigma[0]:g}-{sigma[1]:g}"
 
 
 def gan(study: Study, network: str) -> GANTraining:

@@ -9,7 +9,6 @@ number's ratio to ASCII(2) + IC-Net's. Writes table1.md and .json, and fig4.png.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,14 @@ from fig5 import icnet
 from steps import (
     Study,
     arguments,
+    command,
     drawn,
     held_out,
     held_out_split,
     markdown,
     paper_denoiser,
     paper_sampler,
+    schedule_run,
     steps_for,
     table,
     trained,
@@ -35,7 +36,6 @@ from slicewise.ascii import ChainSettings
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import load_icnet
 from slicewise.data.store import MANIFEST, open_store, put_volume
-from slicewise.errors import UserError
 from slicewise.evaluate import EvaluateSettings, evaluate
 from slicewise.evaluation.result import Evaluation
 from slicewise.generate import volume_name
@@ -93,7 +93,7 @@ def sets_of(study: Study) -> dict[str, tuple[Path, list[Volume]]]:
     net = load_icnet(icnet(study, "paper"))
     found = {}
     for slices in (2, 3):
-        name = f"sigma-{SCHEDULE[0]:g}-{SCHEDULE[1]:g}" + ("" if slices == 2 else f"-k{slices}")
+        name = schedule_run(SCHEDULE) + ("" if slices == 2 else f"-k{slices}")
         run = trained(study, name, paper_denoiser(study, *SCHEDULE, slices=slices))
         raw = list(drawn(study, name, run, paper_sampler(study)))
         calibrated = [calibrate_volume(net, v) for v in raw]
@@ -159,7 +159,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"table1: {problem}")
+    command(main)

@@ -18,24 +18,23 @@ purpose. Generated volumes are the release checkpoint's, and all heads lie on it
 .png.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from scipy import ndimage
-from steps import Study, arguments, steps_for, write_results
+from steps import Study, arguments, command, steps_for, write_results
 
 from slicewise import release
 from slicewise.checkpoint import load_denoiser
 from slicewise.data.anatomy_shapes import LABELS
 from slicewise.data.phantom import PhantomSettings, make_phantom
-from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, generate, results
 from slicewise.hu import BRAIN, HU_MIN, WHOLE, to_unit
 from slicewise.io.tensors import load_tensors, save_tensors
@@ -95,7 +94,12 @@ def inputs(hu: np.ndarray) -> torch.Tensor:
     (Z, 6, Y, X) float32."""
     padded = np.pad(hu, ((1, 1), (0, 0), (0, 0)), constant_values=HU_MIN)
     near = np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=1)
-    return torch.from_numpy(np.concatenate([to_unit(near, WHOLE), to_unit(near, BRAIN)], axis=1))
+    return windows(near)
+
+
+def windows(near: np.ndarray) -> torch.Tensor:
+    """A slice between its neighbours (…, 3, Y, X) in two windows, (…, 6, Y, X) float32."""
+    return torch.from_numpy(np.concatenate([to_unit(near, WHOLE), to_unit(near, BRAIN)], axis=-3))
 
 
 def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> UNet:
@@ -122,7 +126,7 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
                 z = int(rng.integers(len(hu)))
                 flipped = slice(None, None, -1 if rng.random() < 0.5 else 1)
                 near = [hu[i] if 0 <= i < len(hu) else np.full_like(hu[0], HU_MIN) for i in (z - 1, z, z + 1)]
-                xs.append(inputs(np.stack(near)[:, :, flipped])[1])
+                xs.append(windows(np.stack(near)[:, :, flipped]))
                 ys.append(torch.from_numpy(truth[z][None, :, flipped].astype(np.int64)))
             with torch.autocast("cpu", torch.bfloat16):
                 out = net(torch.stack(xs).contiguous(memory_format=torch.channels_last))
@@ -236,8 +240,6 @@ def generated(study: Study) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def figure(shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Four slices of a volume of each set, and what was found in them."""
-    from matplotlib.colors import ListedColormap
-
     colours = ListedColormap(["black", "white", "gold", "orange", "deepskyblue", "blue", "red", "magenta", "lime"])
     picture = Figure(figsize=(12, 3.1 * len(shown)), dpi=110, layout="constrained")
     axes = picture.subplots(len(shown), 8, squeeze=False)
@@ -293,7 +295,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"table2: {problem}")
+    command(main)
