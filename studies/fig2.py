@@ -17,10 +17,10 @@ from steps import (
     arguments,
     command,
     drawn,
+    drawn_schedule,
     held_out,
     paper_denoiser,
     paper_sampler,
-    schedule_run,
     trained,
     write_results,
 )
@@ -38,13 +38,6 @@ SHOWN = 8
 def window_scale() -> HUScale:
     """The brain window as a training range."""
     return HUScale(BRAIN.lo, BRAIN.hi)
-
-
-def whole_range(study: Study) -> list[Volume]:
-    """Volumes of Figure 1's ASCII(2) on the whole range."""
-    name = schedule_run(SCHEDULE)
-    run = trained(study, name, paper_denoiser(study, *SCHEDULE))
-    return list(drawn(study, name, run, paper_sampler(study)))
 
 
 def windowed(study: Study) -> list[Volume]:
@@ -96,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = {
         "held-out heads": held_out(study),
         "trained on the window": windowed(study),
-        "trained on the whole range": whole_range(study),
+        "trained on the whole range": drawn_schedule(study, SCHEDULE),
     }
     stats = {title: [measured(v) for v in volumes] for title, volumes in sets.items()}
     save_figure(figure(sets, stats), study.out / "fig2.png")

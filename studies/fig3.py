@@ -11,21 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from fig5 import icnet
-from steps import (
-    arguments,
-    command,
-    drawn,
-    held_out,
-    paper_denoiser,
-    paper_sampler,
-    schedule_run,
-    trained,
-    write_results,
-)
+from steps import arguments, command, drawn_schedule, held_out, write_results
 
 from slicewise.calibrate import calibrate_volume, match_volume
 from slicewise.checkpoint import load_icnet
 from slicewise.hu import ICNET
+from slicewise.metrics.continuity import drift_slope
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.montage import save_montage
 from slicewise.volume import Volume
@@ -45,11 +36,9 @@ def row(stats: list[VolumeStats]) -> dict[str, float]:
     """Brain over the volumes: mean, spread between volumes, step between slices, drift; HU."""
     means = np.array([s.scalars["brain"] for s in stats])
     steps = np.concatenate([s.steps for s in stats])
-    slopes = []
-    for s in stats:
-        seen = np.flatnonzero(np.isfinite(s.profile))
-        if len(seen) > 3:
-            slopes.append(abs(float(np.polyfit(seen, s.profile[seen], 1)[0])))
+    # As if slices were a centimetre apart: HU a slice.
+    slopes = np.abs([drift_slope(s.profile, 10.0) for s in stats])
+    slopes = slopes[np.isfinite(slopes)]
     found = means[np.isfinite(means)]
     nothing = float("nan")
     return {
@@ -57,16 +46,14 @@ def row(stats: list[VolumeStats]) -> dict[str, float]:
         "brain mean, HU": float(found.mean()) if len(found) else nothing,
         "spread between volumes, HU": float(found.std()) if len(found) else nothing,
         "step between slices, HU": float(steps.mean()) if len(steps) else nothing,
-        "drift, HU a slice": float(np.mean(slopes)) if slopes else nothing,
+        "drift, HU a slice": float(np.mean(slopes)) if len(slopes) else nothing,
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     study = arguments("fig3", __doc__, argv, shared="fig1")
-    name = schedule_run(SCHEDULE)
-    run = trained(study, name, paper_denoiser(study, *SCHEDULE))
     net = load_icnet(icnet(study, "paper"))
-    raw = list(drawn(study, name, run, paper_sampler(study)))
+    raw = drawn_schedule(study, SCHEDULE)
     sets = {
         "as generated": raw,
         "matched to the seed slice": [match_volume(v, "seed", seed_slice(v)) for v in raw],

@@ -58,12 +58,12 @@ QUICK = Budget(size=64, heads=12, images=480, volumes=2, levels=6)
 
 @dataclass(frozen=True)
 class Study:
-    """Where a study works and writes, on what data, with what budget."""
+    """Where a study works and writes, on what data (None: it makes heads of its own, with labels), with what budget."""
 
     name: str
     work: Path
     out: Path
-    store: Store
+    store: Store | None
     budget: Budget
     seed: int
     device: str
@@ -72,20 +72,25 @@ class Study:
     def conditions(self) -> str:
         """The caption's second half: what the numbers were made with."""
         b, store = self.budget, self.store
-        origin = "procedural head phantoms" if "phantom" in store.records[0].source else store.path.name
+        phantoms = store is None or "phantom" in store.records[0].source
+        origin = "procedural head phantoms" if phantoms else store.path.name
+        count = b.heads if store is None else len(store.select("train"))
         return (
-            f"{origin}, {b.size} × {b.size} pixels, {len(store.select('train'))} training heads; every model saw "
-            f"{b.images} slices; seed {self.seed}."
+            f"{origin}, {b.size} × {b.size} pixels, {count} training heads; every model saw {b.images} slices; "
+            f"seed {self.seed}."
         )
 
 
-def arguments(name: str, description: str | None, argv: Sequence[str] | None = None, shared: str = "") -> Study:
-    """The command line that every study has, as a `Study`; makes the heads where no store is given. `shared` names a
-    study whose models this one takes."""
+def arguments(
+    name: str, description: str | None, argv: Sequence[str] | None = None, shared: str = "", stored: bool = True
+) -> Study:
+    """The command line that every study has, as a `Study`; makes the heads where no store is given, and has none where
+    it takes none (`stored`). `shared` names a study whose models this one takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="runs and volumes; kept between calls")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="figure and table")
-    parser.add_argument("--store", type=Path, help="prepared store to take instead of phantoms")
+    if stored:
+        parser.add_argument("--store", type=Path, help="prepared store to take instead of phantoms")
     parser.add_argument("--quick", action="store_true", help="minutes on two cores: shows that it runs, proves nothing")
     for field, text in (("heads", "phantoms"), ("images", "slices seen by each model"), ("volumes", "drawn from each")):
         parser.add_argument(f"--{field}", type=int, help=text)
@@ -98,9 +103,11 @@ def arguments(name: str, description: str | None, argv: Sequence[str] | None = N
     given = {k: getattr(a, k) for k in ("heads", "images", "volumes", "levels", "size") if getattr(a, k) is not None}
     budget = replace(base, **given)
     work = a.work / ("quick" if a.quick else "full")
-    store = open_store(a.store) if a.store else heads(work / f"heads-{budget.size}", budget.size, budget.heads)
-    size = store.records[0].shape[1]
-    return Study(name, work / (shared or name), a.out, store, replace(budget, size=size), a.seed, a.device)
+    store = None
+    if stored:
+        store = open_store(a.store) if a.store else heads(work / f"heads-{budget.size}", budget.size, budget.heads)
+        budget = replace(budget, size=store.records[0].shape[1])
+    return Study(name, work / (shared or name), a.out, store, budget, a.seed, a.device)
 
 
 def command(main: Callable[[], None]) -> None:
@@ -130,6 +137,13 @@ def heads(folder: Path, size: int, count: int) -> Store:
 def table(command: str, size: int) -> dict[str, Any]:
     """The preset's settings of a command, for slices of `size` pixels."""
     return preset(command, PRESETS.get(size, "tiny-64" if size < 128 else "head-256"))
+
+
+def drawn_schedule(study: Study, sigma: tuple[float, float]) -> list[Volume]:
+    """Volumes of Figure 1's ASCII(2) of a noise schedule (σmin, σmax), trained where it is not yet."""
+    name = schedule_run(sigma)
+    run = trained(study, name, paper_denoiser(study, *sigma))
+    return list(drawn(study, name, run, paper_sampler(study)))
 
 
 def held_out(study: Study) -> list[Volume]:
@@ -220,7 +234,7 @@ def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str,
     """The study's numbers as <name>.json and, with the caption, as a Markdown table, which is printed too; `more` goes
     below the table."""
     budget = {k: getattr(study.budget, k) for k in study.budget.__dataclass_fields__}
-    about = {"budget": budget, "seed": study.seed, "data": study.store.fingerprint, "rows": rows}
+    about = {"budget": budget, "seed": study.seed, "data": study.store and study.store.fingerprint, "rows": rows}
     text = "\n\n".join(part for part in (f"{caption} {study.conditions}", markdown(rows), more) if part) + "\n"
     write_whole(study.out / f"{study.name}.md", text.encode())
     print(text)

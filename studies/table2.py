@@ -256,7 +256,7 @@ def figure(shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    study = arguments("table2", __doc__, argv)
+    study = arguments("table2", __doc__, argv, stored=False)
     recipe = load_denoiser(release.DENOISER).recipe
     grid = PhantomSettings(size=recipe.size, fov_mm=recipe.size * recipe.spacing_mm[1], slice_mm=recipe.spacing_mm[0])
     study = replace(study, budget=replace(study.budget, size=recipe.size))

@@ -220,10 +220,11 @@ def test_table_2_finds_what_was_broken_on_purpose(figure_1):
 def test_table_2_runs_and_goes_on_where_it_was(figure_1):
     _, argv, work = figure_1
     table2 = importlib.import_module("table2")
-    few = [*argv, "--heads", "2"]
+    few = [*argv[2:], "--heads", "2"]  # it takes no --store: its heads have labels
     table2.main(few)
     rows = _about(work, "table2")["rows"]
     assert list(rows) == list(table2.STRUCTURES)
+    assert "128 × 128 pixels, 2 training heads" in (work / "out" / "table2.md").read_text()
     assert all(1 <= v <= 3 for row in rows.values() for k, v in row.items() if k != "Dice")
     made = {f: f.stat().st_mtime_ns for f in (work / "quick" / "table2").rglob("*.safetensors")}
     table2.main(few)

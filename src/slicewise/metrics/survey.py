@@ -13,7 +13,7 @@ from slicewise.hu import BRAIN, Window
 from slicewise.io.cache import key_of
 from slicewise.metrics.continuity import Continuity, continuity
 from slicewise.metrics.distribution import FREQUENCIES
-from slicewise.metrics.features import PLANES, Extractor, chosen_slices, plane_slice, windowed
+from slicewise.metrics.features import BATCH, PLANES, Extractor, chosen_slices, plane_slice, windowed
 from slicewise.metrics.reference import SCALARS, VolumeStats, measure
 from slicewise.metrics.tissue import brain_mask, noise_power_spectrum, parenchyma_cv
 from slicewise.volume import Volume
@@ -100,7 +100,7 @@ def all_features(
     step_mm: float,
     planes: Sequence[str] = PLANES,
     whole: Sequence[str] = PLANES,
-    batch: int = 16,
+    batch: int = BATCH,
 ) -> dict[tuple[str, Window], Features]:
     """Features of the chosen slices (see `chosen_slices`) in every plane and window; of planes that are not in `whole`
     the middle slice alone."""
