@@ -175,6 +175,7 @@ def paper_denoiser(
         position=False,
         flip=False,
         starts=0.0,
+        crop=(0, 0),
         scale=scale or HUScale(),
         sigma=SigmaDistribution(uniform=1.0, sigma_min=sigma_min, sigma_max=sigma_max),
         steps=steps,

@@ -23,8 +23,15 @@ from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.ncsnpp import NCSNppConfig
-from slicewise.networks.unet import UNet, UNetConfig
-from slicewise.training.denoiser import Batches, DenoiserTraining, learning_rate, train_denoiser, training_windows
+from slicewise.networks.unet import UNet, UNetConfig, _coordinates
+from slicewise.training.denoiser import (
+    Batches,
+    DenoiserTraining,
+    crop,
+    learning_rate,
+    train_denoiser,
+    training_windows,
+)
 from slicewise.training.ema import EMA
 from slicewise.training.engine import Process, StatsLog, core_dtype
 
@@ -105,9 +112,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(variant, toy_store, tmp_path):
     settings = replace(TOY, steps=6)
     if variant == "joint":
         settings = replace(settings, task=WindowTask(joint=True), position=False, balance=False, slices=2, flip=True)
+        settings = replace(settings, crop=(8, 0))
     if variant == "ncsnpp":
         small = NCSNppConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(8,))
-        settings = replace(settings, network="ncsnpp", ncsnpp=small, steps=4)
+        settings = replace(settings, network="ncsnpp", ncsnpp=small, steps=4, crop=(8, 12))
     train_denoiser(toy_store, tmp_path / "whole", settings)
     _stop_after(toy_store, tmp_path / "parts", settings, settings.steps // 2)
     assert load_tensors(tmp_path / "parts/state/state.safetensors")[1]["step"] == settings.steps // 2
@@ -207,6 +215,8 @@ def test_going_on_with_what_the_run_is_not_is_refused_and_changes_nothing(change
         ({"unet": replace(TINY, channels=(8, 8, 8, 8), blocks=(1,) * 4, attention=(False,) * 4, fold=4)}, "16 pixels"),
         ({"unet": replace(TINY, blocks=(1, 1, 1))}, "one a level"),
         ({"unet": replace(TINY, window=(16.0,))}, "--unet.window-mean"),
+        ({"crop": (7, 8)}, "--crop"),
+        ({"crop": (8, 18)}, "--crop"),
         ({"unet": replace(TINY, window=(16.0,), window_mean=(4,))}, "the means odd"),
         ({"device": "cuda"}, "--device cuda"),
     ],
@@ -250,6 +260,38 @@ def test_batches_split_over_processes_are_the_whole_batch(toy_store):
         assert torch.equal(torch.cat([p[name] for p in parts]), value)
     assert not torch.equal(whole["noise"], Batches(windows, TOY, range(4)).make(8)["noise"])
     assert whole["sigma"].dtype == torch.float64 and whole["clean"].dtype == torch.float32
+
+
+def test_a_crop_holds_the_head_and_says_where_it_lies():
+    """The coordinates that a network makes of the frame are those of the same pixels of the whole slice."""
+    rng = np.random.default_rng(0)
+    whole = _coordinates(torch.zeros(1, 1, 32, 24), None)[0]
+    firsts = set()
+    for _ in range(200):
+        height, width = rng.integers(4, 41), rng.integers(4, 49)
+        y, x = rng.integers(0, 65 - height), rng.integers(0, 49 - width)
+        hu = np.full((3, 64, 48), -1000)
+        hu[:, y : y + height, x : x + width] = 30
+        part, frame = crop(hu, (40, 32), 2, rng)
+        assert part.shape == (3, 40, 32)
+        seen = (part > -500).any(axis=0)
+        # Its first row and column are even: one pixel of a head that is as large as the crop may lie outside.
+        for axis, (head, side) in enumerate(((height, 40), (width, 32))):
+            assert seen.any(axis=1 - axis).sum() >= min(head, side) - (head >= side)
+        found = _coordinates(torch.zeros(1, 1, 20, 16), torch.from_numpy(frame)[None])[0]
+        top = int((whole[1, :, 0] - found[1, 0, 0]).abs().argmin())
+        left = int((whole[0, 0, :] - found[0, 0, 0]).abs().argmin())
+        torch.testing.assert_close(found, whole[:, top : top + 20, left : left + 16], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(part, hu[:, 2 * top : 2 * top + 40, 2 * left : 2 * left + 32])
+        firsts.add((top, left))
+    assert len(firsts) > 50, "where there is room the crop lies at random"
+
+
+def test_without_a_crop_nothing_is_cut_or_drawn():
+    rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
+    hu = np.full((3, 16, 16), -1000)
+    part, frame = crop(hu, (0, 0), 2, rng)
+    assert part.shape == hu.shape and frame.tolist() == [-1, -1, 1, 1] and rng.random() == untouched.random()
 
 
 def test_clean_data_are_spread_over_their_hu_bin(toy_store):

@@ -19,7 +19,7 @@ class WindowTask:
     joint : the paper's joint model: all K slices share one sigma and all are wanted. Otherwise each slice has a role:
         *known* (clean, or with a little noise, which stops errors from building up along the chain), *wanted* (noisy;
         the only ones in the loss) or *missing* (pure noise at sigma_max: nothing is known of it).
-    known_sigma : largest noise on a known slice, in units of x; drawn log-uniformly between sigma_min and this.
+    known_sigma : largest noise on a known slice, in units of x; drawn log-uniformly from a fifteenth of it upward.
     missing : probability that a slice that is not wanted is missing, so that a chain can start from fewer slices.
     last_wanted : probability that exactly the last slice is wanted (the downward chain); else exactly one other slice
         (upward, gap filling) or, one time in three, a random subset.
@@ -45,7 +45,7 @@ class WindowTask:
         else:
             wanted = rng.random(slices) < 0.5
             wanted[rng.integers(0, slices)] = True
-        known = np.exp(rng.uniform(np.log(distribution.sigma_min), np.log(self.known_sigma), slices))
+        known = np.exp(rng.uniform(np.log(self.known_sigma / 15), np.log(self.known_sigma), slices))
         context = np.where(rng.random(slices) < self.missing, distribution.sigma_max, known)
         return np.where(wanted, sigma, context), wanted
 

@@ -123,7 +123,8 @@ class UNet(nn.Module):
     """The raw network: no sigma arithmetic inside, output layer in float32.
 
     forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> F (B, K, H, W), or
-    F, M and T (B, 3 K, H, W) where it is local, float32. H and W must divide by `UNetConfig.multiple`. The buffer
+    F, M and T (B, 3 K, H, W) where it is local, float32. H and W must divide by `UNetConfig.multiple`. Where x is cut
+    from larger slices, `frame` (B, 4) says where: top, left, bottom and right, of slices that span -1 … 1. The buffer
     `centre` holds the brain's value in units of sigma_data (that of 30 HU); training sets it.
     """
 
@@ -171,7 +172,13 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        noise: torch.Tensor,
+        condition: torch.Tensor | None = None,
+        frame: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         assert x.shape[2] % self.config.multiple == 0 and x.shape[3] % self.config.multiple == 0
         # log(sigma)/4 spans about [-1.8, 1.8]; conditions span about [0, 2]: the same frequencies serve both.
         scalars = noise if condition is None else torch.cat([noise, condition], dim=1)
@@ -184,7 +191,7 @@ class UNet(nn.Module):
         x = torch.cat([x, *_details(x, self.config.detail), *windowed], dim=1)
         h = F.pixel_unshuffle(x, self.config.fold).contiguous(memory_format=torch.channels_last)
         if self.config.coordinates:
-            h = torch.cat([h, _coordinates(h)], dim=1)
+            h = torch.cat([h, _coordinates(h, frame)], dim=1)
         h = self.stem(h)
         skips = []
         for level, blocks in enumerate(self.down):
@@ -236,8 +243,12 @@ def _redescend(u: torch.Tensor) -> torch.Tensor:
     return u / (1 + u.square() / 4)
 
 
-def _coordinates(h: torch.Tensor) -> torch.Tensor:
-    """x, y and x^2 + y^2 in [-1, 1] of every pixel of h (B, C, H, W): (B, 3, H, W) in its dtype."""
-    y = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None].expand(h.shape[2:])
-    x = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype).expand(h.shape[2:])
-    return torch.stack([x, y, x**2 + y**2]).expand(h.shape[0], -1, -1, -1)
+def _coordinates(h: torch.Tensor, frame: torch.Tensor | None) -> torch.Tensor:
+    """x, y and x^2 + y^2 of every pixel of h (B, C, H, W), within the slice's -1 … 1: (B, 3, H, W) in h's dtype."""
+    if frame is None:
+        frame = h.new_tensor([[-1.0, -1.0, 1.0, 1.0]]).expand(h.shape[0], 4)
+    top, left, bottom, right = frame.to(h.dtype)[:, :, None, None].unbind(1)
+    y = torch.lerp(top, bottom, torch.linspace(0, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None])
+    x = torch.lerp(left, right, torch.linspace(0, 1, h.shape[3], device=h.device, dtype=h.dtype))
+    y, x = torch.broadcast_tensors(y, x)
+    return torch.stack([x, y, x**2 + y**2], dim=1)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,8 @@ class DenoiserTraining:
     position : tell the network each window's position below the vertex.
     starts : share of windows, beside their own, at which a chain starts from air: one slice in thirty decides the rest.
     flip : mirror windows left to right at random (the paper augments nothing).
+    crop : rows and columns of the part of each window that is trained on, about the head and at random within that;
+        (0, 0) takes the whole. Half of a head CT is air, of which there is little to learn.
     steps : optimiser steps.
     batch : windows a step, over all processes together.
     lr : learning rate of Adam.
@@ -90,6 +93,7 @@ class DenoiserTraining:
     position: bool = True
     starts: float = 0.08
     flip: bool = False
+    crop: tuple[int, int] = (0, 0)
     steps: int = 6000
     batch: int = 16
     lr: float = 1e-3
@@ -125,10 +129,13 @@ class Objective(nn.Module):
         sigma: torch.Tensor,
         wanted: torch.Tensor,
         condition: torch.Tensor | None,
+        frame: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean loss over the batch, and the mean weighted error of wanted slices (1 = untrained), both scalars."""
         noisy = clean + sigma.float()[:, :, None, None] * noise
-        denoised, deviation = posterior(self.network, noisy, sigma, condition, self.sigma_data, self.core)
+        framed = frame is not None and isinstance(self.network, UNet)
+        network = partial(self.network, frame=frame) if framed else self.network
+        denoised, deviation = posterior(network, noisy, sigma, condition, self.sigma_data, self.core)
         errors = weighted_errors(denoised, clean, sigma, self.sigma_data)
         share = wanted.float() / wanted.sum(dim=1, keepdim=True)  # every window counts the same
         plain = (errors * share).sum(dim=1).mean().detach()
@@ -151,7 +158,8 @@ class Batches:
     share: range
 
     def make(self, step: int) -> dict[str, torch.Tensor]:
-        """clean, noise (B, K, H, W) float32; sigma (B, K) float64; wanted (B, K) bool; position (B,) mm."""
+        """clean, noise (B, K, H, W) float32; sigma (B, K) float64; wanted (B, K) bool; position (B,) mm; frame (B, 4),
+        where they are cut from slices of -1 … 1 (see `UNet`)."""
         s = self.settings
         rows: list[tuple[np.ndarray, ...]] = []
         for sample in self.share:
@@ -162,14 +170,15 @@ class Batches:
             hu, position = self.windows.read(index)
             if s.flip and rng.random() < 0.5:
                 hu = hu[:, :, ::-1]
+            hu, frame = crop(hu, s.crop, s.unet.fold, rng)
             sigma, wanted = s.task.draw(rng, s.slices, s.sigma)
             draws = generator(s.seed, sample, step, 0, TRAIN_NOISE)
             # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
             clean = s.scale.encode(hu + draws.uniform(-0.5, 0.5, hu.shape))
             noise = draws.standard_normal(hu.shape, np.float32)
-            rows.append((clean, noise, sigma, wanted, np.array(position, np.float32)))
+            rows.append((clean, noise, sigma, wanted, np.array(position, np.float32), frame))
         columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows)]
-        return dict(zip(("clean", "noise", "sigma", "wanted", "position"), columns))
+        return dict(zip(("clean", "noise", "sigma", "wanted", "position", "frame"), columns))
 
     def ahead(self, first: int, last: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Steps first … last-1 with their batches, each made while the one before is used."""
@@ -180,6 +189,43 @@ class Batches:
                 batch = following.result()
                 following = pool.submit(self.make, step + 1) if step + 1 < last else None
                 yield step, batch
+
+
+def crop(hu: np.ndarray, sides: tuple[int, int], fold: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A part of a window, and its frame.
+
+    Parameters
+    ----------
+    hu : (K, H, W).
+    sides : rows and columns of the part; 0 takes all. Along each axis it holds the head, or lies within it where the
+        head is longer, and is random beyond that.
+    fold : pixels whose multiple the part's first row and column are.
+    rng : drawn from only where there is something to cut.
+
+    Returns
+    -------
+    hu (K, rows, columns), and float32 (4,): its top, left, bottom and right, where the whole spans -1 … 1 between the
+    centres of its first and last `fold` pixels.
+    """
+    head = (hu > AIR_HU).any(axis=0)
+    firsts = []
+    for axis, side in enumerate(sides):
+        spare = head.shape[axis] - side
+        if not side or not spare:
+            firsts.append(0)
+            continue
+        seen = np.flatnonzero(head.any(axis=1 - axis))
+        begin, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, head.shape[axis])
+        low, high = sorted((end - side, begin))
+        low, high = -(-max(0, low) // fold), min(spare, high) // fold
+        firsts.append(fold * int(rng.integers(low, max(low, high) + 1)))
+    shape = tuple(side or whole for side, whole in zip(sides, head.shape))
+    top, left = firsts
+    part = hu[:, top : top + shape[0], left : left + shape[1]]
+    last = [(first + side) / fold - 1 for first, side in zip(firsts, shape)]
+    spans = [max(1, whole / fold - 1) for whole in head.shape]
+    frame = [2 * at / span - 1 for at, span in zip((top / fold, left / fold, *last), (*spans, *spans))]
+    return part, np.array(frame, np.float32)
 
 
 def learning_rate(step: int, settings: DenoiserTraining) -> float:
@@ -205,6 +251,11 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     """Settings of the chosen network with what follows from the data and the recipe filled in; `UserError` where they
     do not fit one another or slices of `size` pixels."""
     condition = 1 if settings.position else 0
+    multiple = settings.unet.multiple if settings.network == "unet" else 2 ** (len(settings.ncsnpp.multipliers) - 1)
+    if any(side < 0 or side > size or side % multiple for side in settings.crop):
+        raise UserError(
+            f"--crop {settings.crop[0]} {settings.crop[1]}: must be multiples of {multiple} up to {size}, or 0 for all"
+        )
     if settings.network == "unet":
         shape = settings.unet
         if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
@@ -340,10 +391,11 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
         for step, batch in batches.ahead(first, settings.steps):
             batch = {k: v.to(process.device, non_blocking=True) for k, v in batch.items()}
             condition = position_condition(batch["position"]) if settings.position else None
+            frame = batch["frame"] if any(settings.crop) else None
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
             optimizer.zero_grad(set_to_none=True)
-            loss, plain = model(batch["clean"], batch["noise"], batch["sigma"], batch["wanted"], condition)
+            loss, plain = model(batch["clean"], batch["noise"], batch["sigma"], batch["wanted"], condition, frame)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
             norm_value = float(_full(norm))
