@@ -5,7 +5,8 @@
 RUN is a folder of `slicewise generate` (its volumes before calibration are measured too, where it keeps them);
 --held-out is a prepared store of heads that the checkpoint has not seen, all of which are used; --train is the store it
 was trained on. Prints Markdown and writes release.png, generated and held-out heads side by side. Volumes pass through
-one at a time. Fréchet distances need the extractor's packages (see `slicewise.metrics.features`).
+one at a time. Fréchet distances need the extractor's packages (see `slicewise.metrics.features`). For copies of
+training heads see `slicewise evaluate --train`.
 """
 
 import argparse
@@ -21,10 +22,10 @@ from rich.console import Console
 from rich.progress import track
 
 from slicewise.checkpoint import load_model
-from slicewise.data.store import Record, Store, open_store
+from slicewise.data.store import open_store
 from slicewise.errors import UserError
 from slicewise.generate import results
-from slicewise.hu import BRAIN, WHOLE, Window, to_unit
+from slicewise.hu import BRAIN, WHOLE, Window
 from slicewise.metrics.features import PLANES, Extractor, efficientnet_lite0, plane_features
 from slicewise.metrics.frechet import bootstrap_interval, frechet_of_features, real_floor
 from slicewise.metrics.reference import VolumeStats, measure
@@ -38,19 +39,17 @@ SIZE_TARGET_MB = 25.0
 WINDOWS = {"whole range": WHOLE, "brain window": BRAIN}
 TISSUES = {"csf": "CSF", "grey": "grey matter", "white": "white matter", "brain": "whole brain"}
 FREQUENCIES = np.arange(0.02, 0.26, 0.01)  # per mm
-COMPARED_PIXELS = 64  # per side, for the search of copies: coarse enough that noise does not hide a copy
 
 
 @dataclass
 class Survey:
     """What is kept of a set of volumes: `stats` and `spectra` (normalised NPS at `FREQUENCIES`, times frequency) one a
-    volume, features of middle slices (n, d) by plane and window, middle axial slices (n, pixels) by window."""
+    volume, features of middle slices (n, d) by plane and window."""
 
     stats: list[VolumeStats] = field(default_factory=list)
     spectra: list[np.ndarray] = field(default_factory=list)
     slices: list[int] = field(default_factory=list)
     features: dict[tuple[str, Window], list[np.ndarray]] = field(default_factory=dict)
-    middles: dict[Window, list[np.ndarray]] = field(default_factory=dict)
 
     def add(self, volume: Volume, extractor: Extractor, anatomy: bool = True) -> None:
         """Measure one volume; without `anatomy` its features only."""
@@ -64,9 +63,6 @@ class Survey:
         if len(f):
             weight = np.interp(FREQUENCIES, f, power * f)
             self.spectra.append(weight / weight.sum())
-        for window in WINDOWS.values():
-            middle = volume.hu[len(volume.hu) // 2 : len(volume.hu) // 2 + 1]
-            self.middles.setdefault(window, []).append(pictures(middle, window)[0])
 
     def scalar(self, name: str) -> np.ndarray:
         values = np.array([s.scalars[name] for s in self.stats])
@@ -78,32 +74,6 @@ class Survey:
     @property
     def steps(self) -> list[np.ndarray]:
         return [s.steps for s in self.stats if s.steps.size]
-
-
-def pictures(hu: np.ndarray, window: Window) -> np.ndarray:
-    """Slices (Z, Y, X) in a window, averaged to about 64 pixels a side, of zero mean and unit norm: (Z, pixels); slices
-    in which nothing differs become zero."""
-    f = max(1, hu.shape[1] // COMPARED_PIXELS)
-    y, x = hu.shape[1] // f, hu.shape[2] // f
-    small = to_unit(hu, window)[:, : y * f, : x * f].reshape(len(hu), y, f, x, f).mean(axis=(2, 4)).reshape(len(hu), -1)
-    small -= small.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(small, axis=1, keepdims=True)
-    return np.where(norm > 1e-3, small / np.maximum(norm, 1e-3), 0.0)
-
-
-def nearest(
-    surveys: dict[str, Survey], store: Store, records: Iterable[Record]
-) -> dict[tuple[str, Window], np.ndarray]:
-    """Largest correlation of every middle slice with any slice of the training volumes, (n,) by set and window."""
-    found = {(n, w): np.full(len(s.middles[w]), -1.0) for n, s in surveys.items() for w in WINDOWS.values()}
-    for record in records:
-        hu = np.asarray(store.hu(record))
-        for window in WINDOWS.values():
-            training = pictures(hu, window)
-            for name, survey in surveys.items():
-                best = (training @ np.stack(survey.middles[window]).T).max(axis=0)
-                found[name, window] = np.maximum(found[name, window], best)
-    return found
 
 
 def mean_sd(values: np.ndarray, digits: int = 2) -> str:
@@ -207,26 +177,6 @@ def frechet_table(sets: dict[str, Survey], train: Survey | None) -> str:
     return table(head, rows)
 
 
-def copies_table(found: dict[tuple[str, Window], np.ndarray]) -> str:
-    rows = []
-    for title, window in WINDOWS.items():
-        made, real = found["generated", window], found["held-out", window]
-        above = np.mean(made > real.max())
-        rows.append(
-            [
-                title,
-                mean_sd(made, 3),
-                f"{made.max():.3f}",
-                mean_sd(real, 3),
-                f"{real.max():.3f}",
-                f"{above:.0%}",
-            ]
-        )
-    head = ["window", "generated, mean ± SD", "largest of them", "held-out, mean ± SD", "largest of them"]
-    head.append("generated above the largest of held-out")
-    return table(head, rows)
-
-
 def targets_table(sets: dict[str, Survey], size_mb: float) -> str:
     held, final = sets["held-out"], sets["generated"]
     rows = []
@@ -294,7 +244,7 @@ def main() -> None:
         held.add(held_store.volume(r), extractor)
     final, raw = survey_run(options.generated, count, extractor)
     sets = {"held-out": held, "generated": final} | ({"before calibration": raw} if raw else {})
-    train, copies = None, None
+    train = None
     if options.train:
         train_store = open_store(options.train)
         records = train_store.select("train")
@@ -307,8 +257,6 @@ def main() -> None:
         some = records[: options.train_count]
         for r in watched(some, len(some), "training"):
             train.add(train_store.volume(r), extractor, anatomy=False)
-        searched = watched(records, len(records), "nearest")
-        copies = nearest({"generated": final, "held-out": held}, train_store, searched)
 
     settings = about["settings"]
     name, step = metas[0].get("name", options.checkpoint.name), metas[0].get("step")
@@ -322,12 +270,6 @@ def main() -> None:
     print(f"\n{tissue_table(sets)}\n")
     print(f"Fréchet distance of the middle slices' features; extractor: {extractor.name}.\n")
     print(frechet_table(sets, train))
-    if copies is not None:
-        print(
-            "\nSearch for copies: largest correlation of each volume's middle axial slice with any slice of the "
-            f"{len(records)} training volumes ({COMPARED_PIXELS} pixels a side; a copy has 1).\n"
-        )
-        print(copies_table(copies))
     pairs = [v for _, _, v in islice(results(options.generated, count), 3)]
     shown = pairs + [held_store.volume(r) for r in held_records[: len(pairs)]]
     titles = [f"generated {i}" for i in range(len(pairs))] + [f"held-out {i}" for i in range(len(pairs))]
