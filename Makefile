@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/slicewise demo --out runs/demo
 
 test: $(VENV)/.installed-test tools
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests bench studies
