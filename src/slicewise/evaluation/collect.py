@@ -5,7 +5,7 @@ evaluation reads instead of computing, and one that was stopped goes on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -234,9 +234,12 @@ def stream_sets(sides: Sequence[Side], work: Work, bar: Any) -> Voxels:
     before: list[np.ndarray] = []
     with ThreadPoolExecutor(1) as pool:
         streams = [_measured(side, work, pool, bar) for side in sides]
+        pairs: list[Future[None]] = []  # of the batch before, compared while features of this one are computed
         while True:
             real, synth = (list(islice(stream, batch)) for stream in streams)
             if not real and not synth:
+                for pair in pairs:
+                    pair.result()
                 return voxels
             assert work.frame is not None
             for window in work.settings.windows:
@@ -246,8 +249,12 @@ def stream_sets(sides: Sequence[Side], work: Work, bar: Any) -> Voxels:
                 if number % 2 and len(before) == len(real) == batch:
                     old = _flat(before, work.frame, window)
                     voxels.floor.setdefault(window, []).append(batch_mmd2(old, x))
-            for side, volumes in zip(sides, (real, synth)):
-                _pair_similarity(side.title, volumes, work, voxels)
+            for pair in pairs:
+                pair.result()
+            pairs = [
+                pool.submit(_pair_similarity, side.title, volumes, work, voxels)
+                for side, volumes in zip(sides, (real, synth))
+            ]
             before, number = real, number + 1
 
 

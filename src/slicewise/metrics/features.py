@@ -155,6 +155,7 @@ def efficientnet_lite0() -> Extractor:
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     _fuse_norms(network.eval())
+    _spare_copies(network)
     return Extractor(
         name="EfficientNet-Lite0 (ImageNet), 1280 pooled features, 224 x 224, antialiased bilinear",
         size=224,
@@ -179,6 +180,19 @@ def _fuse_norms(network: Any) -> None:
     for module, conv, norm in pairs:
         setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
         setattr(module, norm, Identity())
+
+
+def _spare_copies(network: Any) -> None:
+    """Let convolutions pad where they pad alike on all sides, and activations work in place: the same features without
+    two copies of every layer."""
+    from torch.nn import Identity, ReLU6
+
+    for module in network.modules():
+        left, right, top, bottom = getattr(getattr(module, "static_padding", None), "padding", (0, 1, 0, 0))
+        if left == right == top == bottom:
+            module.padding, module.static_padding = (top, left), Identity()
+        if isinstance(module, ReLU6):
+            module.inplace = True
 
 
 def plane_features(

@@ -5,6 +5,7 @@ disk under the hash of the volume.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -103,18 +104,28 @@ def all_features(
     batch: int = BATCH,
 ) -> dict[tuple[str, Window], Features]:
     """Features of the chosen slices (see `chosen_slices`) in every plane and window; of planes that are not in `whole`
-    the middle slice alone."""
-    found = {}
-    for plane in planes:
+    the middle slice alone.
+
+    Planes and windows are spread over threads that compute alone: pictures are too small to share one among several.
+    """
+    import torch
+
+    def features(key: tuple[str, Window]) -> Features:
+        plane, window = key
         indices, middle = chosen_slices(volume, plane, step_mm)
         if plane not in whole:
             indices, middle = [indices[middle]], 0
-        sections = [plane_slice(volume, plane, i) for i in indices]
-        for window in windows:
-            pictures = [windowed(section, window) for section in sections]
-            rows = [extractor(pictures[first : first + batch]) for first in range(0, len(pictures), batch)]
-            found[plane, window] = Features(np.concatenate(rows), middle, np.array(indices))
-    return found
+        pictures = [windowed(plane_slice(volume, plane, i), window) for i in indices]
+        rows = [extractor(pictures[first : first + batch]) for first in range(0, len(pictures), batch)]
+        return Features(np.concatenate(rows), middle, np.array(indices))
+
+    keys = [(plane, window) for plane in planes for window in windows]
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return dict(zip(keys, pool.map(features, keys)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def feature_names(plane: str, window: Window) -> tuple[str, str, str]:

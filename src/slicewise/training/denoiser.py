@@ -207,14 +207,14 @@ def crop(hu: np.ndarray, sides: tuple[int, int], fold: int, rng: np.random.Gener
     hu (K, rows, columns), and float32 (4,): its top, left, bottom and right, where the whole spans -1 … 1 between the
     centres of its first and last `fold` pixels.
     """
-    head = (hu > AIR_HU).any(axis=0)
+    head = np.any(hu > AIR_HU, axis=0)
     firsts = []
     for axis, side in enumerate(sides):
         spare = head.shape[axis] - side
         if not side or not spare:
             firsts.append(0)
             continue
-        seen = np.flatnonzero(head.any(axis=1 - axis))
+        seen = np.flatnonzero(np.any(head, axis=1 - axis))
         begin, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, head.shape[axis])
         low, high = sorted((end - side, begin))
         low, high = -(-max(0, low) // fold), min(spare, high) // fold
