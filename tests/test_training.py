@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slicewise.checkpoint import load_denoiser, load_model
+from slicewise.data.stacks import crop
 from slicewise.data.store import Store
 from slicewise.diffusion.loss import WindowTask, weighted_errors
 from slicewise.diffusion.precondition import c_skip
@@ -27,7 +28,6 @@ from slicewise.networks.unet import UNet, UNetConfig, _coordinates
 from slicewise.training.denoiser import (
     Batches,
     DenoiserTraining,
-    crop,
     learning_rate,
     train_denoiser,
     training_windows,

@@ -8,7 +8,7 @@ import numpy as np
 
 from slicewise.data.store import Record, Store
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN, HUScale
+from slicewise.hu import AIR_HU, HU_MIN, HUScale
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,43 @@ class Windows:
             if 0 <= z < record.shape[0] - record.vertex_slice:
                 window[k] = hu[z + record.vertex_slice]
         return window, last * record.spacing_mm[0]
+
+
+def crop(hu: np.ndarray, sides: tuple[int, int], fold: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A part of a window, and its frame.
+
+    Parameters
+    ----------
+    hu : (K, H, W).
+    sides : rows and columns of the part; 0 takes all. Along each axis it holds the head, or lies within it where the
+        head is longer, and is random beyond that.
+    fold : pixels whose multiple the part's first row and column are.
+    rng : drawn from only where there is something to cut.
+
+    Returns
+    -------
+    hu (K, rows, columns), and float32 (4,): its top, left, bottom and right, where the whole spans -1 … 1 between the
+    centres of its first and last `fold` pixels.
+    """
+    head = np.any(hu > AIR_HU, axis=0)
+    firsts = []
+    for axis, side in enumerate(sides):
+        spare = head.shape[axis] - side
+        if not side or not spare:
+            firsts.append(0)
+            continue
+        seen = np.flatnonzero(np.any(head, axis=1 - axis))
+        begin, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, head.shape[axis])
+        low, high = sorted((end - side, begin))
+        low, high = -(-max(0, low) // fold), min(spare, high) // fold
+        firsts.append(fold * int(rng.integers(low, max(low, high) + 1)))
+    shape = tuple(side or whole for side, whole in zip(sides, head.shape))
+    top, left = firsts
+    part = hu[:, top : top + shape[0], left : left + shape[1]]
+    last = [(first + side) / fold - 1 for first, side in zip(firsts, shape)]
+    spans = [max(1, whole / fold - 1) for whole in head.shape]
+    frame = [2 * at / span - 1 for at, span in zip((top / fold, left / fold, *last), (*spans, *spans))]
+    return part, np.array(frame, np.float32)
 
 
 def training_windows(store: Store, split: str, slices: int) -> Windows:

@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from slicewise import checkpoint
 from slicewise.checkpoint import Denoiser, Recipe, build_network, position_condition, save_model
-from slicewise.data.stacks import Windows, root_mean_square, training_windows
+from slicewise.data.stacks import Windows, crop, root_mean_square, training_windows
 from slicewise.data.store import Store
 from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
-from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, VALIDATION, generator
+from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, generator
 from slicewise.diffusion.precondition import c_noise, posterior
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
-from slicewise.hu import AIR_HU, BRAIN, HUScale
+from slicewise.hu import BRAIN, HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.networks.ncsnpp import NCSNppConfig
 from slicewise.networks.unet import UNet, UNetConfig
@@ -44,9 +44,7 @@ from slicewise.training.engine import (
     processes,
     write_environment,
 )
-
-# Noise levels of the validation table, from below the scan's own noise to pure noise.
-VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
+from slicewise.training.validation import validate
 
 
 @dataclass(frozen=True)
@@ -189,43 +187,6 @@ class Batches:
                 batch = following.result()
                 following = pool.submit(self.make, step + 1) if step + 1 < last else None
                 yield step, batch
-
-
-def crop(hu: np.ndarray, sides: tuple[int, int], fold: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A part of a window, and its frame.
-
-    Parameters
-    ----------
-    hu : (K, H, W).
-    sides : rows and columns of the part; 0 takes all. Along each axis it holds the head, or lies within it where the
-        head is longer, and is random beyond that.
-    fold : pixels whose multiple the part's first row and column are.
-    rng : drawn from only where there is something to cut.
-
-    Returns
-    -------
-    hu (K, rows, columns), and float32 (4,): its top, left, bottom and right, where the whole spans -1 … 1 between the
-    centres of its first and last `fold` pixels.
-    """
-    head = np.any(hu > AIR_HU, axis=0)
-    firsts = []
-    for axis, side in enumerate(sides):
-        spare = head.shape[axis] - side
-        if not side or not spare:
-            firsts.append(0)
-            continue
-        seen = np.flatnonzero(np.any(head, axis=1 - axis))
-        begin, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, head.shape[axis])
-        low, high = sorted((end - side, begin))
-        low, high = -(-max(0, low) // fold), min(spare, high) // fold
-        firsts.append(fold * int(rng.integers(low, max(low, high) + 1)))
-    shape = tuple(side or whole for side, whole in zip(sides, head.shape))
-    top, left = firsts
-    part = hu[:, top : top + shape[0], left : left + shape[1]]
-    last = [(first + side) / fold - 1 for first, side in zip(firsts, shape)]
-    spans = [max(1, whole / fold - 1) for whole in head.shape]
-    frame = [2 * at / span - 1 for at, span in zip((top / fold, left / fold, *last), (*spans, *spans))]
-    return part, np.array(frame, np.float32)
 
 
 def learning_rate(step: int, settings: DenoiserTraining) -> float:
@@ -419,7 +380,13 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
                 raise KeyboardInterrupt
             if settings.validate_every and (done % settings.validate_every == 0 or done == settings.steps):
                 ema.swap(parameters)
-                bands = validate(Denoiser(network, recipe, {}, core), store, settings)
+                bands = validate(
+                    Denoiser(network, recipe, {}, core),
+                    store,
+                    settings.validation_windows,
+                    settings.batch,
+                    settings.seed,
+                )
                 ema.swap(parameters)
                 if log:
                     log.write(step=done, validation=bands)
@@ -435,59 +402,6 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-@torch.no_grad()
-def validate(denoiser: Denoiser, store: Store, settings: DenoiserTraining) -> list[dict[str, float | None]]:
-    """Error of the denoised last slice by noise level, on fixed windows and noise, its predecessors known.
-
-    Each row: sigma; head_rmse_hu over voxels above -500 HU; brain_rmse_hu and brain_bias_hu over voxels whose true HU
-    lies in [0, 60]; None where the windows hold no such voxel.
-    """
-    split = "val" if store.select("val") else "train"
-    windows = training_windows(store, split, denoiser.recipe.slices)
-    k, scale = denoiser.recipe.slices, denoiser.recipe.scale
-    device = next(denoiser.network.parameters()).device
-    rng = generator(settings.seed, 0, 0, 0, VALIDATION)
-    chosen = rng.integers(0, len(windows), settings.validation_windows)
-    denoiser.network.eval()
-    rows: list[dict[str, float | None]] = []
-    for level in VALIDATION_SIGMAS:
-        head, brain = [], []
-        for first in range(0, len(chosen), settings.batch):
-            read = [windows.read(int(i)) for i in chosen[first : first + settings.batch]]
-            hu = np.stack([r[0] for r in read])
-            position = torch.tensor([r[1] for r in read], device=device)
-            clean = torch.from_numpy(scale.encode(hu)).to(device)
-            noise = generator(settings.seed, first, 1, 0, VALIDATION).standard_normal(hu.shape, np.float32)
-            sigma = torch.full((len(read), k), level, dtype=torch.float64, device=device)
-            if not denoiser.recipe.joint:
-                sigma[:, :-1] = denoiser.recipe.sigma_min
-            noisy = clean + sigma.float()[:, :, None, None] * torch.from_numpy(noise).to(device)
-            denoised = scale.decode(denoiser(noisy, sigma, position)[:, -1].cpu().numpy())
-            error = denoised - hu[:, -1]
-            head.append(error[hu[:, -1] > AIR_HU])
-            brain.append(error[(hu[:, -1] >= 0) & (hu[:, -1] <= 60)])
-        rows.append(
-            {
-                "sigma": level,
-                "head_rmse_hu": _rms(head),
-                "brain_rmse_hu": _rms(brain),
-                "brain_bias_hu": _mean(brain),
-            }
-        )
-    denoiser.network.train()
-    return rows
-
-
-def _rms(parts: list[np.ndarray]) -> float | None:
-    joined = np.concatenate(parts)
-    return round(float(np.sqrt(np.mean(joined**2))), 3) if joined.size else None
-
-
-def _mean(parts: list[np.ndarray]) -> float | None:
-    joined = np.concatenate(parts)
-    return round(float(np.mean(joined)), 3) if joined.size else None
 
 
 def _recipe_of_run(state: Path, meta: dict[str, Any], recipe: Recipe, settings: DenoiserTraining) -> Recipe:
