@@ -236,12 +236,13 @@ def main(*argv: object) -> int:
 
 
 class Cutter:
-    """A TCP relay to a port that closes, or stalls, a connection once so many bytes went `up` or `down` through all."""
+    """A TCP relay to a port that closes, or stalls, a connection once so many bytes went `up` or `down` through all.
+    It listens on a port of its own, or the one given (`at`)."""
 
-    def __init__(self, port: int, limit: int, down: bool, stall: bool = False, times: int = 1) -> None:
+    def __init__(self, port: int, limit: int, down: bool, stall: bool = False, times: int = 1, at: int = 0) -> None:
         self.target, self.limit, self.down, self.stall, self.times = port, limit, down, stall, times
         self.passed = self.cuts = 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.create_server(("127.0.0.1", at))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -251,7 +252,11 @@ class Cutter:
                 client, _ = self.listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self.target))
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:  # nobody listens there, so nobody does here
+                client.close()
+                continue
             for source, sink, counts in ((client, server, not self.down), (server, client, self.down)):
                 threading.Thread(target=self._relay, args=(source, sink, counts), daemon=True).start()
 
@@ -273,6 +278,14 @@ class Cutter:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+
+    def __enter__(self) -> "Cutter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the port, which `close` alone does not while `accept` waits on it."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
 
     def url(self, url: str) -> str:
         """The address of a peer, through the relay."""
@@ -316,6 +329,29 @@ def test_a_pull_that_is_cut_shows_no_half_series_and_goes_on(servers, tmp_path, 
     report = pull(url, Query(patient=patient), tmp_path / "out", ONCE)
     assert (report.fetched, report.there_before) == (SLICES - len(kept), len(kept))
     assert datasets(tmp_path / "out") == datasets(tmp_path / "many") and len(files(tmp_path / "out")) == SLICES
+
+
+@pytest.mark.parametrize("url", [ORTHANC, DCMTK], ids=["orthanc", "dcmtk"])
+def test_a_move_that_is_cut_shows_no_half_series_and_goes_on(servers, tmp_path, url):
+    """By C-MOVE the images come over an association that the peer opens to us: it is that one which is cut."""
+    patient = make_series(tmp_path / "many", f"move-{url}", size=128)
+    push([tmp_path / "many"], url, ONCE)
+    behind = PeerSettings(retries=0, timeout_s=20, receive_port=11300)
+    with Cutter(11300, limit=110_000, down=False, at=peers.MOVE_PORT) as relay:
+        with pytest.raises(UserError, match="run it again later to go on"):
+            pull(url, Query(patient=patient), tmp_path / "out", behind)
+        assert relay.cuts == 1
+    kept = files(tmp_path / "out")
+    assert 0 < len(kept) < SLICES and all("/." in name and not name.endswith(".tmp") for name in kept)
+    report = pull(url, Query(patient=patient), tmp_path / "out", MOVE)
+    assert (report.fetched, report.there_before) == (SLICES - len(kept), len(kept))
+    assert datasets(tmp_path / "out") == datasets(tmp_path / "many") and len(files(tmp_path / "out")) == SLICES
+    # And one run gets over a cut by itself.
+    again = PeerSettings(retries=5, backoff_s=0.01, timeout_s=5, receive_port=11300)
+    with Cutter(11300, limit=110_000, down=False, at=peers.MOVE_PORT) as relay:
+        pull(url, Query(patient=patient), tmp_path / "again", again)
+        assert relay.cuts == 1
+    assert datasets(tmp_path / "again") == datasets(tmp_path / "many")
 
 
 @pytest.mark.parametrize("way", PORTS)

@@ -167,6 +167,11 @@ class DimsePeer:
             if missing and not problems:
                 # Some peers send over the first context of the kind, be its transfer syntax the file's or not.
                 self._get(_identifiers(series, missing, False), kinds, RECEIVED[1:], handlers)
+        except UserError:
+            if 0 < len(missing) < len(wanted):
+                # It takes such requests, as it had begun: Orthanc ends a C-MOVE so (C000H) whose association was cut.
+                raise PeerUnavailable(f"the peer broke off after {len(wanted) - len(missing)} images") from None
+            raise
         finally:
             if problems:
                 raise problems[0]
