@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -316,7 +316,12 @@ class DimsePeer:
             max_pdu=0,
             ext_neg=[*roles, *self._identity()],
             tls_args=(self._client_tls(), address.host) if address.scheme == "dicoms" else None,
-            evt_handlers=[*handlers, (evt.EVT_PDU_RECV, on_pdu)],
+            evt_handlers=[
+                *handlers,
+                (evt.EVT_PDU_RECV, on_pdu),
+                (evt.EVT_CONN_OPEN, _unbuffered),
+                (evt.EVT_DATA_SENT, _acknowledge_at_once),
+            ],
         )
         association.unbind(evt.EVT_PDU_RECV, on_pdu)
         if not association.is_established:
@@ -407,6 +412,20 @@ def _keys(level: str, **keys: Any) -> Dataset:
     for keyword, value in {unique: "", **keys}.items():
         setattr(asked, keyword, value)
     return asked
+
+
+def _unbuffered(event: Any) -> None:
+    """Have no message wait on another's acknowledgement. The last piece of ours would be kept back until the peer
+    acknowledges the others (RFC 896), the second piece of its answer until we acknowledge the first; and either may put
+    that off for 40 ms (RFC 1122, 4.2.3.2), which is most of the time that an image takes."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _acknowledge_at_once(event: Any) -> None:
+    """The other half of `_unbuffered`, which Linux forgets, so that it is said anew for each answer."""
+    if hasattr(socket, "TCP_QUICKACK"):
+        with suppress(OSError):  # closed meanwhile
+            event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _identifiers(series: RemoteSeries, uids: Iterable[str], whole: bool) -> list[Dataset]:
