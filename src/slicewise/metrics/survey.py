@@ -106,26 +106,40 @@ def all_features(
     """Features of the chosen slices (see `chosen_slices`) in every plane and window; of planes that are not in `whole`
     the middle slice alone.
 
-    Planes and windows are spread over threads that compute alone: pictures are too small to share one among several.
+    They are spread over threads that compute alone, a few pictures at a time: pictures are too small to share one among
+    several, planes and windows too few to come out even.
     """
     import torch
 
-    def features(key: tuple[str, Window]) -> Features:
-        plane, window = key
-        indices, middle = chosen_slices(volume, plane, step_mm)
-        if plane not in whole:
-            indices, middle = [indices[middle]], 0
-        pictures = [windowed(plane_slice(volume, plane, i), window) for i in indices]
-        rows = [extractor(pictures[first : first + batch]) for first in range(0, len(pictures), batch)]
-        return Features(np.concatenate(rows), middle, np.array(indices))
+    chosen = {plane: chosen_slices(volume, plane, step_mm) for plane in planes}
+    for plane in set(planes) - set(whole):
+        indices, middle = chosen[plane]
+        chosen[plane] = [indices[middle]], 0
+    parts = [
+        (plane, window, chosen[plane][0][first : first + batch])
+        for plane in planes
+        for window in windows
+        for first in range(0, len(chosen[plane][0]), batch)
+    ]
 
-    keys = [(plane, window) for plane in planes for window in windows]
+    def rows(plane: str, window: Window, indices: Sequence[int]) -> np.ndarray:
+        return extractor([windowed(plane_slice(volume, plane, i), window) for i in indices])
+
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return dict(zip(keys, pool.map(features, keys)))
+            found = list(pool.map(rows, *zip(*parts)))
     finally:
         torch.set_num_threads(threads)
+    return {
+        (plane, window): Features(
+            np.concatenate([r for (p, w, _), r in zip(parts, found) if (p, w) == (plane, window)]),
+            chosen[plane][1],
+            np.array(chosen[plane][0]),
+        )
+        for plane in planes
+        for window in windows
+    }
 
 
 def feature_names(plane: str, window: Window) -> tuple[str, str, str]:
