@@ -122,26 +122,33 @@ def test_pc_noisy_leaves_its_noise_in_the_slice():
 
 
 def test_a_chain_ends_when_every_head_has_ended_and_air_before_the_vertex_is_no_end():
-    """Two volumes: the first shows its head at slices 1 and 2, the second at 0 to 3."""
+    """Two volumes: the first shows a speck at slice 0 and its head at slices 2 to 6, the second its head at 0 to 7."""
 
     def answer(hu, mm):
         at = round(float(mm[0]) / DZ)
-        shown = [at in (1, 2), at in (0, 1, 2, 3)]
+        shown = [at in (0, 2, 3, 4, 5, 6), at <= 7]
         return np.array([40 if s else -1000 for s in shown])[:, None, None, None]
 
-    found = _run(Known(answer), FAST, volumes=(0, 1))
-    assert len(found) == 5, "one slice of air after the longer head"
-    assert [len(trim(found[:, i])) for i in (0, 1)] == [2, 4]
+    recipe = replace(RECIPE, max_slices=20)
+    found = _run(Known(answer, recipe), FAST, volumes=(0, 1))
+    assert len(found) == 9, "one slice of air after the longer head"
+    assert [len(trim(found[:, i])) for i in (0, 1)] == [5, 8]
     assert (trim(found[:, 0]) == 40).all() and (trim(found[:, 1]) == 40).all()
-    assert len(_run(Known(answer), replace(FAST, slices=2), volumes=(0, 1))) == 2, "as many as asked for"
+    assert len(_run(Known(answer, recipe), replace(FAST, slices=2), volumes=(0, 1))) == 2, "as many as asked for"
 
 
 def test_a_model_of_a_window_sees_its_head_end_although_its_air_is_as_dense_as_the_window():
-    recipe = replace(RECIPE, scale=HUScale(-10, 70))
-    known = Known(lambda hu, mm: np.full_like(hu, 40 if round(float(mm[0]) / DZ) in (1, 2) else -1000), recipe)
+    recipe = replace(RECIPE, scale=HUScale(-10, 70), max_slices=20)
+    known = Known(lambda hu, mm: np.full_like(hu, 40 if 1 <= round(float(mm[0]) / DZ) <= 5 else -1000), recipe)
     found = _run(known, FAST)
-    assert len(found) == 4 and [int(s.min()) for s in found] == [-10, 40, 40, -10]
-    assert len(trim(found[:, 0], most=recipe.scale.air)) == 2
+    assert [int(s.min()) for s in found] == [-10, *[40] * 5, -10]
+    assert len(trim(found[:, 0], most=recipe.scale.air)) == 5
+
+
+def test_a_head_that_began_with_a_real_slice_ends_at_the_first_slice_of_air():
+    known = Known(lambda hu, mm: np.full_like(hu, 40 if round(float(mm[0]) / DZ) <= 2 else -1000))
+    found = _run(known, FAST, start=_flat([40, 40]), start_mm=DZ)
+    assert len(found) == 2 and len(trim(found[:, 0], begun=True)) == 1
 
 
 def test_a_head_that_does_not_end_stops_one_slice_after_the_longest_known():
@@ -153,9 +160,11 @@ def test_trim():
     speck = air.copy()
     speck[0, 0] = 40  # 1 of 64 pixels is more than 0.5 %
     assert is_air(np.stack([air, head, speck])).tolist() == [True, False, False]
-    stack = np.stack([air, head, head, air, head])
-    assert np.array_equal(trim(stack), stack[1:3])
+    stack = np.stack([air, head, head, air, *[head] * 5, air, *[head] * 6])
+    assert np.array_equal(trim(stack), stack[4:9]), "the first of five or more"
+    assert np.array_equal(trim(stack[:4]), stack[1:3]) and np.array_equal(trim(stack[:8]), stack[4:8])
     assert len(trim(stack[1:3])) == 2 and len(trim(stack[:1])) == 1
+    assert len(trim(stack[2:4])) == 2, "a single slice is no volume"
     assert len(trim(stack, begun=True)) == 0 and len(trim(stack[1:], begun=True)) == 2
 
 

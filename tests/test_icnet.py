@@ -137,7 +137,7 @@ def test_batches_depend_on_seed_and_step_alone(store):
 
 @pytest.mark.parametrize("recipe, both_ways", [("paper", False), ("offset", True)])
 def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(store, recipe, both_ways):
-    settings = replace(SMALL, recipe=recipe, both_ways=both_ways, air_pairs=0.2, neighbour_error_hu=0.0)
+    settings = replace(SMALL, recipe=recipe, both_ways=both_ways, air_pairs=0.2, neighbour_error_hu=0.0, slight=0.0)
     records = store.select("train")
     unit = {r.id: training.to_unit(store.hu(r), training.ICNET) for r in records}
     x, target = draw_batch(store, records, settings, 3, 200)
@@ -165,6 +165,21 @@ def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(s
         assert upward == 0 and np.abs(offsets).max() < 1e-3
     else:
         assert 50 < upward < 120 and -20.01 < min(offsets) < -15 and 15 < max(offsets) < 20.01
+
+
+@pytest.mark.parametrize("recipe, share", [("offset", 0.7), ("paper", 0.0)])
+def test_a_share_of_slices_is_distorted_slightly(store, recipe, share):
+    records = store.select("train")
+    settings = replace(SMALL, recipe=recipe, air_pairs=0.0, slight=0.7)
+    whole, target = draw_batch(store, records, replace(settings, slight=0.0), 3, 300)
+    mixed, _ = draw_batch(store, records, settings, 3, 300)
+    moved = np.abs(whole[:, :1] - target).max((1, 2, 3)), np.abs(mixed[:, :1] - target).max((1, 2, 3))
+    unclipped = (np.abs(whole[:, :1]) < 1).sum((1, 2, 3)) == (np.abs(target) < 1).sum((1, 2, 3))
+    part = (moved[1] / moved[0])[unclipped]
+    slight = part < 0.5
+    assert np.count_nonzero(unclipped) > 100 and slight.mean() == pytest.approx(share, abs=0.12)
+    np.testing.assert_allclose(part[slight], 0.1, rtol=1e-3)
+    np.testing.assert_allclose(part[~slight], 1.0)
 
 
 def test_the_neighbour_drifts_as_far_as_it_is_said_to(store):

@@ -23,6 +23,8 @@ Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # A slice with less of its area denser than air than this is air: the head has ended.
 END_FRACTION = 0.005
+# Fewer slices in a row than this, with air on both sides, are specks before the head, not a head that has ended.
+SHORTEST = 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def chain(
     Yields
     ------
     int16 HU (B, H, W), in the order of generation. With `settings.slices == 0` the chain ends when every volume of the
-    batch has come to a slice of air (see `is_air`) or to one slice more than the longest volume trained on.
+    batch has come to a slice of air after a head (see `trim`) or to one slice more than the longest volume trained on.
     """
     recipe = denoiser.recipe
     step_mm = recipe.spacing_mm[0] * (1 if settings.direction == "down" else -1)
@@ -119,7 +121,7 @@ def chain(
         position = start_mm + step_mm
     limit = settings.slices or recipe.max_slices + 1
     sigmas = settings.sigmas(denoiser)
-    begun, ended = np.full(len(volumes), start is not None), np.zeros(len(volumes), bool)
+    run, ended = np.full(len(volumes), 0 if start is None else SHORTEST), np.zeros(len(volumes), bool)
     for index in range(limit):
         x = _sample_slice(denoiser, settings, sigmas, seed, volumes, index, before, position, device)
         hu = recipe.scale.decode(x)
@@ -128,8 +130,8 @@ def chain(
         slices = round_hu(hu)
         yield slices
         air = is_air(slices, recipe.scale.air)
-        begun |= ~air
-        ended |= begun & air
+        ended |= air & (run >= SHORTEST)
+        run = np.where(air, 0, run + 1)
         if settings.slices == 0 and ended.all():
             return
         before = [*before, slices][-(recipe.slices - 1) :]
@@ -142,14 +144,18 @@ def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
 
 
 def trim(hu: np.ndarray, begun: bool = False, most: float = AIR_HU) -> np.ndarray:
-    """The head in generated slices (Z, Y, X), in the order of generation: from the first that is not air (the very
-    first where the head had `begun` with a real slice) to the last before the next slice of air (see `is_air`)."""
+    """The head in generated slices (Z, Y, X), in the order of generation: the first `SHORTEST` or more in a row that
+    are not air (see `is_air`), or the most in a row there are; where the head had `begun` with a real slice, those up
+    to the first slice of air. Where that is fewer than two, which are no volume, and no head had begun, all slices."""
     air = is_air(hu, most)
-    if air.all() and not begun:
+    if begun:
+        return hu[: int(np.argmax(air))] if air.any() else hu
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], air, [True]]).astype(int)))
+    runs = list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+    heads = [run for run in runs if run[1] - run[0] >= SHORTEST] or sorted(runs, key=lambda run: run[0] - run[1])
+    if not heads or heads[0][1] - heads[0][0] < 2:
         return hu
-    first = 0 if begun else int(np.argmin(air))
-    ends = np.flatnonzero(air[first:])
-    return hu[first : first + int(ends[0])] if len(ends) else hu[first:]
+    return hu[slice(*heads[0])]
 
 
 def _sample_slice(
