@@ -395,6 +395,14 @@ def garble(path: Path) -> Path:
     return path
 
 
+def blank(path: Path, tag: bytes) -> Path:
+    """Zeros from within an element's value representation on, which leaves one that there is not."""
+    data = path.read_bytes()
+    start = data.index(tag) + 5
+    path.write_bytes(data[:start] + bytes(100) + data[start + 100 :])
+    return path
+
+
 def bad_inputs():
     plane = head(np.random.default_rng(1), 1, 64, 64)[0]
 
@@ -416,6 +424,7 @@ def bad_inputs():
         "truncated header": (lambda f: cut(one(f), 0.03), "x.dcm"),
         "truncated stream": (lambda f: cut(compressed(f), 0.8), "truncated"),
         "garbled stream": (lambda f: garble(compressed(f)), "cannot be decoded"),
+        "garbled series UID": (lambda f: blank(one(f), b"\x20\0\x0e\0UI"), "damaged header"),
         "text": (lambda f: (f / "x.dcm").write_text("hello " * 40), "not a DICOM file"),
         "empty file": (lambda f: (f / "x.dcm").write_bytes(b""), "not a DICOM file"),
         "no pixel data": (lambda f: one(f, PixelData=None), "pixel data missing"),

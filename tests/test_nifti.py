@@ -172,6 +172,26 @@ def test_bad_input_ends_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+@pytest.mark.parametrize("code, mm", [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (4, 1.0), (2 + 8, 1.0)])
+def test_every_code_of_the_spatial_unit(tmp_path, code, mm):
+    """Three bits, of which the format defines four values; time's unit is in the others."""
+    image = nib.Nifti1Image(all_codes(), np.diag([0.5 / mm, 0.75 / mm, 5.0 / mm, 1.0]))
+    image.header["xyzt_units"] = code
+    nib.save(image, tmp_path / "v.nii")
+    assert read_nifti(tmp_path / "v.nii").spacing == pytest.approx((5.0, 0.75, 0.5))
+
+
+@pytest.mark.parametrize("field, offset, value", [("scl_inter", 116, 2.0**31), ("vox_offset", 108, 1e30)])
+def test_numbers_beyond_whole_ones_in_a_header(tmp_path, field, offset, value):
+    nib.save(nib.Nifti1Image(all_codes(), np.eye(4)), tmp_path / "v.nii")
+    data = bytearray((tmp_path / "v.nii").read_bytes())
+    data[112:116], data[offset : offset + 4] = np.float32(1).tobytes(), np.float32(value).tobytes()
+    (tmp_path / "v.nii").write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_nifti(tmp_path / "v.nii")
+    assert "\n" not in str(caught.value)
+
+
 def test_bad_output(tmp_path):
     volume = Volume.regular(all_codes(), (5.0, 0.5, 0.75))
     (tmp_path / "file").write_text("")

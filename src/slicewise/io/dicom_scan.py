@@ -215,15 +215,15 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
                 header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
             except Exception as error:  # pydicom raises many kinds on a header that is cut or garbled
                 raise _Unfit(f"damaged header ({error})", damaged=True) from error
-            uid = _text(header, "SeriesInstanceUID")
             try:
+                uid = _text(header, "SeriesInstanceUID")
                 kinds = (_text(header, "SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID"))
                 if DICOMDIR in kinds:
                     return None
                 _check_kind(header)
                 pixels = _pixels(header, stream)
                 slices = list(_slices(path, header, pixels))
-                acquisition = _acquisition(header)
+                acquisition, notes = _acquisition(header), _notes(header)
             except (_Unfit, OSError):
                 raise
             except Exception as error:  # elements are parsed only now, and pydicom raises as many kinds
@@ -234,12 +234,17 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
         return LeftOut(path, f"cannot be read: {os.strerror(error.errno or 0)}", damaged=True)
     if not slices:
         return LeftOut(path, "localiser", series_uid=uid)
+    return acquisition, slices, notes
+
+
+def _notes(header: Dataset) -> tuple[str, ...]:
+    """What a user should know of the HU of an image."""
     notes: tuple[str, ...] = ()
     if _text(header, "LossyImageCompression") == "01":
         notes += ("lossy compression: HU are approximate",)
     if _text(header, "RescaleType") == "US":
         notes += ("Rescale Type is US (unspecified), taken as HU",)
-    return acquisition, slices, notes
+    return notes
 
 
 def _looks_like_dicom(stream: BinaryIO) -> bool:

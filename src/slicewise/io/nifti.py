@@ -23,7 +23,8 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AIR_BELOW_HU = -200
 # The most that gzip can shrink: a header that claims more than this many times the file's size is wrong.
 GZIP_LIMIT = 1032
-_MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+# By the code of the spatial unit: metre, millimetre, micrometre.
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 
 
 def is_nifti(path: Path | str) -> bool:
@@ -69,7 +70,8 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
     if not (image.header["sform_code"] or image.header["qform_code"]):
         notes.append("the header gives no orientation: taken as right, anterior, superior")
     affine = RAS_TO_LPS @ image.affine
-    affine[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    # Three bits of a byte (NIfTI-1, xyzt_units), of which nibabel knows not every value.
+    affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) % 8, 1.0)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if np.isfinite(spacing).all() and not 0.02 <= spacing.min() <= spacing.max() <= 50:
         raise UserError(f"{name}: voxels of {' x '.join(f'{v:g}' for v in spacing)} mm are absurd; repair the header")
@@ -140,10 +142,10 @@ def _values(name: str, image: Any) -> np.ndarray:
     """Voxel values: integers where the header's slope is 1 and its intercept whole, else float64."""
     try:
         raw = np.asanyarray(image.dataobj.get_unscaled())
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise UserError(f"{name}: truncated or damaged ({_one_line(error)}); copy it again") from error
     slope, intercept = image.dataobj.slope, image.dataobj.inter
-    if raw.dtype.kind in "iu" and slope == 1 and float(intercept).is_integer():
+    if raw.dtype.kind in "iu" and slope == 1 and float(intercept).is_integer() and abs(intercept) < 2**30:
         wide = raw.astype(np.int64) if raw.dtype.itemsize > 2 else raw.astype(np.int32)
         return wide + int(intercept) if intercept else wide
     return raw.astype(np.float64) * slope + intercept
