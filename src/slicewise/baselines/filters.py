@@ -9,8 +9,6 @@ from scipy import signal, special
 from torch import Tensor
 from torch.nn import functional as F
 
-from slicewise.baselines.style import separable
-
 
 def lowpass(taps: int, cutoff: float, half_width: float, rate: float) -> np.ndarray:
     """Kaiser-windowed sinc, float64 (taps,), summing to one: passes up to about `cutoff - half_width`, stops from about
@@ -49,18 +47,36 @@ def padding(size_in: int, size_out: int, up: int, down: int, taps_up: int, taps_
     return before, total - up * size_in - before
 
 
+def filter_matrix(taps: Tensor, count: int, up: int = 1, before: int = 0, after: int = 0, down: int = 1) -> Tensor:
+    """Along one axis, everything that a filter `taps` (n,) does to `count` samples as a matrix (m, count): `up` - 1
+    zeros between them, `before` and `after` more around (fewer than none: cut), the filter where it lies wholly inside,
+    every `down`-th sample of that."""
+    out = torch.arange((up * count + before + after - len(taps)) // down + 1, device=taps.device)
+    tap = up * torch.arange(count, device=taps.device) + before - down * out[:, None]
+    return torch.where((tap >= 0) & (tap < len(taps)), taps[tap.clamp(0, len(taps) - 1)], 0.0)
+
+
+def along_both(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, C, H, W) with `rows` (m, H) along the one axis and `columns` (n, W) along the other; (B, C, m, n).
+
+    Most of what a filter between zeros multiplies is zero. A dense product does more of it and is five times as fast,
+    as it reads and writes the large side once.
+    """
+    b, c = x.shape[:2]
+    wide = x.reshape(-1, x.shape[3]) @ columns.t()
+    return (rows @ wide.view(b * c, x.shape[2], -1)).view(b, c, len(rows), len(columns))
+
+
 def upsample(x: Tensor, up: int, taps: Tensor, before: int, after: int) -> Tensor:
     """Zeros between samples, padding, then the separable filter `taps` with gain `up` along each axis; (B, C, H, W)."""
-    b, c, h, w = x.shape
-    spread = x.new_zeros(b, c, h * up, w * up).contiguous(memory_format=torch.channels_last)
-    spread[:, :, ::up, ::up] = x
-    return separable(F.pad(spread, (before, after, before, after)), taps * up)
+    rows, columns = (filter_matrix(taps * up, side, up, before, after) for side in x.shape[2:])
+    return along_both(x, rows, columns)
 
 
 def downsample(x: Tensor, down: int, taps: Tensor) -> Tensor:
     """Filter with `taps`, separable (n,) or whole (n, n), and keep every `down`-th sample; (B, C, H, W)."""
     if taps.ndim == 1:
-        return separable(x, taps, down)
+        return along_both(x, *(filter_matrix(taps, side, down=down) for side in x.shape[2:]))
     c = x.shape[1]
     return F.conv2d(x, taps.expand(c, 1, *taps.shape), stride=down, groups=c)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slicewise.baselines.filters import as_tensor, downsample, lowpass, padding, radial_lowpass, upsample
-from slicewise.baselines.style import EqualLinear, Mapping, StyledConv, activate
+from slicewise.baselines.style import ACTIVATION_GAIN, SLOPE, EqualLinear, Mapping, StyledConv
 
 # Lowest cutoff and stop-band edge, cycles per image width, and how far beyond the Nyquist frequency of the image the
 # last stop band begins (appendix C).
@@ -196,5 +196,11 @@ class _Layer(nn.Module):
         self.pad = padding(before.size, band.size, self.up, self.down, len(up_taps), len(down_taps))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        x = self.conv(self.magnitude(x), w) + self.conv.bias[:, None, None]
-        return downsample(activate(upsample(x, self.up, self.up_taps, *self.pad)), self.down, self.down_taps)
+        x = (self.conv(self.magnitude(x), w) + self.conv.bias[:, None, None]) * ACTIVATION_GAIN
+        # The fine maps of a batch outgrow a CPU's caches, and what its allocator keeps.
+        parts = x.split(1 if x.device.type == "cpu" else len(x))
+        return torch.cat([self._activated(part) for part in parts])
+
+    def _activated(self, x: Tensor) -> Tensor:
+        fine = F.leaky_relu(upsample(x, self.up, self.up_taps, *self.pad), SLOPE, inplace=True)
+        return downsample(fine, self.down, self.down_taps)
