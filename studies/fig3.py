@@ -1,20 +1,22 @@
 """Figure 3: generated volumes as they come, after histogram matching, and after IC-Net.
 
-    python studies/fig3.py [--quick]
+    python studies/fig3.py [--quick] [--checkpoint release]
 
 Takes Figure 1's ASCII(2) with the paper's schedule (σ 0.001 – 1348, whole range) and IC-Net with the paper's recipe,
-both trained on the same number of slices. Histograms are matched to the seed slice, the first with soft tissue, and to
-the predecessor. Writes fig3.png (three planes of one volume), fig3.md and fig3.json.
+both trained on the same number of slices; with --checkpoint, that in place of the ASCII(2), as it is trained and as
+`slicewise generate` draws from it. Histograms are matched to the seed slice, the first with soft tissue, and to the
+predecessor. Writes fig3.png (three planes of one volume), fig3.md and fig3.json.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from fig5 import icnet
-from steps import arguments, command, drawn_schedule, held_out, write_results
+from steps import arguments, command, drawn, drawn_schedule, held_out, write_results
 
 from slicewise.calibrate import calibrate_volume, match_volume
-from slicewise.checkpoint import load_icnet
+from slicewise.checkpoint import load_denoiser, load_icnet
 from slicewise.hu import ICNET
 from slicewise.metrics.continuity import drift_slope
 from slicewise.metrics.reference import VolumeStats, measure
@@ -51,9 +53,15 @@ def row(stats: list[VolumeStats]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    study = arguments("fig3", __doc__, argv, shared="fig1")
+    study = arguments("fig3", __doc__, argv, shared="fig1", given_model=True)
+    if study.checkpoint:
+        study = replace(study, work=study.work.with_name("fig3"))  # its IC-Net is of another size
+        raw = list(drawn(study, "checkpoint", study.checkpoint))
+        source = f"the checkpoint {load_denoiser(study.checkpoint).meta.get('name', study.checkpoint.name)}"
+    else:
+        raw = drawn_schedule(study, SCHEDULE)
+        source = f"ASCII(2) (σ {SCHEDULE[0]:g} – {SCHEDULE[1]:g}, {study.budget.levels} levels, whole range)"
     net = load_icnet(icnet(study, "paper"))
-    raw = drawn_schedule(study, SCHEDULE)
     sets = {
         "as generated": raw,
         "matched to the seed slice": [match_volume(v, "seed", seed_slice(v)) for v in raw],
@@ -65,11 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for title, volumes in {"held-out heads": held_out(study), **sets}.items()
     }
     save_montage([volumes[0] for volumes in sets.values()], study.out / "fig3.png", list(sets))
-    caption = (
-        f"**Figure 3.** {len(raw)} volumes of ASCII(2) (σ {SCHEDULE[0]:g} – {SCHEDULE[1]:g}, {study.budget.levels} "
-        "levels, whole range) before and after calibration."
-    )
-    write_results(study, rows, caption)
+    write_results(study, rows, f"**Figure 3.** {len(raw)} volumes of {source} before and after calibration.")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from slicewise.ascii import ChainSettings
+from slicewise.checkpoint import load_denoiser
 from slicewise.data.phantom import SIZES, PhantomSettings
 from slicewise.data.phantom_store import store_phantoms
 from slicewise.data.resample import Grid, resample_volume
@@ -23,6 +24,7 @@ from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, generate, results
 from slicewise.hu import HUScale
 from slicewise.montage import write_whole
+from slicewise.release import DENOISER
 from slicewise.settings import fill, preset
 from slicewise.training.denoiser import DenoiserTraining, train_denoiser
 from slicewise.training.gan import GANTraining, train_gan
@@ -58,7 +60,8 @@ QUICK = Budget(size=64, heads=12, images=480, volumes=2, levels=6)
 
 @dataclass(frozen=True)
 class Study:
-    """Where a study works and writes, on what data (None: it makes heads of its own, with labels), with what budget."""
+    """Where a study works and writes, on what data (None: it makes heads of its own, with labels), with what budget;
+    and the checkpoint to draw from in place of one that it trains (None: it trains its own)."""
 
     name: str
     work: Path
@@ -67,6 +70,7 @@ class Study:
     budget: Budget
     seed: int
     device: str
+    checkpoint: Path | None = None
 
     @property
     def conditions(self) -> str:
@@ -76,21 +80,29 @@ class Study:
         origin = "procedural head phantoms" if phantoms else store.path.name
         count = b.heads if store is None else len(store.select("train"))
         return (
-            f"{origin}, {b.size} × {b.size} pixels, {count} training heads; every model saw {b.images} slices; "
-            f"seed {self.seed}."
+            f"{origin}, {b.size} × {b.size} pixels, {count} training heads; "
+            f"every {'other ' if self.checkpoint else ''}model saw {b.images} slices; seed {self.seed}."
         )
 
 
 def arguments(
-    name: str, description: str | None, argv: Sequence[str] | None = None, shared: str = "", stored: bool = True
+    name: str,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    shared: str = "",
+    stored: bool = True,
+    given_model: bool = False,
 ) -> Study:
     """The command line that every study has, as a `Study`; makes the heads where no store is given, and has none where
-    it takes none (`stored`). `shared` names a study whose models this one takes."""
+    it takes none (`stored`). `shared` names a study whose models this one takes, `given_model` says that it can draw
+    from a checkpoint instead."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="runs and volumes; kept between calls")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="figure and table")
     if stored:
         parser.add_argument("--store", type=Path, help="prepared store to take instead of phantoms")
+    if given_model:
+        parser.add_argument("--checkpoint", help="'release' or a file: draw from it, as it is trained, at its size")
     parser.add_argument("--quick", action="store_true", help="minutes on two cores: shows that it runs, proves nothing")
     for field, text in (("heads", "phantoms"), ("images", "slices seen by each model"), ("volumes", "drawn from each")):
         parser.add_argument(f"--{field}", type=int, help=text)
@@ -103,11 +115,15 @@ def arguments(
     given = {k: getattr(a, k) for k in ("heads", "images", "volumes", "levels", "size") if getattr(a, k) is not None}
     budget = replace(base, **given)
     work = a.work / ("quick" if a.quick else "full")
+    checkpoint = None
+    if given_model and a.checkpoint:
+        checkpoint = DENOISER if a.checkpoint == "release" else Path(a.checkpoint)
+        budget = replace(budget, size=load_denoiser(checkpoint).recipe.size)
     store = None
     if stored:
         store = open_store(a.store) if a.store else heads(work / f"heads-{budget.size}", budget.size, budget.heads)
         budget = replace(budget, size=store.records[0].shape[1])
-    return Study(name, work / (shared or name), a.out, store, budget, a.seed, a.device)
+    return Study(name, work / (shared or name), a.out, store, budget, a.seed, a.device, checkpoint)
 
 
 def command(main: Callable[[], None]) -> None:

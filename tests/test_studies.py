@@ -105,6 +105,18 @@ def test_figure_3_calibrates_the_volumes_of_figure_1_in_every_way(figure_1):
     assert (work / "out" / "fig3.png").stat().st_size > 10_000
 
 
+def test_figure_3_draws_from_a_checkpoint_as_it_is(figure_1, tmp_path):
+    _, argv, work = figure_1
+    run = work / "quick" / "fig1" / "sigma-0.01-68"
+    argv = [str(tmp_path / "out") if word == str(work / "out") else word for word in argv]
+    importlib.import_module("fig3").main([*argv, "--checkpoint", str(run)])
+    about = json.loads((tmp_path / "out" / "fig3.json").read_text())
+    assert about["budget"]["size"] == 16 and len(about["rows"]) == 5
+    text = (tmp_path / "out" / "fig3.md").read_text()
+    assert "1 volumes of the checkpoint sigma-0.01-68" in text and "every other model saw 16 slices" in text
+    assert (work / "quick" / "fig3" / "checkpoint-volumes" / "generate.json").is_file()
+
+
 def test_figure_3_finds_a_drift_that_was_put_in(figure_1):
     hu = toy_head(3, slices=20, size=48)
     drifting = np.where((hu > -100) & (hu < 200), hu + np.arange(20, dtype=np.int16)[:, None, None], hu)
