@@ -429,6 +429,10 @@ def bad_inputs():
         "empty file": (lambda f: (f / "x.dcm").write_bytes(b""), "not a DICOM file"),
         "no pixel data": (lambda f: one(f, PixelData=None), "pixel data missing"),
         "one slice": (lambda f: one(f), "1 slice where 2 or more are needed"),
+        "copies of one slice": (
+            lambda f: [save(ct_slice(plane), f / f"{n}.dcm") for n in range(3)],
+            "1 slice in 3 copies where 2 or more are needed",
+        ),
         "MR": (lambda f: one(f, **mr), "MR, not CT"),
         "PET": (lambda f: one(f, **pet), "PET, not CT"),
         "RGB": (lambda f: one(f, **rgb), "colour picture"),

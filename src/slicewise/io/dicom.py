@@ -172,6 +172,11 @@ def load(series: Series, *, interpolate_missing: bool = False, min_slices: int =
             clipped = np.array(list(pool.map(read_into, range(len(slices)))))
 
     keep, notes = _without_doubles(series, slices, hu, positions @ np.cross(row, column))
+    if len(keep) < min_slices:
+        raise UserError(
+            f"{series.name}: {_count(len(keep), 'slice')} in {len(slices)} copies where {min_slices} or more are "
+            "needed; point at a whole series"
+        )
     if len(keep) < len(slices):
         hu, positions, clipped = hu[keep], positions[keep], clipped[keep]
     volume = Volume(hu, positions, row, column, slices[0].spacing, series.acquisition)
