@@ -128,6 +128,19 @@ def test_another_run_in_the_folder_is_refused_and_changes_nothing(kind, toy_stor
     assert {f: f.read_bytes() for f in runs[kind].rglob("*") if f.is_file()} == before
 
 
+@pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
+def test_the_shape_of_the_other_generator_is_free_to_change(kind, toy_store, runs):
+    train, settings = TRAIN[kind]
+    other = "stylegan3" if settings.network == "stylegan2" else "stylegan2"
+    changed = replace(getattr(settings, other), channel_base=77)
+    before = _state(runs[kind])
+    train(toy_store, runs[kind], replace(settings, **{other: changed}))
+    assert _same(_state(runs[kind]), before)
+    with pytest.raises(UserError, match=f"--{settings.network} is"):
+        own = replace(getattr(settings, settings.network), channel_base=77)
+        train(toy_store, runs[kind], replace(settings, **{settings.network: own}))
+
+
 def test_the_vae_learns_and_its_columns_are_those_of_the_encoded_heads(toy_store, tmp_path):
     settings = replace(VAE, steps=60, batch=16, validate_every=20)
     train_slice_vae(toy_store, tmp_path / "vae", settings)

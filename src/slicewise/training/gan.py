@@ -313,7 +313,9 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
             torch.manual_seed(settings.seed)
             made, judge = build(settings, recipe.size)
         trainer = Trainer(settings, _placed(made, process), _placed(judge, process), recipe.size, process)
-        state, first, same = out / "state" / "state.safetensors", 0, identity(settings, _FREE, store)
+        # The shape of the generator that is not trained decides nothing.
+        free = {*_FREE, *({"stylegan2", "stylegan3"} - {settings.network})}
+        state, first, same = out / "state" / "state.safetensors", 0, identity(settings, free, store)
         if state.is_file():
             tensors, meta = load_tensors(state)
             check_same(state, meta, same)
