@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,3 +249,15 @@ def test_bad_data_are_said_in_one_line(figure_1, tmp_path):
     with pytest.raises(UserError, match="no prepared data"):
         fig1.main(["--store", str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_shows_every_study_as_it_came_out():
+    """docs/results/paper.md holds the caption, the tables and the picture that each program wrote."""
+    results = STUDIES.parent / "docs" / "results"
+    page = (results / "paper.md").read_text()
+    for program in STUDIES.glob("*.py"):
+        if program.stem != "steps":
+            assert (results / f"{program.stem}.md").read_text().strip() in page, program.stem
+            assert f"({'fig4' if program.stem == 'table1' else program.stem}.png)" in page
+    for picture in re.findall(r"\]\((\w+\.png)\)", page):
+        assert (results / picture).is_file()
