@@ -241,7 +241,7 @@ def generated(study: Study) -> tuple[list[np.ndarray], list[np.ndarray]]:
 def figure(shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Four slices of a volume of each set, and what was found in them."""
     colours = ListedColormap(["black", "white", "gold", "orange", "deepskyblue", "blue", "red", "magenta", "lime"])
-    picture = Figure(figsize=(12, 3.1 * len(shown)), dpi=110, layout="constrained")
+    picture = Figure(figsize=(12, 1.65 * len(shown)), dpi=110, layout="constrained")
     axes = picture.subplots(len(shown), 8, squeeze=False)
     for line, (title, (hu, found)) in zip(axes, shown.items()):
         for column, share in enumerate((0.35, 0.5, 0.65, 0.8)):
