@@ -65,12 +65,12 @@ def blur(x: Tensor, before: int, after: int, gain: float = 1.0) -> Tensor:
     return separable(F.pad(x, (before, after, before, after)), taps)
 
 
-def separable(x: Tensor, taps: Tensor, stride: int = 1) -> Tensor:
-    """Filter (B, C, H, W) with `taps` (n,) along both axes, each channel by itself, and keep every `stride`-th sample;
-    only where the filter lies wholly inside. Depthwise convolutions are what CPU and GPU do fastest."""
+def separable(x: Tensor, taps: Tensor) -> Tensor:
+    """Filter (B, C, H, W) with `taps` (n,) along both axes, each channel by itself; only where the filter lies wholly
+    inside. Depthwise convolutions are what CPU and GPU do fastest where every sample counts."""
     c, n = x.shape[1], len(taps)
-    x = F.conv2d(x, taps.view(1, 1, 1, n).expand(c, 1, 1, n), stride=(1, stride), groups=c)
-    return F.conv2d(x, taps.view(1, 1, n, 1).expand(c, 1, n, 1), stride=(stride, 1), groups=c)
+    x = F.conv2d(x, taps.view(1, 1, 1, n).expand(c, 1, 1, n), groups=c)
+    return F.conv2d(x, taps.view(1, 1, n, 1).expand(c, 1, n, 1), groups=c)
 
 
 class Mapping(nn.Module):

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slicewise.baselines.filters import as_tensor, downsample, lowpass, padding, radial_lowpass, upsample
+from slicewise.baselines.filters import (
+    along_both,
+    as_tensor,
+    filter_matrix,
+    filter_whole,
+    lowpass,
+    padding,
+    radial_lowpass,
+)
 from slicewise.baselines.style import ACTIVATION_GAIN, SLOPE, EqualLinear, Mapping, StyledConv
 
 # Lowest cutoff and stop-band edge, cycles per image width, and how far beyond the Nyquist frequency of the image the
@@ -197,10 +205,13 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         x = (self.conv(self.magnitude(x), w) + self.conv.bias[:, None, None]) * ACTIVATION_GAIN
-        # The fine maps of a batch outgrow a CPU's caches, and what its allocator keeps.
-        parts = x.split(1 if x.device.type == "cpu" else len(x))
-        return torch.cat([self._activated(part) for part in parts])
+        rise = filter_matrix(self.up_taps * self.up, x.shape[2], self.up, *self.pad)
+        separable = self.down_taps.ndim == 1
+        fall = filter_matrix(self.down_taps, len(rise), down=self.down) if separable else None
 
-    def _activated(self, x: Tensor) -> Tensor:
-        fine = F.leaky_relu(upsample(x, self.up, self.up_taps, *self.pad), SLOPE, inplace=True)
-        return downsample(fine, self.down, self.down_taps)
+        def activated(part: Tensor) -> Tensor:
+            fine = F.leaky_relu(along_both(part, rise), SLOPE, inplace=True)
+            return filter_whole(fine, self.down_taps, self.down) if fall is None else along_both(fine, fall)
+
+        # The fine maps of a batch outgrow a CPU's caches, and what its allocator keeps.
+        return torch.cat([activated(part) for part in x.split(1 if x.device.type == "cpu" else len(x))])
