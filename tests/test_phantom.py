@@ -1,14 +1,16 @@
 """The head phantom: the same for a seed, different between seeds, and what a head CT is in HU, noise and geometry."""
 
 import itertools
-from functools import lru_cache
+import os
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from slicewise.data import scanner
-from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, write_phantoms
+from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, write_each, write_phantoms
 from slicewise.errors import UserError
 
 SMALL = PhantomSettings(size=128, pathology=0.0)
@@ -200,3 +202,15 @@ def test_written_series_holds_the_same_head_and_resumes(tmp_path) -> None:  # ty
         write_phantoms(tmp_path, 1, 3, QUIET)
     with pytest.raises(UserError, match="--count"):
         write_phantoms(tmp_path, 0, 3, SMALL)
+
+
+def _note_threads(folder: Path, seed: int) -> None:
+    (folder / str(seed)).write_text(os.environ.get("OPENBLAS_NUM_THREADS", "") + os.environ.get("OMP_NUM_THREADS", ""))
+
+
+def test_workers_make_every_seed_in_one_thread_each(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # what the user asks for stays
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    write_each(partial(_note_threads, tmp_path), [4, 5, 9], 2, total=6)
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"4": "13", "5": "13", "9": "13"}
+    assert "OPENBLAS_NUM_THREADS" not in os.environ and os.environ["OMP_NUM_THREADS"] == "3"

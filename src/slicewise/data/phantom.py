@@ -8,7 +8,9 @@ ATTRIBUTION.md).
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -170,26 +172,44 @@ def write_phantoms(
         raise UserError(f"{out}: cannot write there ({error.strerror}); give another folder") from error
     seeds = range(seed, seed + count)
     missing = [one for one in seeds if not _is_written(out, one, settings)]
-    make = partial(_write_one, out, settings)
+    write_each(partial(_write_one, out, settings), missing, workers, count)
+    return [out / "dicom" / _patient_id(one) for one in seeds]
+
+
+def write_each(write: Callable[[int], None], seeds: Sequence[int], workers: int, total: int) -> None:
+    """`write(seed)` for every seed, in as many processes as there are workers, with a progress bar; the others of
+    `total` are there already."""
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
-        task = bar.add_task(f"phantoms ({count - len(missing)} of {count} there already)", total=len(missing))
-        if workers <= 1 or len(missing) <= 1:
-            for one in missing:
-                make(one)
+        task = bar.add_task("phantoms", total=total, completed=total - len(seeds))
+        if workers <= 1 or len(seeds) <= 1:
+            for seed in seeds:
+                write(seed)
                 bar.advance(task)
-        else:
-            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
-                jobs = [pool.submit(make, one) for one in missing]
-                try:
-                    for job in as_completed(jobs):
-                        job.result()
-                        bar.advance(task)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    return [out / "dicom" / _patient_id(one) for one in seeds]
+            return
+        with _one_thread_each(), ProcessPoolExecutor(min(workers, len(seeds)), mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(write, seed) for seed in seeds]
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+                    bar.advance(task)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes begun meanwhile do linear algebra in one thread unless the user says otherwise: with a process for
+    every processor, more threads only wait for one another."""
+    held = [name for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name not in os.environ]
+    os.environ.update(dict.fromkeys(held, "1"))
+    try:
+        yield
+    finally:
+        for name in held:
+            del os.environ[name]
 
 
 def _patient_id(seed: int) -> str:

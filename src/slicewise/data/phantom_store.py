@@ -1,13 +1,11 @@
 """Phantoms straight into a prepared store, on their own grid: training data without the way through DICOM."""
 
 import json
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-from slicewise.data.phantom import PHANTOM_VERSION, PhantomSettings, check_settings, make_phantom
+from slicewise.data.phantom import PHANTOM_VERSION, PhantomSettings, check_settings, make_phantom, write_each
 from slicewise.data.store import MANIFEST, Store, assign_split, open_store, put_volume, write_settings
 from slicewise.errors import UserError, output_errors
 
@@ -40,25 +38,7 @@ def store_phantoms(
     elif there.settings != json.loads(json.dumps(about)):
         raise UserError(f"{out}: holds phantoms of other settings or another version; choose another folder")
     missing = [s for s in range(seed, seed + count) if _name(s) not in held]
-    make = partial(_store_one, out, settings, fractions)
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        task = bar.add_task("phantoms", total=count, completed=count - len(missing))
-        if workers <= 1:
-            for one in missing:
-                make(one)
-                bar.advance(task)
-        elif missing:
-            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
-                jobs = [pool.submit(make, one) for one in missing]
-                try:
-                    for job in as_completed(jobs):
-                        job.result()
-                        bar.advance(task)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+    write_each(partial(_store_one, out, settings, fractions), missing, workers, count)
     return open_store(out)
 
 
