@@ -11,7 +11,7 @@ PACKAGE = "slicewise"
 # Each module belongs to the first entry whose name it is or lies below; it may import from its own layer and from those
 # before it.
 LAYERS = (
-    ("slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.progress"),
+    ("slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.progress", "slicewise.threads"),
     ("slicewise.io",),
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),

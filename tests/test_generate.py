@@ -17,7 +17,7 @@ from slicewise.ascii import ChainSettings, chain
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import Recipe, load_denoiser, load_icnet, save_model
 from slicewise.errors import UserError
-from slicewise.generate import GenerateSettings, generate, load_seed, results
+from slicewise.generate import GenerateSettings, _shares, _side_by_side, generate, load_seed, results
 from slicewise.hu import HUScale
 from slicewise.io.archive import read_volume
 from slicewise.io.nifti import read_nifti, write_nifti
@@ -81,6 +81,33 @@ def test_as_many_series_as_asked_for_and_they_hold_the_chains_hu(run, checkpoint
             assert np.array_equal(volume.hu, hu) and np.array_equal(read_nifti(run / f"nifti/{name}.nii.gz").hu, hu)
             assert np.allclose(volume.spacing, SPACING)
     assert len(np.unique(made)) > 50, "the chain of this network makes something"
+
+
+def test_threads_share_a_batch_and_change_no_voxel(run, checkpoint, tmp_path):
+    before, told = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        generate(checkpoint, tmp_path / "out", replace(SETTINGS, batch=3), progress=lambda *done: told.append(done))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert told == [(0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]
+    for (_, _, one), (_, _, other) in zip(results(run, 3), results(tmp_path / "out", 3)):
+        assert np.array_equal(one.hu, other.hu)
+
+
+def test_chains_of_different_length_run_side_by_side_each_to_its_end():
+    def slices(last):
+        yield from (np.full((2, 4, 4), i, np.int16) for i in range(last))
+
+    told = []
+    made = _side_by_side([slices(3), slices(5)], told.append)
+    assert [m[0, :, 0, 0].tolist() for m in made] == [[0, 1, 2], [0, 1, 2, 3, 4]] and told == [1, 2, 3, 4, 5]
+    assert [_shares(list(range(5)), n) for n in (1, 2, 8)] == [
+        [[*range(5)]],
+        [[0, 1, 2], [3, 4]],
+        [[i] for i in range(5)],
+    ]
 
 
 def test_volumes_say_that_they_are_synthetic_and_of_different_patients(run):

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,7 @@ from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import sha256
+from slicewise.threads import threads_alone
 from slicewise.training.engine import Process, core_dtype, processes
 from slicewise.volume import Volume
 
@@ -221,13 +223,13 @@ def _batch(
         if settings.chain.direction == "up":
             window = slice(seed.index, seed.index + k)
         start, start_mm = seed.volume.hu[window], seed.position_mm
-    slices = []
-    for made_slice in chain(denoiser, settings.chain, settings.seed, numbers, start, start_mm, inside, device):
-        slices.append(made_slice)
-        progress(made, len(slices))
-    stack = np.stack(slices, axis=1)
-    for row, number in enumerate(numbers):
-        hu = stack[row]
+
+    def begin(share: list[int]) -> Iterator[np.ndarray]:
+        return chain(denoiser, settings.chain, settings.seed, share, start, start_mm, inside, device)
+
+    shares = _shares(numbers, torch.get_num_threads() if device == "cpu" else 1)
+    stacks = _side_by_side([begin(share) for share in shares], lambda slices: progress(made, slices))
+    for number, hu in ((number, hu) for share, stack in zip(shares, stacks) for number, hu in zip(share, stack)):
         if not settings.chain.slices:
             hu = trim(hu, begun=seed is not None, most=denoiser.recipe.scale.air)
         volume = _place(hu, denoiser, seed, settings.chain.direction)
@@ -238,6 +240,28 @@ def _batch(
             yield number, volume, calibrate_volume(net, volume, seed_index)
         else:
             yield number, None, volume
+
+
+def _shares(numbers: list[int], threads: int) -> list[list[int]]:
+    """A batch in even shares, one for every thread as far as they go."""
+    size = -(-len(numbers) // threads)
+    return [numbers[first : first + size] for first in range(0, len(numbers), size)]
+
+
+def _side_by_side(chains: list[Iterator[np.ndarray]], progress: Callable[[int], None]) -> list[np.ndarray]:
+    """Every chain to its end, (B, Z, H, W) each. A chain has a thread of its own where there are several: on CPUs that
+    is faster than all threads at work on one convolution. They wait for one another at every slice, so that Ctrl-C is
+    heard."""
+    made: list[list[np.ndarray]] = [[] for _ in chains]
+    with threads_alone(len(chains)) if len(chains) > 1 else nullcontext() as pool:
+        while True:
+            following = list((pool.map if pool else map)(lambda one: next(one, None), chains))
+            if all(slices is None for slices in following):
+                return [np.stack(slices, axis=1) for slices in made]
+            for held, slices in zip(made, following):
+                if slices is not None:
+                    held.append(slices)
+            progress(max(map(len, made)))
 
 
 def _drawn(baseline: Baseline, settings: GenerateSettings, numbers: list[int]) -> Iterator[tuple[int, None, Volume]]:

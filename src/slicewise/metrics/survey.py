@@ -5,7 +5,6 @@ disk under the hash of the volume.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -111,6 +110,8 @@ def all_features(
     """
     import torch
 
+    from slicewise.threads import threads_alone
+
     chosen = {plane: chosen_slices(volume, plane, step_mm) for plane in planes}
     for plane in set(planes) - set(whole):
         indices, middle = chosen[plane]
@@ -125,12 +126,8 @@ def all_features(
     def rows(plane: str, window: Window, indices: Sequence[int]) -> np.ndarray:
         return extractor([windowed(plane_slice(volume, plane, i), window) for i in indices])
 
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(rows, *zip(*parts)))
-    finally:
-        torch.set_num_threads(threads)
+    with threads_alone(torch.get_num_threads()) as pool:
+        found = list(pool.map(rows, *zip(*parts)))
     return {
         (plane, window): Features(
             np.concatenate([r for (p, w, _), r in zip(parts, found) if (p, w) == (plane, window)]),
