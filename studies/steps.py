@@ -244,7 +244,8 @@ def drawn(study: Study, name: str, checkpoint: Path, chain: ChainSettings | None
 
 def paper_sampler(study: Study, sampler: str = "pc") -> ChainSettings:
     """Predictor-corrector over geometric noise levels, as the paper samples."""
-    return ChainSettings(sampler=sampler, steps=study.budget.levels, spacing="geometric", snr=0.15)  # type: ignore[arg-type]
+    levels = study.budget.levels
+    return ChainSettings(sampler=sampler, steps=levels, spacing="geometric", snr=0.15, known_sigma=0.02)  # type: ignore[arg-type]
 
 
 def write_results(study: Study, rows: dict[str, dict[str, float]], caption: str, more: str = "") -> None:

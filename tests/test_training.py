@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from slicewise.data.stacks import crop
 from slicewise.data.store import Store
 from slicewise.diffusion.loss import WindowTask, weighted_errors
 from slicewise.diffusion.precondition import c_skip
+from slicewise.diffusion.residual import BANDS, ResidualFilter
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
@@ -105,6 +107,38 @@ def test_validation_gives_errors_in_hu_by_noise_level(trained):
     heads = [row["head_rmse_hu"] for row in rows]
     assert 0 < heads[0] < 20 and heads[0] < heads[4] < heads[-1] < 3000
     assert rows[0]["brain_rmse_hu"] > 0 and abs(rows[0]["brain_bias_hu"]) <= rows[0]["brain_rmse_hu"]
+
+
+def test_a_finished_run_gets_its_residual_filter_and_keeps_the_rest(trained, toy_store, tmp_path, monkeypatch):
+    found, asked = ResidualFilter((0.01, 0.1), ((0.5,) * BANDS, (-0.5,) * BANDS)), []
+
+    def fit(denoiser, store, *how):
+        asked.append((denoiser.meta["step"], store.path, *how))
+        return found
+
+    monkeypatch.setattr("slicewise.training.residual.fit_residual_filter", fit)
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    before = load_denoiser(out)
+    settings = replace(TOY, steps=80, batch=8, lr=1e-2, ema=0.9, sigma=TOY_SIGMA, residual_windows=6)
+    train_denoiser(toy_store, out, settings)
+    after = load_denoiser(out)
+    assert asked == [(80, toy_store.path, 6, 8, 0)] and before.recipe.residual is None
+    assert after.recipe == replace(before.recipe, residual=found)
+    assert _same(before.network.state_dict(), after.network.state_dict())
+    assert {**after.meta, "recipe": before.meta["recipe"]} == before.meta
+
+
+def test_fading_changes_known_slices_and_leaves_what_is_sought(toy_store):
+    windows = training_windows(toy_store, "train", 3)
+    plain, faded = (Batches(windows, replace(TOY, fade=share), range(32)).make(3) for share in (0.0, 1.0))
+    differs = (plain["clean"] != faded["clean"]).flatten(2).any(dim=2)
+    assert torch.equal(plain["wanted"], faded["wanted"]) and torch.equal(plain["sigma"], faded["sigma"])
+    assert not (differs & plain["wanted"]).any() and (differs & ~plain["wanted"]).sum() > 16
+    some = (
+        (Batches(windows, replace(TOY, fade=0.5), range(32)).make(3)["clean"] != plain["clean"]).flatten(1).any(dim=1)
+    )
+    assert 6 < int(some.sum()) < int(differs.any(dim=1).sum())
 
 
 @pytest.mark.parametrize("variant", ["per slice", "joint", "ncsnpp"])

@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import slicewise
 from slicewise.diffusion.precondition import denoise
+from slicewise.diffusion.residual import ResidualFilter
 from slicewise.errors import UserError
-from slicewise.hu import HUScale
+from slicewise.hu import BRAIN, HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -109,6 +111,7 @@ class Recipe:
     sigma_min, sigma_max : trained range of noise levels, units of x.
     position : whether the network is told each window's position below the vertex (of its last slice, in 100 mm).
     min_slices, max_slices : lengths of the volumes it was trained on.
+    residual : filter of what the trained network leaves undone (see `diffusion.residual`), or None.
     """
 
     slices: int
@@ -122,13 +125,20 @@ class Recipe:
     position: bool
     min_slices: int
     max_slices: int
+    residual: ResidualFilter | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Recipe":
-        return Recipe(**{**values, "scale": HUScale(**values["scale"]), "spacing_mm": tuple(values["spacing_mm"])})
+        residual = values.get("residual")
+        typed = {
+            "scale": HUScale(**values["scale"]),
+            "spacing_mm": tuple(values["spacing_mm"]),
+            "residual": ResidualFilter.from_dict(residual) if residual else None,
+        }
+        return Recipe(**{**values, **typed})
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,11 @@ class Denoiser:
         if self.recipe.position:
             assert position_mm is not None
             condition = position_condition(position_mm)
-        return denoise(self.network, x, sigma, condition, self.recipe.sigma_data, self.core_dtype)
+        denoised = denoise(self.network, x, sigma, condition, self.recipe.sigma_data, self.core_dtype)
+        if self.recipe.residual is None:
+            return denoised
+        low, high = self.recipe.scale.encode(np.array([BRAIN.lo, BRAIN.hi]))
+        return self.recipe.residual(denoised, x, sigma, (denoised > low) & (denoised < high))
 
 
 def position_condition(position_mm: torch.Tensor) -> torch.Tensor:

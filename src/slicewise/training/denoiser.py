@@ -44,6 +44,8 @@ from slicewise.training.engine import (
     processes,
     write_environment,
 )
+from slicewise.training.fade import fade
+from slicewise.training.residual import add_residual_filter
 from slicewise.training.validation import validate
 
 
@@ -61,6 +63,7 @@ class DenoiserTraining:
     scale : window and companding of the HU scale.
     position : tell the network each window's position below the vertex.
     starts : share of windows, beside their own, at which a chain starts from air: one slice in thirty decides the rest.
+    fade : share of windows whose known slices are faded as a chain fades its own (see `fade`).
     flip : mirror windows left to right at random (the paper augments nothing).
     crop : rows and columns of the part of each window that is trained on, about the head and at random within that;
         (0, 0) takes the whole. Half of a head CT is air, of which there is little to learn.
@@ -75,6 +78,7 @@ class DenoiserTraining:
     seed : of weights, order and noise.
     save_every, validate_every, sample_every : steps between checkpoints, validations and sample pictures (0 = never).
     validation_windows : windows in a validation.
+    residual_windows : windows to find the trained network's residual filter on (see `diffusion.residual`); 0 for none.
     core : dtype of the network core: "auto" (bfloat16 where the device has it), "float32" or "bfloat16".
     device : "auto", "cpu" or "cuda".
     parallel : "ddp" or, for networks too large for one device, "fsdp".
@@ -90,6 +94,7 @@ class DenoiserTraining:
     scale: HUScale = field(default_factory=lambda: HUScale(companding="half"))
     position: bool = True
     starts: float = 0.08
+    fade: float = 0.0
     flip: bool = False
     crop: tuple[int, int] = (0, 0)
     steps: int = 6000
@@ -105,6 +110,7 @@ class DenoiserTraining:
     validate_every: int = 1000
     sample_every: int = 0
     validation_windows: int = 32
+    residual_windows: int = 0
     core: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -170,6 +176,8 @@ class Batches:
                 hu = hu[:, :, ::-1]
             hu, frame = crop(hu, s.crop, s.unet.fold, rng)
             sigma, wanted = s.task.draw(rng, s.slices, s.sigma)
+            if rng.random() < s.fade:
+                hu = np.stack([one if sought else fade(one, rng) for one, sought in zip(hu, wanted)])
             draws = generator(s.seed, sample, step, 0, TRAIN_NOISE)
             # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
             clean = s.scale.encode(hu + draws.uniform(-0.5, 0.5, hu.shape))
@@ -397,6 +405,8 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
                 ema.swap(parameters)
                 _sample_picture(Denoiser(network, recipe, {}, core), out / "samples" / f"{done:07d}.png", process)
                 ema.swap(parameters)
+    if settings.residual_windows and process.is_main:
+        add_residual_filter(weights, store, settings.residual_windows, settings.batch, settings.seed, core)
     return weights
 
 

@@ -1,0 +1,70 @@
+"""Find a trained denoiser's residual filter by least squares (see `diffusion.residual`)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slicewise.ascii import ChainSettings
+from slicewise.checkpoint import Denoiser, load_denoiser, save_model
+from slicewise.data.stacks import training_windows
+from slicewise.data.store import Store
+from slicewise.diffusion.noise import VALIDATION, generator
+from slicewise.diffusion.residual import ResidualFilter, bands, taken_away
+from slicewise.hu import BRAIN
+from slicewise.metrics.tissue import MIN_VOXELS, brain_mask
+
+# The noise levels are spread evenly in ln sigma from the least trained one to so many HU in the brain.
+LEVELS = 11
+HIGHEST_HU = 50.0
+# Errors beyond this are edges of bone, HU in the brain.
+_EDGE_HU = 22.0
+
+
+@torch.no_grad()
+def fit_residual_filter(denoiser: Denoiser, store: Store, count: int, batch: int, seed: int) -> ResidualFilter | None:
+    """Regress what is left of the last slice's error, within the brain, on the bands of what was taken away, at every
+    level, over `count` windows of the validation split (of the training split where there is none), their
+    predecessors known as in a chain. None where the windows hold too little brain.
+    """
+    recipe, device = denoiser.recipe, next(denoiser.network.parameters()).device
+    plain = replace(denoiser, recipe=replace(recipe, residual=None))
+    windows = training_windows(store, "val" if store.select("val") else "train", recipe.slices)
+    rng = generator(seed, 1, 0, 0, VALIDATION)
+    read = [windows.read(int(i)) for i in rng.integers(0, len(windows), count)]
+    hu = np.stack([window for window, _ in read])
+    position = torch.tensor([mm for _, mm in read], device=device)
+    inside = torch.from_numpy(np.stack([brain_mask(window, recipe.spacing_mm)[-1] for window in hu]))
+    per_hu = float(recipe.scale.slope(np.array(BRAIN.centre)))
+    clean = torch.from_numpy(recipe.scale.encode(hu + rng.uniform(-0.5, 0.5, hu.shape)))
+    noise = torch.from_numpy(rng.standard_normal(hu.shape, np.float32))
+    sigmas = np.geomspace(recipe.sigma_min, max(HIGHEST_HU * per_hu, 2 * recipe.sigma_min), LEVELS)
+    gains = []
+    for level in sigmas:
+        sigma = torch.full(hu.shape[:2], float(level), dtype=torch.float64)
+        if not recipe.joint:
+            sigma[:, :-1] = max(ChainSettings().known_sigma, recipe.sigma_min)
+        left, taken = [], []
+        for part in torch.arange(count).split(batch):
+            x = clean[part] + sigma[part].float()[:, :, None, None] * noise[part]
+            denoised = plain(x.to(device), sigma[part].to(device), position[part]).cpu()[:, -1:]
+            found = bands(taken_away(denoised, x[:, -1:], sigma[part, -1:]))
+            left.append((clean[part, -1:] - denoised)[:, 0][inside[part]])
+            taken.append(found[:, :, 0][:, inside[part]].T)
+        error, design = torch.cat(left).double(), torch.cat(taken).double()
+        keep = error.abs() < _EDGE_HU * per_hu
+        if int(keep.sum()) < MIN_VOXELS:
+            return None
+        solution = torch.linalg.lstsq(design[keep], error[keep, None]).solution[:, 0]
+        gains.append(tuple(round(float(g), 4) for g in solution))
+    return ResidualFilter(tuple(float(f"{s:.5g}") for s in sigmas), tuple(gains))
+
+
+def add_residual_filter(weights: Path, store: Store, count: int, batch: int, seed: int, core: torch.dtype) -> None:
+    """Find the residual filter of a checkpoint and write it into its recipe."""
+    denoiser = load_denoiser(weights, core)
+    recipe = replace(denoiser.recipe, residual=fit_residual_filter(denoiser, store, count, batch, seed))
+    about = {k: v for k, v in denoiser.meta.items() if k not in ("format", "slicewise", "kind", "network")}
+    kind, config = denoiser.meta["kind"], denoiser.meta["network"]
+    save_model(weights, kind, config, denoiser.network.state_dict(), {**about, "recipe": recipe.to_dict()})
