@@ -114,11 +114,10 @@ def draw_volume(baseline: Baseline, seed: int, number: int, slices: int = 0) -> 
         hu = _draw_head(baseline, baseline.network, seed, number)
         return hu[:slices] if slices else trim(hu, most=baseline.recipe.scale.air)
     wanted = slices or baseline.recipe.max_slices
-    made = [
-        _draw_slices(baseline, seed, number, range(first, min(first + _AT_ONCE, wanted)))
-        for first in range(0, wanted, _AT_ONCE)
-    ]
-    return baseline.recipe.scale.decode_codes(np.concatenate(made))
+    # Whole groups, since the sums of some processors' convolutions depend on how many slices there are.
+    groups = range(0, wanted, _AT_ONCE)
+    made = [_draw_slices(baseline, seed, number, range(first, first + _AT_ONCE)) for first in groups]
+    return baseline.recipe.scale.decode_codes(np.concatenate(made)[:wanted])
 
 
 def _draw_head(baseline: Baseline, network: SliceVAE, seed: int, number: int) -> np.ndarray:

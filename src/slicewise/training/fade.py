@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from slicewise.hu import BRAIN
 
-# Pixels, of about 2 mm: noise is finer than the first, anatomy lies between, the level of the neighbourhood is coarser than the last.
+# Pixels, of about 2 mm: noise is finer than the first, anatomy lies between, the level of the neighbourhood is coarser
+# than the last.
 FINE, BROAD = 1.0, 6.0
 # Least and most contrast kept, and most mottle in HU, of a faded slice.
 CONTRAST = (0.4, 1.1)
