@@ -96,7 +96,7 @@ def test_least_squares_makes_the_wiener_filter_of_one_that_is_off(noisy_heads, m
     assert before > 1.05 * best and after < 1.01 * best, (before, after, best)
 
 
-def test_no_brain_no_filter(noisy_heads, tmp_path):
+def test_no_brain_no_filter(tmp_path):
     air = Volume.regular(np.full((8, 64, 64), -1000, np.int16), RECIPE.spacing_mm)
     put_volume(tmp_path, air, id="air", patient="air", split="train", source="made up")
     torch.manual_seed(0)

@@ -36,8 +36,8 @@ class ChainSettings:
     sampler : "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
         copied inpainting code has it: the noise of the last step stays in the result).
     steps : noise levels.
-    spacing : "geometric" (the paper's) or "karras" (EDM), which spends half of the steps where neighbours have already
-        decided and makes contrast 6 % too strong with 20 steps.
+    spacing : "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above sigma = 3, where nothing
+        is left to decide once neighbours are known.
     sigma_min, sigma_max : range of noise levels in units of x; 0 takes the range that the checkpoint was trained on.
     rho : exponent of the karras spacing.
     snr : signal-to-noise ratio of the Langevin corrector (pc).

@@ -1,7 +1,7 @@
 """What a trained denoiser leaves undone at small sigma, and the linear filter that least squares finds for it.
 
-Where the noise is a few HU, a network that is off the best denoiser by a hundredth of its error makes samples whose
-noise is a sixth too strong: too much of the finest noise stays, and structure goes with the coarser. Both show in what
+Where the noise is a few HU, an error that is hardly larger than the best denoiser's makes samples whose noise is much
+too strong: too much of the finest noise stays, and structure goes with the coarser. Both show in what
 the network took away, x - D, band by band, and can be put right there without training.
 """
 

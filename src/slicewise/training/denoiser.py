@@ -406,7 +406,8 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
                 _sample_picture(Denoiser(network, recipe, {}, core), out / "samples" / f"{done:07d}.png", process)
                 ema.swap(parameters)
     if settings.residual_windows and process.is_main:
-        add_residual_filter(weights, store, settings.residual_windows, settings.batch, settings.seed, core)
+        how = settings.residual_windows, settings.batch, settings.seed, core, str(process.device)
+        add_residual_filter(weights, store, *how)
     return weights
 
 

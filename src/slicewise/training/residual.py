@@ -26,10 +26,9 @@ _EDGE_HU = 22.0
 def fit_residual_filter(denoiser: Denoiser, store: Store, count: int, batch: int, seed: int) -> ResidualFilter | None:
     """Regress what is left of the last slice's error, within the brain, on the bands of what was taken away, at every
     level, over `count` windows of the validation split (of the training split where there is none), their
-    predecessors known as in a chain. None where the windows hold too little brain.
+    predecessors known as in a chain. The denoiser has none yet. None where the windows hold too little brain.
     """
     recipe, device = denoiser.recipe, next(denoiser.network.parameters()).device
-    plain = replace(denoiser, recipe=replace(recipe, residual=None))
     windows = training_windows(store, "val" if store.select("val") else "train", recipe.slices)
     rng = generator(seed, 1, 0, 0, VALIDATION)
     read = [windows.read(int(i)) for i in rng.integers(0, len(windows), count)]
@@ -48,7 +47,7 @@ def fit_residual_filter(denoiser: Denoiser, store: Store, count: int, batch: int
         left, taken = [], []
         for part in torch.arange(count).split(batch):
             x = clean[part] + sigma[part].float()[:, :, None, None] * noise[part]
-            denoised = plain(x.to(device), sigma[part].to(device), position[part]).cpu()[:, -1:]
+            denoised = denoiser(x.to(device), sigma[part].to(device), position[part]).cpu()[:, -1:]
             found = bands(taken_away(denoised, x[:, -1:], sigma[part, -1:]))
             left.append((clean[part, -1:] - denoised)[:, 0][inside[part]])
             taken.append(found[:, :, 0][:, inside[part]].T)
@@ -61,9 +60,13 @@ def fit_residual_filter(denoiser: Denoiser, store: Store, count: int, batch: int
     return ResidualFilter(tuple(float(f"{s:.5g}") for s in sigmas), tuple(gains))
 
 
-def add_residual_filter(weights: Path, store: Store, count: int, batch: int, seed: int, core: torch.dtype) -> None:
-    """Find the residual filter of a checkpoint and write it into its recipe."""
-    denoiser = load_denoiser(weights, core)
+def add_residual_filter(
+    weights: Path, store: Store, count: int, batch: int, seed: int, core: torch.dtype, device: str
+) -> None:
+    """Find the residual filter of a checkpoint and write it into its recipe; one that is there already stays."""
+    denoiser = load_denoiser(weights, core, device)
+    if denoiser.recipe.residual is not None:
+        return
     recipe = replace(denoiser.recipe, residual=fit_residual_filter(denoiser, store, count, batch, seed))
     about = {k: v for k, v in denoiser.meta.items() if k not in ("format", "slicewise", "kind", "network")}
     kind, config = denoiser.meta["kind"], denoiser.meta["network"]
