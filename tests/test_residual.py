@@ -12,6 +12,7 @@ from scipy import ndimage
 from slicewise.checkpoint import Denoiser, Recipe
 from slicewise.data.store import open_store, put_volume
 from slicewise.diffusion.residual import BANDS, BLURS, ResidualFilter, bands, taken_away
+from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.training.fade import fade
 from slicewise.training.residual import fit_residual_filter
@@ -33,25 +34,54 @@ def test_bands_add_up_and_lie_between_gaussian_blurs():
         np.testing.assert_allclose(band, fine - coarse, atol=1e-5)
 
 
-def test_gains_run_with_ln_sigma_between_levels_and_end_with_the_last():
-    found = ResidualFilter((0.01, 0.1), ((1.0,) * BANDS, (3.0,) * BANDS))
+def test_gains_and_curve_run_with_ln_sigma_between_levels_and_end_with_the_last():
+    rows = ((1.0,) * BANDS, (3.0,) * BANDS)
+    found = ResidualFilter((0.01, 0.1), rows, (-0.1, 0.1), ((0.0, 0.5), (0.25, 0.0)))
     assert ResidualFilter.from_dict(json.loads(json.dumps(asdict(found)))) == found
     sigma = torch.tensor([[0.001, 0.01], [np.sqrt(0.001), 0.1], [0.11, 80.0]], dtype=torch.float64)
     expected = torch.tensor([[1.0, 1.0], [2.0, 3.0], [0.0, 0.0]])
-    torch.testing.assert_close(found.at(sigma), expected.expand(BANDS, 3, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.at(sigma, rows), expected[..., None].expand(3, 2, BANDS), atol=1e-6, rtol=0)
+    expected = torch.tensor([[[0.0, 0.5], [0.0, 0.5]], [[0.125, 0.25], [0.25, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(found.at(sigma, found.curve), expected, atol=1e-6, rtol=0)
+
+
+def test_a_recipe_with_a_filter_of_another_version_is_told_so():
+    values = json.loads(json.dumps(RECIPE.to_dict()))
+    assert Recipe.from_dict(values) == RECIPE
+    with pytest.raises(UserError, match="another version"):
+        Recipe.from_dict({**values, "residual": {"sigmas": [0.01], "gains": [[0.0] * BANDS]}})
+    with pytest.raises(UserError, match="another version"):
+        Recipe.from_dict({**values, "unheard_of": 1})
 
 
 def test_the_filter_adds_its_share_of_what_was_taken_away_in_the_brain_alone():
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(1, 2, 16, 16, generator=rng, dtype=torch.float64)
     denoised = x - 0.01 * torch.randn(x.shape, generator=rng, dtype=torch.float64)
-    sigma, brain = torch.tensor([[0.01, 5.0]], dtype=torch.float64), torch.rand(x.shape, generator=rng) < 0.5
-    found = ResidualFilter((0.01, 0.1), ((-0.25,) * BANDS, (0.0,) * BANDS))(denoised, x, sigma, brain)
+    sigma = torch.tensor([[0.01, 5.0]], dtype=torch.float64)
+    filtering = ResidualFilter((0.01, 0.1), ((-0.25,) * BANDS, (0.0,) * BANDS), (-0.5, 0.5), ((0.0,) * 3,) * 2)
+    found = filtering(denoised, x, sigma)
+    brain = (denoised > -0.5) & (denoised < 0.5)
     change = torch.where(brain, -0.25 * (x - denoised).clamp(-0.03, 0.03), 0.0)
     change[:, 1] = 0  # above the last level
     torch.testing.assert_close(found, denoised + change, atol=1e-7, rtol=0)
-    assert found.dtype == torch.float64
+    assert found.dtype == torch.float64 and 100 < int(brain.sum()) < 400
     assert float(taken_away(denoised, x + 1, sigma)[0, 0].max()) == pytest.approx(0.03)
+
+
+def test_the_curve_is_piecewise_linear_over_the_span_and_ends_a_step_beyond_it():
+    rng = np.random.default_rng(3)
+    curve = rng.normal(0, 0.01, (2, 5))
+    moving = ResidualFilter((0.01, 0.1), ((0.0,) * BANDS,) * 2, (-0.2, 0.2), tuple(map(tuple, curve.tolist())))
+    denoised = torch.from_numpy(rng.uniform(-0.6, 0.6, (2, 3, 8, 8)))
+    sigma = torch.tensor([[0.01, 0.1, 5.0], [0.1, 1.0, 0.01]], dtype=torch.float64)
+    nodes = np.linspace(-0.3, 0.3, 7)
+    ends = {0.01: np.pad(curve[0], 1), 0.1: np.pad(curve[1], 1)}
+    expected = denoised.clone()
+    for b, k in np.ndindex(2, 3):
+        if float(sigma[b, k]) in ends:
+            expected[b, k] += torch.from_numpy(np.interp(denoised[b, k], nodes, ends[float(sigma[b, k])], 0, 0))
+    torch.testing.assert_close(moving(denoised, denoised, sigma), expected, atol=1e-7, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +107,7 @@ def test_least_squares_makes_the_wiener_filter_of_one_that_is_off(noisy_heads, m
     monkeypatch.setattr("slicewise.checkpoint.denoise", off)
     denoiser = Denoiser(torch.nn.Linear(1, 1), RECIPE, {})
     found = fit_residual_filter(denoiser, noisy_heads, 12, 4, seed=0)
-    assert found is not None and found.sigmas[0] == 0.002 and found.sigmas[-1] == pytest.approx(50 * SLOPE, rel=1e-3)
+    assert found is not None and found.sigmas[0] == 0.002 and found.sigmas[-1] == pytest.approx(200 * SLOPE, rel=1e-3)
     variance = (4**2 + 2 / 12) * SLOPE**2  # rounding, and spreading over the bin
     for sigma, row in zip(found.sigmas, found.gains):
         wiener = variance / (variance + sigma**2)
@@ -94,6 +124,30 @@ def test_least_squares_makes_the_wiener_filter_of_one_that_is_off(noisy_heads, m
     before, after = (float((d(x, levels, None) - clean).square().mean().sqrt()) / SLOPE for d in (denoiser, mended))
     best = float(np.sqrt(variance * sigma**2 / (variance + sigma**2))) / SLOPE
     assert before > 1.05 * best and after < 1.01 * best, (before, after, best)
+
+
+def test_the_curve_gives_every_value_the_mean_of_what_it_stood_for(monkeypatch, tmp_path):
+    """Two tissues, 10 and 34 HU, the same in every slice, of which a denoiser that goes by the slice before says 0 and
+    34: the curve lifts the first by ten, and leaves the second."""
+    rng = np.random.default_rng(4)
+    radius = np.hypot(*np.mgrid[-32:32, -32:32])
+    tissue = np.where(rng.random((8, 8)) < 0.2, 10, 34).repeat(8, axis=0).repeat(8, axis=1)
+    hu = np.where(radius < 22, tissue, np.where(radius < 25, 1200, -1024)).astype(np.int16)[None].repeat(8, axis=0)
+    put_volume(tmp_path, Volume.regular(hu, RECIPE.spacing_mm), id="v", patient="p", split="val", source="made up")
+
+    def off(network, x, sigma, condition, sigma_data, core):
+        first = np.abs(SCALE.decode(x[:, 1:2].expand(x.shape).numpy()) - 10) < 9
+        return torch.from_numpy(SCALE.encode(np.where(first, 0.0, 34.0)))
+
+    monkeypatch.setattr("slicewise.checkpoint.denoise", off)
+    denoiser = Denoiser(torch.nn.Linear(1, 1), RECIPE, {})
+    found = fit_residual_filter(denoiser, open_store(tmp_path), 60, 4, seed=0)
+    assert found is not None
+    said = torch.from_numpy(SCALE.encode(np.array([0.0, 34.0]))).view(1, 1, 1, 2)
+    sigma = torch.full((1, 1), found.sigmas[-3], dtype=torch.float64)
+    low, high = SCALE.decode(found.moved(said, sigma).numpy()).ravel()
+    # The first slice has but air before it, and is called 34 HU all over.
+    assert low == pytest.approx(10, abs=0.8) and high == pytest.approx(34, abs=0.8)
 
 
 def test_no_brain_no_filter(tmp_path):

@@ -110,7 +110,8 @@ def test_validation_gives_errors_in_hu_by_noise_level(trained):
 
 
 def test_a_finished_run_gets_its_residual_filter_and_keeps_the_rest(trained, toy_store, tmp_path, monkeypatch):
-    found, asked = ResidualFilter((0.01, 0.1), ((0.5,) * BANDS, (-0.5,) * BANDS)), []
+    gains, curve = ((0.5,) * BANDS, (-0.5,) * BANDS), ((0.01, 0.0), (0.0, -0.01))
+    found, asked = ResidualFilter((0.01, 0.1), gains, (-0.1, 0.1), curve), []
 
     def fit(denoiser, store, *how):
         asked.append((denoiser.meta["step"], store.path, *how))

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -15,7 +14,7 @@ import slicewise
 from slicewise.diffusion.precondition import denoise
 from slicewise.diffusion.residual import ResidualFilter
 from slicewise.errors import UserError
-from slicewise.hu import BRAIN, HUScale
+from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -132,13 +131,20 @@ class Recipe:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Recipe":
+        """The inverse of `to_dict`, after JSON; `UserError` for a recipe of another version."""
         residual = values.get("residual")
-        typed = {
-            "scale": HUScale(**values["scale"]),
-            "spacing_mm": tuple(values["spacing_mm"]),
-            "residual": ResidualFilter.from_dict(residual) if residual else None,
-        }
-        return Recipe(**{**values, **typed})
+        try:
+            typed = {
+                "scale": HUScale(**values["scale"]),
+                "spacing_mm": tuple(values["spacing_mm"]),
+                "residual": ResidualFilter.from_dict(residual) if residual else None,
+            }
+            return Recipe(**{**values, **typed})
+        except (KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the checkpoint's recipe is from another version ({reason}); use the version that wrote it"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -157,10 +163,8 @@ class Denoiser:
             assert position_mm is not None
             condition = position_condition(position_mm)
         denoised = denoise(self.network, x, sigma, condition, self.recipe.sigma_data, self.core_dtype)
-        if self.recipe.residual is None:
-            return denoised
-        low, high = self.recipe.scale.encode(np.array([BRAIN.lo, BRAIN.hi]))
-        return self.recipe.residual(denoised, x, sigma, (denoised > low) & (denoised < high))
+        residual = self.recipe.residual
+        return denoised if residual is None else residual(denoised, x, sigma)
 
 
 def position_condition(position_mm: torch.Tensor) -> torch.Tensor:
