@@ -4,8 +4,8 @@ Where the noise is a few HU, an error that is hardly larger than the best denois
 too strong: too much of the finest noise stays, and structure goes with the coarser. Both show in what
 the network took away, x - D, band by band, and can be put right there without training.
 
-And D must be the mean of what it stands for, E[x0 | D] = D. A tissue that is a hundredth of a slice is learnt late: of
-voxels that D puts below 0 HU, most are CSF of 8 HU. A curve over D moves every value to the mean of what it stood for.
+And D must be the mean of what it stands for, E[x0 | D] = D. A rare tissue is learnt late: of voxels that D puts below
+the HU of CSF, most are CSF. A curve over D moves every value to the mean of what it stood for.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class ResidualFilter:
     ----------
     sigmas : (S,), ascending, units of x.
     gains : (S, BANDS), finest band first.
-    span : the range of x of the brain; the filter changes nothing where D is outside.
+    span : the range of x of the brain; where D is outside the gains change nothing, and a step of the curve further out
+        the curve does not either.
     curve : (S, N), what is added to D, units of x, at N values of D spread evenly over `span` (see `hats`).
     """
 

@@ -22,7 +22,7 @@ HIGHEST_HU = 200.0
 # weigh as much as the belief that it is level.
 NODES = 23
 RANGE_HU = (-18.0, 70.0)
-LEVEL = 50.0
+STIFFNESS = 50.0
 # Errors beyond this are edges of bone, HU in the brain.
 _EDGE_HU = 22.0
 
@@ -84,7 +84,7 @@ def _curve(values: torch.Tensor, error: torch.Tensor, span: tuple[float, float])
             normal.index_add_(0, i * (NODES + 2) + j, a * b)
     normal = normal.view(NODES + 2, NODES + 2)[1:-1, 1:-1]
     rise = torch.eye(NODES, dtype=torch.float64).diff(dim=0)
-    return torch.linalg.pinv(normal + LEVEL * rise.T @ rise, hermitian=True) @ right[1:-1]
+    return torch.linalg.pinv(normal + STIFFNESS * rise.T @ rise, hermitian=True) @ right[1:-1]
 
 
 def add_residual_filter(
