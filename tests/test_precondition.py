@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from slicewise.diffusion.precondition import (
-    DEPTH,
     c_in,
     c_noise,
     c_out,
@@ -120,9 +119,8 @@ def test_score_of_a_normal_distribution():
 
 
 def _answers(f, mean, spread):
-    """A local network that answers F, M and the T of a spread, each a float, for one slice."""
-    share = -math.log(spread / SIGMA_DATA) / DEPTH
-    values = torch.tensor([f, mean / SIGMA_DATA, math.log(share / (1 - share))])
+    """A local network that answers F, M and the S of a spread, each a float, for one slice."""
+    values = torch.tensor([f, mean / SIGMA_DATA, math.log(spread / SIGMA_DATA)])
     return lambda x, noise, condition: values[None, :, None, None].expand(len(x), 3, *x.shape[2:])
 
 
@@ -149,7 +147,7 @@ def test_a_local_network_with_the_whole_datas_spread_is_edm():
     torch.manual_seed(0)
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     levels = torch.tensor([[0.01], [0.5], [40.0]], dtype=torch.float64)
-    found, deviation = posterior(_answers(0.7, 0.0, SIGMA_DATA * (1 - 1e-7)), x, levels, None, SIGMA_DATA)
+    found, deviation = posterior(_answers(0.7, 0.0, SIGMA_DATA), x, levels, None, SIGMA_DATA)
     plain, c = posterior(lambda x, noise, condition: torch.full_like(x, 0.7), x, levels, None, SIGMA_DATA)
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(deviation, c.expand_as(deviation), rtol=1e-5, atol=0)

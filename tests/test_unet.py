@@ -27,10 +27,11 @@ def _inputs(config: UNetConfig = TINY, size: int = 16):
 
 
 def test_untrained_network_says_nothing():
+    """F = 0 and M = 0; the spread is half-way, by e-folds, between the whole data's and the least."""
     x, noise, condition = _inputs()
-    for config, answers in ((replace(TINY, local=False), 1), (TINY, 3)):
-        found = UNet(config)(x, noise, condition)
-        assert found.shape == (2, answers * TINY.slices, 16, 16) and not found.any()
+    assert not UNet(replace(TINY, local=False))(x, noise, condition).any()
+    f, mean, spread = UNet(TINY)(x, noise, condition).chunk(3, dim=1)
+    assert f.shape == x.shape and not f.any() and not mean.any() and (spread == -UNet.DEPTH / 2).all()
 
 
 def test_the_fine_mean_takes_over_near_the_brain():
@@ -49,6 +50,37 @@ def test_the_fine_mean_takes_over_near_the_brain():
             fine = torch.nn.functional.pixel_shuffle(answers[-1], TINY.fold).chunk(4, dim=1)[3]
             torch.testing.assert_close(found, coarse + share * (-0.3 + 0.05 * fine - coarse), rtol=1e-4, atol=1e-4)
         hook.remove()
+
+
+def test_what_is_made_for_the_brain_is_finer_where_a_scale_gives_it_less_of_x():
+    """Seen through windows and details alone, a brain of a fifth of the contrast at five times the zoom looks the same:
+    so are F, the mean in HU, and the least spread."""
+    noise, condition = _inputs()[1:]
+    found = {}
+    for contrast in (1.0, 0.2):
+        torch.manual_seed(3)
+        brain = 0.02 * torch.randn(2, TINY.slices, 16, 16)
+        net = _random(replace(TINY, copy=False))
+        net.brain(0.0, contrast * UNet.HU)
+        k, pixels = TINY.slices, TINY.fold**2
+        with torch.no_grad():
+            net.stem.weight[:, : k * pixels] = 0  # the plain slices
+            net.head.weight[k * pixels : 2 * k * pixels] = net.head.bias[k * pixels : 2 * k * pixels] = 0
+            net.head.weight[2 * k * pixels : 3 * k * pixels] = 0
+            net.head.bias[2 * k * pixels : 3 * k * pixels] = 50.0
+            found[contrast] = net(contrast * brain, noise, condition).chunk(3, dim=1)
+    (f, mean, spread), (f_less, mean_less, spread_less) = found.values()
+    torch.testing.assert_close(f_less, f, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(mean_less, 0.2 * mean, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(spread_less.exp(), 0.2 * spread.exp())
+    assert mean.std() > 0 and f.std() > 0
+
+
+def test_weights_that_name_no_zoom_were_trained_at_1():
+    net, state = UNet(TINY), {name: t for name, t in _random().state_dict().items() if name != "zoom"}
+    net.brain(0.0, 0.2 * UNet.HU)
+    net.load_state_dict(state)
+    assert float(net.zoom) == 1 and "zoom" in net.state_dict()
 
 
 def test_output_is_float32_and_close_under_autocast():

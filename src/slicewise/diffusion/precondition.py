@@ -8,13 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-# The raw network: (x (B, K, H, W), c_noise (B, K), condition (B, C) or None) -> F (B, K, H, W), or F, M and T as
+# The raw network: (x (B, K, H, W), c_noise (B, K), condition (B, C) or None) -> F (B, K, H, W), or F, M and S as
 # (B, 3 K, H, W) where it is local (see `posterior`), all float32.
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-
-
-# How many e-folds below sigma_data a local network may put a voxel's spread: to 0.4 % of it, about 1 HU in the brain.
-DEPTH = 5.5
 
 
 def c_skip(sigma: torch.Tensor, sigma_data: float | torch.Tensor) -> torch.Tensor:
@@ -53,7 +49,7 @@ def posterior(
     """The estimate D(x; sigma) of the clean slices, and how far from them it is expected to be.
 
     A plain network is EDM's: D = c_skip x + c_out F. A *local* one names for every voxel the mean sigma_data M and the
-    spread s = sigma_data exp(-DEPTH sigmoid(T)) that the voxel has before its own noisy value is seen, and is
+    spread s = sigma_data exp(S) that the voxel has before its own noisy value is seen, and is
     preconditioned by that s instead of the whole data's: D = c_skip(s) x + (1 - c_skip(s)) sigma_data M + c_out(s) F.
     For a Gaussian voxel this is the exact posterior with F = 0. It matters in the brain, which spans a hundredth of the
     data's range: EDM's F has to cancel the noise there to within a per cent, a local network divides it away.
@@ -81,8 +77,8 @@ def posterior(
     if out.shape[1] == x.shape[1]:
         deviation = c_out(levels, sigma_data).to(x.dtype)
         return c_skip(levels, sigma_data).to(x.dtype) * x + deviation * out, deviation
-    f, mean, depth = out.to(x.dtype).chunk(3, dim=1)
-    spread = sigma_data * torch.exp(-DEPTH * torch.sigmoid(depth))
+    f, mean, spread = out.to(x.dtype).chunk(3, dim=1)
+    spread = sigma_data * torch.exp(spread)
     levels = levels.to(x.dtype)
     skip, deviation = c_skip(levels, spread), c_out(levels, spread)
     return skip * x + (1 - skip) * (sigma_data * mean) + deviation * f, deviation

@@ -28,13 +28,13 @@ class UNetConfig:
         lies, and a convolution alone learns places only slowly, from its padding.
     copy : add to each output slice a linear mix of the input slices, its weights a function of the noise levels: what
         neighbouring slices share passes to the digit, and the network is left with what differs.
-    detail : amplifications at which each slice less its 3 x 3 mean is shown to the stem and to the linear mix. At
-        sigma = 0.01 the noise to be found is a hundredth of what the rest of the input spans: networks learn to amplify
-        it slowly, and a half-precision core rounds it away.
-    window, window_mean : amplifications at which each slice is shown through a soft brain window centred on
-        `UNet.centre`, and the sides in pixels of the square means taken before (1 = none): a ventricle stands out from
-        the brain by a twentieth of the input's range, grey from white matter by a fiftieth, and only a mean over many
-        pixels shows either where the noise is ten times that.
+    detail : amplifications (times `UNet.zoom`) at which each slice less its 3 x 3 mean is shown to the stem and to the
+        linear mix. At sigma = 0.01 the noise to be found is a hundredth of what the rest of the input spans: networks
+        learn to amplify it slowly, and a half-precision core rounds it away.
+    window, window_mean : amplifications (times `UNet.zoom`) at which each slice is shown through a soft brain window
+        centred on `UNet.centre`, and the sides in pixels of the square means taken before (1 = none): a ventricle
+        stands out from the brain by a twentieth of the input's range, grey from white matter by a fiftieth, and only a
+        mean over many pixels shows either where the noise is ten times that.
     local : answer with F, a mean and a spread for every voxel, instead of F alone (see `precondition.posterior`). The
         mean is drawn from two: a coarse one for all of the range, and where that comes near `UNet.centre` a fine one
         about it: in the brain a per cent of the range is as much as the tissues differ by.
@@ -123,16 +123,23 @@ class UNet(nn.Module):
     """The raw network: no sigma arithmetic inside, output layer in float32.
 
     forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> F (B, K, H, W), or
-    F, M and T (B, 3 K, H, W) where it is local, float32. H and W must divide by `UNetConfig.multiple`. Where x is cut
-    from larger slices, `frame` (B, 4) says where: top, left, bottom and right, of slices that span -1 … 1. The buffer
-    `centre` holds the brain's value in units of sigma_data (that of 30 HU); training sets it.
+    F, M and S (B, 3 K, H, W) where it is local, float32. H and W must divide by `UNetConfig.multiple`. Where x is cut
+    from larger slices, `frame` (B, 4) says where: top, left, bottom and right, of slices that span -1 … 1.
+
+    The buffers say where in x the brain lies; training sets them (`brain`). `centre` holds its value in units of
+    sigma_data (that of 30 HU), and `zoom` how much less of x than on the "half" scale of the whole range a HU of it
+    takes: all that is made for the brain, in and out, is by so much finer. About 1 on that scale, 5 on the linear whole
+    range, 0.1 on the window.
     """
 
     FEATURES = 16
-    # In units of sigma_data: what 1 is worth in the fine mean (18 HU of the "half" scale), and how near to the centre
-    # the coarse mean hands over to it (half at 35 HU).
-    FINE, NEAR = 0.05, 0.15
+    # In units of sigma_data / zoom: what a HU of brain is worth, what 1 is worth in the fine mean (18 HU), and how near
+    # to the centre the coarse mean hands over to it (half at 35 HU).
+    HU, FINE, NEAR = 1 / 360, 0.05, 0.15
+    # How many e-folds below sigma_data a voxel's spread may lie, at zoom 1: to 0.4 % of it, 1.5 HU in the brain.
+    DEPTH = 5.5
     centre: torch.Tensor
+    zoom: torch.Tensor
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -143,6 +150,8 @@ class UNet(nn.Module):
             nn.Linear(2 * self.FEATURES * (config.slices + config.condition), e), nn.SiLU(), nn.Linear(e, e), nn.SiLU()
         )
         self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("zoom", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_at_zoom_1)
         self.outputs = config.slices * (4 if config.local else 1)
         shown = config.slices * (1 + len(config.detail) + len(config.window))
         self.stem = nn.Conv2d(shown * pixels + 3 * config.coordinates, c[0], 3, padding=1)
@@ -172,6 +181,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
+    def brain(self, value: float, slope: float) -> None:
+        """Set `centre` and `zoom` by the brain's value and what a HU of it is worth, both in units of sigma_data."""
+        self.centre.fill_(value)
+        self.zoom.fill_(self.HU / slope)
+
     def forward(
         self,
         x: torch.Tensor,
@@ -185,10 +199,10 @@ class UNet(nn.Module):
         features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)
         embedding = self.embed(features)
         windowed = [
-            _redescend(gain * (_mean(x, side) - self.centre))
+            _redescend(gain * self.zoom * (_mean(x, side) - self.centre))
             for gain, side in zip(self.config.window, self.config.window_mean)
         ]
-        x = torch.cat([x, *_details(x, self.config.detail), *windowed], dim=1)
+        x = torch.cat([x, *_details(self.zoom * x, self.config.detail), *windowed], dim=1)
         h = F.pixel_unshuffle(x, self.config.fold).contiguous(memory_format=torch.channels_last)
         if self.config.coordinates:
             h = torch.cat([h, _coordinates(h, frame)], dim=1)
@@ -215,9 +229,15 @@ class UNet(nn.Module):
             if not self.config.local:
                 return out
             f, mean, depth, fine = out.chunk(4, dim=1)
-            near = (1 + ((mean - self.centre) / self.NEAR).square()).pow(-2)
-            mean = torch.lerp(mean, self.centre + self.FINE * fine, near)
-            return torch.cat([f, mean, depth], dim=1)
+            near = (1 + (self.zoom * (mean - self.centre) / self.NEAR).square()).pow(-2)
+            mean = torch.lerp(mean, self.centre + self.FINE / self.zoom * fine, near)
+            spread = -(self.DEPTH + self.zoom.log()) * torch.sigmoid(depth)
+            return torch.cat([f, mean, spread], dim=1)
+
+
+def _at_zoom_1(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:
+    """Weights that name no zoom were trained at 1, whatever their scale."""
+    state.setdefault(f"{prefix}zoom", torch.ones(()))
 
 
 def _details(x: torch.Tensor, gains: tuple[float, ...]) -> list[torch.Tensor]:

@@ -307,7 +307,8 @@ def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | Non
     elif init is not None:
         recipe = _start_from(network, config, recipe, init)
     if isinstance(network, UNet):
-        network.centre.fill_(float(recipe.scale.encode(np.array(BRAIN.centre))) / recipe.sigma_data)
+        centre, scale = np.array(BRAIN.centre), recipe.scale
+        network.brain(float(scale.encode(centre)) / recipe.sigma_data, float(scale.slope(centre)) / recipe.sigma_data)
     core = core_dtype(process.device, settings.core)
     objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
     if sharded:
