@@ -7,10 +7,12 @@ its predecessors known, on windows of the validation split: 1.48 times its media
 error, since a few voxels near the skull base may with right expect bone. The filter is the least-squares sum of a
 constant, the noisy slice blurred by seven Gaussians and both predecessors by three each, fitted on the same voxels: a
 network that knows anatomy must be below it. "smooth" is the error's own 2-pixel Gaussian mean over those voxels alone,
-in which texture plays no part. Prints Markdown.
+in which texture plays no part. A second table says whether D is the mean of what it stands for: the truth less D, by
+the HU at which D puts a voxel. Prints Markdown.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,10 @@ from slicewise.data.store import open_store
 from slicewise.hu import BRAIN
 from slicewise.metrics.tissue import brain_mask
 
+# HU between which D's voxels are taken together: of CSF, white and grey matter.
+EDGES_HU = (-8, -4, 0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44)
+# Fewer voxels than this say nothing.
+LEAST_VOXELS = 100
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -53,6 +59,13 @@ def filtered(hu: np.ndarray, noisy: np.ndarray, deep: np.ndarray) -> np.ndarray:
     return error
 
 
+def bias(denoised: np.ndarray, true: np.ndarray) -> list[float]:
+    """Mean of true - denoised, HU, by the range of `EDGES_HU` in which `denoised` lies; NaN where few voxels do."""
+    ranges = np.digitize(denoised, EDGES_HU)
+    inside = [ranges == i for i in range(1, len(EDGES_HU))]
+    return [float((true - denoised)[v].mean()) if v.sum() >= LEAST_VOXELS else float("nan") for v in inside]
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,15 +93,23 @@ def main() -> None:
     )
     print("| σ | noise, HU | network | smooth | linear filter | smooth |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    biases = {}
     for level in SIGMAS:
         sigma = torch.full((a.windows, k), level, dtype=torch.float64)
         sigma[:, :-1] = denoiser.recipe.sigma_min
         noisy = clean + sigma.float()[:, :, None, None] * torch.from_numpy(noise)
         parts = [denoiser(*batch)[:, -1] for batch in zip(noisy.split(16), sigma.split(16), position.split(16))]
-        network = scale.decode(torch.cat(parts).numpy()) - hu[:, -1]
+        denoised = scale.decode(torch.cat(parts).numpy())
+        network = denoised - hu[:, -1]
+        biases[level] = bias(denoised[deep], hu[:, -1][deep])
         linear = filtered(soft, soft[:, -1] + level / per_hu * noise[:, -1], deep)
         cells = [f"{spread(v[deep]):.2f}" for e in (network, linear) for v in (e, smooth(e, deep))]
         print(f"| {level:g} | {level / per_hu:.0f} | " + " | ".join(cells) + " |")
+    print("\nTruth less D, HU, of voxels that D puts at:\n")
+    print("| σ | " + " | ".join(f"{lo} … {hi}" for lo, hi in itertools.pairwise(EDGES_HU)) + " |")
+    print("| ---: |" + " ---: |" * (len(EDGES_HU) - 1))
+    for level, row in biases.items():
+        print(f"| {level:g} | " + " | ".join("–" if np.isnan(v) else f"{v:+.1f}" for v in row) + " |")
 
 
 if __name__ == "__main__":
