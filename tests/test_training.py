@@ -100,6 +100,16 @@ def test_the_checkpoint_says_all_that_is_needed_and_denoises(trained, toy_store)
     assert float((d - clean)[:, 2].square().mean()) < 0.9 * float((untrained - clean)[:, 2].square().mean())
 
 
+@pytest.mark.parametrize("scale", [HUScale(), HUScale(companding="half"), HUScale(-10, 70)])
+def test_the_checkpoint_says_where_its_hu_scale_puts_the_brain(scale, toy_store, tmp_path):
+    """In units of sigma_data: 30 HU, and by a finite difference what a HU there is worth."""
+    train_denoiser(toy_store, tmp_path / "run", replace(TOY, steps=1, scale=scale))
+    denoiser = load_denoiser(tmp_path / "run")
+    below, centre, above = scale.encode(np.array([29.5, 30.0, 30.5])).astype(float) / denoiser.recipe.sigma_data
+    assert float(denoiser.network.centre) == pytest.approx(centre, abs=1e-6)
+    assert float(denoiser.network.zoom) * (above - below) == pytest.approx(UNet.HU, rel=1e-3)
+
+
 def test_validation_gives_errors_in_hu_by_noise_level(trained):
     lines = [json.loads(line) for line in (trained / "stats.jsonl").read_text().splitlines()]
     rows = next(line["validation"] for line in lines if "validation" in line)
