@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,11 +48,11 @@ def test_gains_and_curve_run_with_ln_sigma_between_levels_and_end_with_the_last(
 
 def test_a_recipe_with_a_filter_of_another_version_is_told_so():
     values = json.loads(json.dumps(RECIPE.to_dict()))
-    assert Recipe.from_dict(values) == RECIPE
-    with pytest.raises(UserError, match="another version"):
-        Recipe.from_dict({**values, "residual": {"sigmas": [0.01], "gains": [[0.0] * BANDS]}})
-    with pytest.raises(UserError, match="another version"):
-        Recipe.from_dict({**values, "unheard_of": 1})
+    path = Path("old.safetensors")
+    assert Recipe.from_dict(values, path) == RECIPE
+    for change in ({"residual": {"sigmas": [0.01], "gains": [[0.0] * BANDS]}}, {"unheard_of": 1}):
+        with pytest.raises(UserError, match=r"^old\.safetensors: .* another version"):
+            Recipe.from_dict({**values, **change}, path)
 
 
 def test_the_filter_adds_its_share_of_what_was_taken_away_in_the_brain_alone():

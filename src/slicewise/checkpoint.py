@@ -130,8 +130,9 @@ class Recipe:
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Recipe":
-        """The inverse of `to_dict`, after JSON; `UserError` for a recipe of another version."""
+    def from_dict(values: dict[str, Any], path: Path) -> "Recipe":
+        """The inverse of `to_dict`, after JSON; `UserError` for a recipe of another version, which names the `path` it
+        comes from."""
         residual = values.get("residual")
         try:
             typed = {
@@ -143,7 +144,7 @@ class Recipe:
         except (KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the checkpoint's recipe is from another version ({reason}); use the version that wrote it"
+                f"{path}: the checkpoint's recipe is from another version ({reason}); use the version that wrote it"
             ) from None
 
 
@@ -175,7 +176,7 @@ def position_condition(position_mm: torch.Tensor) -> torch.Tensor:
 def load_denoiser(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Denoiser:
     """A denoiser from a checkpoint file or a run folder."""
     network, meta = load_model(path, ("unet", "ncsnpp"))
-    return Denoiser(network.to(device), Recipe.from_dict(meta["recipe"]), meta, core_dtype)
+    return Denoiser(network.to(device), Recipe.from_dict(meta["recipe"], path), meta, core_dtype)
 
 
 def load_icnet(path: Path, device: str = "cpu") -> "ICNet":

@@ -420,7 +420,7 @@ def _recipe_of_run(state: Path, meta: dict[str, Any], recipe: Recipe, settings: 
     """The recipe of a started run, whose sigma_data it keeps; `UserError` where these settings or data mean another."""
     if "recipe" not in meta:
         return recipe
-    theirs = Recipe.from_dict(meta["recipe"])
+    theirs = Recipe.from_dict(meta["recipe"], state)
     for name, found, expected in (
         ("network", settings.network, meta["settings"]["network"]),
         *_differences(recipe, theirs),
@@ -449,7 +449,7 @@ def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
 def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init: Path) -> Recipe:
     """Load weights to fine-tune; scale and sigma_data stay those that the weights were trained with."""
     loaded, meta = checkpoint.load_model(init, ("unet", "ncsnpp"))
-    theirs = Recipe.from_dict(meta["recipe"])
+    theirs = Recipe.from_dict(meta["recipe"], init)
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     for name, found, expected in (
         ("network", listed, meta["network"]),
