@@ -85,7 +85,7 @@ def figure(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    study = arguments("fig5", __doc__, argv)
+    study = arguments("fig5", __doc__, argv, shared="fig1")
     held = pairs(study)
     paper, ours = (load_icnet(icnet(study, recipe)) for recipe in ("paper", "offset"))
     methods: dict[str, Method] = {
