@@ -15,6 +15,7 @@ from slicewise.data.store import put_volume
 from slicewise.errors import UserError
 from slicewise.evaluate import EvaluateSettings, evaluate, write_evaluation
 from slicewise.evaluation.audit import sentence
+from slicewise.evaluation.collect import Frame, _similarities
 from slicewise.evaluation.tables import interval, number, plus_minus
 from slicewise.hu import BRAIN, WHOLE, to_unit
 from slicewise.io.dicom_write import write_series
@@ -290,9 +291,46 @@ def test_nifti_dicom_and_store_of_the_same_heads_give_the_same_numbers(sets: dic
     assert quantity(one, "Brain").synth_mean == pytest.approx(quantity(other, "Brain").synth_mean, rel=1e-9)
 
 
+def test_ms_ssim_takes_a_brighter_brain_for_the_same_structure() -> None:
+    """2 HU of offset in the brain, in whose window 0 of [-1, 1] lies amid the brain, are hardly a difference."""
+    hu = np.repeat(np.repeat(brainy_head(0), 2, axis=1), 2, axis=2)
+    brighter = np.where((hu > 0) & (hu < 60), hu + 2, hu).astype(np.int16)
+    frame = Frame(hu.shape[1:], (5.0, 2.25, 2.25), len(hu))
+    correct, _ = _similarities(hu, brighter, frame, BRAIN)
+    other, _ = _similarities(hu, np.repeat(np.repeat(brainy_head(1), 2, axis=1), 2, axis=2), frame, BRAIN)
+    assert 0.99 < correct < 1 and other < 0.9
+
+
+def test_resampled_heads_stay_at_their_depth(tmp_path: Path) -> None:
+    """Heads below air, and the same on a finer grid: no further apart than two halves of the real ones."""
+    for i in range(8):
+        hu = np.pad(brainy_head(i), ((4, 0), (0, 0), (0, 0)), constant_values=-1024)
+        fine = np.repeat(np.repeat(hu, 2, axis=1), 2, axis=2)
+        for name, image, pixel in (("real", hu, 4.5), ("fine", fine, 2.25)):
+            volume = Volume.regular(image, (5.0, pixel, pixel))
+            put_volume(tmp_path / name, volume, id=f"p{i}", patient=f"p{i}", split="train", vertex_slice=4)
+    settings = EvaluateSettings(rounds=10, all_slices=False, resample=True)
+    found = evaluate(tmp_path / "real", tmp_path / "fine", settings, progress=False)
+    for distance in (r.estimate for r in found.distances if r.name.endswith("unbiased")):
+        assert distance.value < distance.floor
+
+
+def test_two_splits_of_a_store_are_not_one_set(tmp_path: Path) -> None:
+    for i in range(4):
+        volume = Volume.regular(brainy_head(i), SPACING)
+        split = "train" if i < 2 else "val"
+        put_volume(tmp_path / "s", volume, id=f"p{i}", patient=f"p{i}", split=split, vertex_slice=0)
+    settings = EvaluateSettings(rounds=10, all_slices=False)
+    found = evaluate(tmp_path / "s", tmp_path / "s", settings, splits=("train", "val", "all"), progress=False)
+    assert not any("on both sides" in n or "in both sets" in n for n in found.notices)
+
+
 def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> None:
     quick = EvaluateSettings(rounds=10, all_slices=False)
     same = evaluate(sets["real"], sets["real"], quick, progress=False)
+    again = store(tmp_path / "again", [brainy_head(100 + i) for i in range(3)])
+    shared = evaluate(sets["real"], sets["honest"], quick, train=again, progress=False)
+    assert any(n.startswith("3 patients (p000, …) are, by their names, in both") for n in shared.notices)
     assert any("on both sides" in n for n in same.notices) and row(same, "FID-Ax").value == pytest.approx(0, abs=1e-6)
     bare = [np.where(brainy_head(i) > 100, brainy_head(i), np.int16(-1000)) for i in range(4)]
     empty = evaluate(sets["real"], store(tmp_path / "bare", bare), quick, progress=False)

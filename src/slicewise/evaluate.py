@@ -162,14 +162,24 @@ def _diversity(voxels: Voxels, settings: EvaluateSettings) -> list[Measurement]:
     return [row for row in rows if row is not None]
 
 
+def _patients(side: Side) -> set[str]:
+    """Whose volumes a side holds."""
+    return {side.source.members[place].patient for place in side.members}
+
+
 def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]:
     """What a reader must know before trusting the numbers."""
     real, synth = sides
     said = []
-    if real.source.path.resolve() == synth.source.path.resolve():
+    if set(real.digests) == set(synth.digests):
         said.append(f"{real.source.path} is on both sides: every distance is that of a set from itself.")
     elif shared := len(set(real.digests) & set(synth.digests)):
         said.append(f"{shared} volumes are in both sets, voxel for voxel.")
+    if train and (known := _patients(real) & _patients(train)):
+        said.append(
+            f"{len(known)} patients ({min(known)}, …) are, by their names, in both REAL and TRAIN: such heads are "
+            "nearer to the training set than held-out ones, and copies may pass the audit."
+        )
     for side in (*sides, *([train] if train else [])):
         if len(set(side.digests)) < len(side.digests):
             said.append(f"{side.source.path}: {len(side.digests) - len(set(side.digests))} volumes are there twice.")

@@ -308,7 +308,8 @@ def read_member(side: Side, member: Member, settings: EvaluateSettings, frame: F
         raise UserError(f"--resample: the first real volume has {frame.text}, and only square grids can be made")
     side.resampled += 1
     try:
-        return resample_volume(volume, Grid(size=rows, fov_mm=rows * dx, slice_mm=dz))
+        # Air above is kept, as it is in volumes that lie on the grid already: depths must mean the same in both.
+        return resample_volume(volume, Grid(size=rows, fov_mm=rows * dx, slice_mm=dz, crop_air_above=False))
     except UserError as error:
         side.left_out.append((member.name, str(error)))
         return None
@@ -355,7 +356,7 @@ def _pair_similarity(title: str, volumes: Sequence[np.ndarray], work: Work, voxe
             return
         x, y = (at_depth(hu, work.frame.depth) for hu in (a, b))
         texts = " ".join(f"{w.lo:g} {w.hi:g}" for w in windows)
-        key = key_of(x, y, f"ms-ssim {VERSION} {work.frame.spacing} {texts}")
+        key = key_of(x, y, f"ms-ssim from 0, {VERSION} {work.frame.spacing} {texts}")
         kept = work.cache.get(key)
         if kept is None:
             kept = {f"{i}": np.array(_similarities(x, y, work.frame, window)) for i, window in enumerate(windows)}
@@ -368,7 +369,7 @@ def _pair_similarity(title: str, volumes: Sequence[np.ndarray], work: Work, voxe
 def _similarities(x: np.ndarray, y: np.ndarray, frame: Frame, window: Window) -> tuple[float, float]:
     """MS-SSIM of two volumes, correct (on isotropic voxels; NaN where they are too small) and legacy."""
     a, b = (isotropic_unit(hu, frame.spacing, window) for hu in (x, y))
-    correct = ms_ssim(a, b, 2.0) if scales_that_fit(a.shape) else np.nan
+    correct = ms_ssim(a + 1, b + 1, 2.0) if scales_that_fit(a.shape) else np.nan
     return correct, ms_ssim_legacy(to_unit(x, window), to_unit(y, window))
 
 

@@ -43,6 +43,8 @@ def ms_ssim(
 ) -> float:
     """Multi-scale SSIM of two arrays of one shape and any number of axes, float64: Π cs_j^w_j · ssim_M^w_M.
 
+    Values start at 0, as SSIM's luminance term needs: where a mean may be negative, it takes a small offset near 0 for
+    a total difference.
     Windows lie wholly inside; scales are halved by averaging blocks of 2; a negative mean counts as 0. As many scales
     are used as fit (`scales_that_fit`), the weights of fewer rescaled to sum to 1: numbers compare at one shape only.
     Raises `ValueError` where not one fits.
