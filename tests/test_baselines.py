@@ -20,16 +20,19 @@ from conftest import TOY_SPACING, toy_head
 from slicewise import cli
 from slicewise.ascii import ChainSettings
 from slicewise.baselines.discriminator import DiscriminatorConfig
+from slicewise.baselines.gan_loss import path_lengths
 from slicewise.baselines.sampling import draw_volume, load_baseline
 from slicewise.baselines.slice_vae import SliceVAEConfig
 from slicewise.baselines.stylegan2 import StyleGAN2Config
 from slicewise.baselines.stylegan3 import StyleGAN3Config
 from slicewise.data.store import Store, open_store, put_volume
+from slicewise.diffusion.noise import AUGMENT, generator
 from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, generate
 from slicewise.hu import HU_MIN, HUScale
 from slicewise.io.archive import read_volume
 from slicewise.settings import read_table
+from slicewise.training import gan
 from slicewise.training.gan import GANTraining, Trainer, adam, build, train_gan
 from slicewise.training.slice_vae import SliceVAETraining, train_slice_vae
 from slicewise.training.slices import Slices, training_slices
@@ -172,6 +175,43 @@ def test_gan_regularisers_and_augmentation_take_part(toy_store, runs):
     assert not torch.equal(seen, real) and torch.equal(seen, trainer._augmented(real, 0, 3))
     trainer.probability = 0.0
     assert torch.equal(trainer._augmented(real, 0, 3), real)
+
+
+def _taken(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the trainer would have each optimiser descend, in order; no network changes."""
+    losses: list[float] = []
+    monkeypatch.setattr(trainer, "_update", lambda module, optimizer, loss: losses.append(float(loss.detach())))
+    return losses
+
+
+def test_lazy_regularisers_are_scaled_by_their_interval(toy_store, monkeypatch):
+    """R1 is γ/2 E|∇D|² times its interval, path length E(l - a)² times weight and interval, a the mean with 0.99."""
+    settings = replace(GAN2, r1=3.0, path=2.0, r1_every=5, path_every=4, ada_target=0.0)
+    slices, _ = training_slices(toy_store, HUScale())
+    trainer = Trainer(settings, *build(settings, 16), 16)
+    losses = _taken(trainer, monkeypatch)
+    real = slices.batch(0, 0, range(4))
+    seen = trainer.step(real, 0)
+    assert losses[-1] == pytest.approx(3.0 / 2 * 5 * seen["r1"], rel=1e-6)
+    trainer.path_mean = 0.5
+    styles, noise = trainer._styles(8, gan._PATH, [0, 2])
+    images = trainer.generator.synthesise(styles, noise)
+    rngs = [generator(settings.seed, k, 8, gan._PATH, AUGMENT) for k in (0, 2)]
+    directions = torch.from_numpy(np.stack([r.standard_normal((1, 16, 16), np.float32) for r in rngs]))
+    lengths = path_lengths(images, styles, directions).detach()
+    mean = 0.99 * 0.5 + 0.01 * float(lengths.mean())
+    trainer._path_step(8)
+    assert losses[-1] == pytest.approx(2.0 * 4 * float((lengths - mean).square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_augmentation_grows_while_the_discriminator_knows_the_real_ones(sign, toy_store):
+    """Four steps in which it is sure of them (or of the contrary) move p by as many images as they saw."""
+    trainer = Trainer(replace(GAN2, ada_images=100), *build(GAN2, 16), 16)
+    trainer.probability = 0.5
+    for step in range(gan._ADA_EVERY):
+        trainer._adapt(torch.full((4, 1), 2.0 * sign), step)
+    assert trainer.probability == pytest.approx(0.5 + sign * 4 * gan._ADA_EVERY / 100)
 
 
 def test_a_gan_learns_a_constant_level(tmp_path):
