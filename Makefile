@@ -23,6 +23,9 @@ lint: $(VENV)/.installed-test
 study-%: $(VENV)/.installed-studies
 	$(BIN)/python studies/$*.py $(ARGS)
 
+# Figure 4 shows the volumes of Table 1.
+study-fig4: study-table1 ;
+
 # Tests that need a program which is neither here nor installable skip and say so.
 tools:
 	@command -v dciodvfy >/dev/null && command -v dcm2niix >/dev/null && command -v dcmdump >/dev/null && \

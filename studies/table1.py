@@ -9,6 +9,7 @@ number's ratio to ASCII(2) + IC-Net's. Writes table1.md and .json, and fig4.png.
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from steps import (
 from slicewise.ascii import ChainSettings
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import load_icnet
-from slicewise.data.store import MANIFEST, open_store, put_volume
+from slicewise.data.store import put_volume
 from slicewise.evaluate import EvaluateSettings, evaluate
 from slicewise.evaluation.result import Evaluation
 from slicewise.generate import volume_name
@@ -79,12 +80,12 @@ def slice_vae(study: Study) -> SliceVAETraining:
 
 
 def written(study: Study, name: str, volumes: Sequence[Volume]) -> Path:
-    """Volumes as a store, which `evaluate` reads."""
+    """Volumes as a store, which `evaluate` reads; one of an earlier call gives way to it."""
     folder = study.work / f"{name}-set"
-    held = {r.id for r in open_store(folder).records} if (folder / MANIFEST).is_file() else set()
+    shutil.rmtree(folder, ignore_errors=True)
     for number, volume in enumerate(volumes):
-        if (one := volume_name(number)) not in held:
-            put_volume(folder, volume, id=one, patient=one, split="test", source=name)
+        one = volume_name(number)
+        put_volume(folder, volume, id=one, patient=one, split="test", source=name)
     return folder
 
 

@@ -111,7 +111,7 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
     file = study.work / "segmenter.safetensors"
     if file.is_file():
         tensors, about = load_tensors(file)
-        if (about["steps"], about["heads"]) == (steps, len(heads)):
+        if about == {"steps": steps, "heads": len(heads), "seed": study.seed}:
             net.load_state_dict(tensors)
             return net.eval()
     loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
@@ -135,7 +135,7 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
             loss.backward()
             optimizer.step()
             schedule.step()
-    save_tensors(file, net.state_dict(), {"steps": steps, "heads": len(heads)})
+    save_tensors(file, net.state_dict(), {"steps": steps, "heads": len(heads), "seed": study.seed})
     return net.eval()
 
 
