@@ -11,7 +11,8 @@ per cent of [-1, 1] is 10 HU of the whole range, 0.2 HU of the window, 2 HU of t
 Tested on ASCII(2), trained on the same number of slices: whole range and window, linear and companded ("half"), joint
 and per-slice noise levels. For each: the share of an offset of the brain that D keeps, against σ, beside what a
 Gaussian prior of the measured spread keeps, s² / (s² + σ²/n); the error of the brain's mean in D there; and how its
-volumes drift, with and without IC-Net. Writes drift.png, drift.md and drift.json.
+volumes drift, with and without IC-Net. Then, on the paper's (whole, linear, joint), other offsets, and the middle of
+the brain alone: does it go as d √n, as s √n, or neither? Writes drift.png, drift.md and drift.json.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from steps import (
     command,
     drawn,
     held_out_split,
+    markdown,
     paper_denoiser,
     paper_sampler,
     schedule_run,
@@ -48,6 +50,9 @@ from slicewise.montage import save_figure
 
 # Offset that is put on the brain, and noise levels, both in HU of the brain.
 OFFSET_HU = 4.0
+OTHER_OFFSETS_HU = (1.0, 16.0)
+# Shares of the brain's pixels, about its centre, that are offset alone.
+PARTS = (1 / 4, 1 / 16)
 NOISE_HU = np.geomspace(1.0, 3000.0, 15)
 WINDOWS = 24
 
@@ -62,9 +67,10 @@ class Model:
     sigma: tuple[float, float]
 
 
+PAPERS = "whole, linear, joint"
 MODELS = {
     "window, linear, joint": Model("window", window_scale(), True, WINDOW),
-    "whole, linear, joint": Model(schedule_run(SCHEDULE), HUScale(), True, SCHEDULE),
+    PAPERS: Model(schedule_run(SCHEDULE), HUScale(), True, SCHEDULE),
     "whole, companded, joint": Model("half-joint", HUScale(companding="half"), True, SCHEDULE),
     "whole, linear, per slice": Model("linear-per-slice", HUScale(), False, SCHEDULE),
     "whole, companded, per slice": Model("half-per-slice", HUScale(companding="half"), False, SCHEDULE),
@@ -115,8 +121,34 @@ def brains(study: Study) -> Brains:
     return Brains(hu, mask, position.astype(np.float32), float(np.std(steps)))
 
 
+def middle(b: Brains, share: float) -> Brains:
+    """The same windows with that share of each mask, the pixels nearest to its centre; the spread is of their means."""
+    masks = np.zeros_like(b.mask)
+    for kept, mask in zip(masks, b.mask):
+        y, x = np.nonzero(mask)
+        order = np.argsort((y - y.mean()) ** 2 + (x - x.mean()) ** 2)[: max(1, round(share * len(y)))]
+        kept[y[order], x[order]] = True
+    steps = [float(hu[1][m].mean() - hu[0][m].mean()) for hu, m in zip(b.hu.astype(np.float64), masks)]
+    return Brains(b.hu, masks, b.position, float(np.std(steps)))
+
+
+def scaling(b: Brains, denoiser: Denoiser, seed: int) -> str:
+    """Where offsets of other sizes, and of parts of the brain, are let go, as a Markdown table."""
+    cases = {f"brain, d = {d:g} HU": (b, d) for d in sorted((OFFSET_HU, *OTHER_OFFSETS_HU))}
+    cases |= {f"middle {share:.3g} of it, d = {OFFSET_HU:g} HU": (middle(b, share), OFFSET_HU) for share in PARTS}
+    rows = {}
+    for name, (part, offset) in cases.items():
+        kept = [response(denoiser, part, float(level), seed, offset)[0] for level in NOISE_HU]
+        root = part.pixels**0.5
+        rows[name] = {"n": part.pixels, "s, HU": part.spread, "d √n, HU": offset * root, "s √n, HU": part.spread * root,
+                      "half kept at, HU": half_kept(np.array(kept))}  # fmt: skip
+    return f"{PAPERS}, offsets of other sizes, and of the middle of the brain:\n\n{markdown(rows)}"
+
+
 @torch.no_grad()
-def response(denoiser: Denoiser, b: Brains, noise_hu: float, seed: int) -> tuple[float, float]:
+def response(
+    denoiser: Denoiser, b: Brains, noise_hu: float, seed: int, offset_hu: float = OFFSET_HU
+) -> tuple[float, float]:
     """At noise of `noise_hu` HU a pixel: the share of an offset of the second slice's brain that D keeps, and the root
     mean square error of that brain's mean in D, HU."""
     scale = denoiser.recipe.scale
@@ -126,14 +158,14 @@ def response(denoiser: Denoiser, b: Brains, noise_hu: float, seed: int) -> tuple
         sigma[:, 0] = denoiser.recipe.sigma_min
     noise = generator(seed, 1, 0, 0, VALIDATION).standard_normal(b.hu.shape, np.float32)
     means = []
-    for offset in (-OFFSET_HU / 2, 0.0, OFFSET_HU / 2):
+    for offset in (-offset_hu / 2, 0.0, offset_hu / 2):
         hu = b.hu.astype(np.float64)
         hu[:, 1] += offset * b.mask
         x = torch.from_numpy(scale.encode(hu) + sigma.numpy().astype(np.float32)[:, :, None, None] * noise)
         d = scale.decode(denoiser(x, sigma, torch.from_numpy(b.position))[:, 1].numpy())
         means.append(np.array([v[m].mean() for v, m in zip(d, b.mask)]))
     true = np.array([v[m].mean() for v, m in zip(np.clip(b.hu[:, 1], scale.lo, scale.hi), b.mask)])
-    kept = float(np.mean(means[2] - means[0]) / OFFSET_HU)
+    kept = float(np.mean(means[2] - means[0]) / offset_hu)
     return kept, float(np.sqrt(np.mean((means[1] - true) ** 2)))
 
 
@@ -182,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = paper_denoiser(study, *model.sigma, scale=model.scale, joint=model.joint)
         run: Path = trained(study, model.run, settings)
         denoiser = load_denoiser(run)
+        if title == PAPERS:
+            more = scaling(b, denoiser, study.seed)
         pairs = [response(denoiser, b, float(level), study.seed) for level in NOISE_HU]
         kept[title], errors[title] = (np.array(column) for column in zip(*pairs))
         volumes = list(drawn(study, model.run, run, paper_sampler(study)))
@@ -206,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"given the slice before s = {b.spread:.2g} HU, n = {b.pixels:.0f} pixels, so decided at s √n = "
         f"{b.spread * b.pixels**0.5:.0f} HU of noise a pixel."
     )
-    write_results(study, rows, caption)
+    write_results(study, rows, caption, more)
 
 
 if __name__ == "__main__":

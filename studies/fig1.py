@@ -88,6 +88,9 @@ def figure(settings: dict[str, list[np.ndarray]]) -> Figure:
     values = [[cv for cv in map(parenchyma_cv, slices) if np.isfinite(cv)] for slices in settings.values()]
     plot.boxplot([v or [float("nan")] for v in values], showfliers=True, widths=0.5, flierprops={"markersize": 2})
     plot.set_xticks(range(1, len(settings) + 1), [f"{n}\nn = {len(v)}" for n, v in zip(settings, values)])
+    plot.set_yscale("log")  # single slices of a GAN lie twenty times higher than the rest
+    for formatter in (plot.yaxis.set_major_formatter, plot.yaxis.set_minor_formatter):
+        formatter("{x:g}")
     plot.set_ylabel("CV in the parenchyma")
     plot.grid(axis="y", alpha=0.3)
     for column, slices in enumerate(settings.values()):

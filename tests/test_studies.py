@@ -176,6 +176,20 @@ def test_drift_sees_a_model_keep_an_offset_or_not(figure_1):
     assert drift.half_kept(drift.predicted(b, drift.NOISE_HU)) == pytest.approx(16.0, rel=0.1)
 
 
+def test_the_middle_of_a_brain_is_the_share_about_its_centre():
+    drift = importlib.import_module("drift")
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:33, :33]
+    mask = np.stack([(y - 16) ** 2 + (x - 16) ** 2 < radius**2 for radius in (9.0, 12.0, 14.0)])
+    hu = rng.integers(20, 40, (3, 2, 33, 33)).astype(np.int16)
+    part = drift.middle(drift.Brains(hu, mask, np.zeros(3, np.float32), spread=2.0), 1 / 4)
+    for whole, kept, radius in zip(mask, part.mask, (4.5, 6.0, 7.0)):
+        assert kept.sum() == round(whole.sum() / 4) and not (kept & ~whole).any()
+        assert np.sqrt((y - 16) ** 2 + (x - 16) ** 2)[kept].max() == pytest.approx(radius, abs=1)
+    means = [[h[m].mean() for h in pair] for pair, m in zip(hu, part.mask)]
+    assert part.spread == pytest.approx(np.std([after - before for before, after in means]))
+
+
 def test_drift_takes_models_of_both_ranges(figure_1):
     _, argv, work = figure_1
     drift = importlib.import_module("drift")
