@@ -22,18 +22,22 @@ STUDIES = Path(__file__).parent.parent / "studies"
 TINY = "--quick --images 16 --volumes 1 --levels 2 --device cpu".split()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def studies():
+    """Their folder as the place of modules, as it is for a study that is run."""
+    sys.path.insert(0, str(STUDIES))
+    yield
+    sys.path.remove(str(STUDIES))
+
+
 @pytest.fixture(scope="module")
 def figure_1(toy_store, tmp_path_factory):
     """(its module, its arguments, the work folder, the results) after Figure 1 has run."""
-    sys.path.insert(0, str(STUDIES))
     work = tmp_path_factory.mktemp("studies")
     argv = ["--store", str(toy_store.path), "--work", str(work), "--out", str(work / "out"), *TINY]
-    try:
-        fig1 = importlib.import_module("fig1")
-        fig1.main(argv)
-        yield fig1, argv, work
-    finally:
-        sys.path.remove(str(STUDIES))
+    fig1 = importlib.import_module("fig1")
+    fig1.main(argv)
+    return fig1, argv, work
 
 
 def _about(work: Path, name: str) -> dict:
