@@ -43,7 +43,8 @@ class StyleGAN3Config:
     Attributes
     ----------
     size : pixels per side, a power of two from 16; follows from the data.
-    variant : "t" (translation equivariant) or "r" (rotation as well).
+    variant : "t" (translation equivariant) or "r" (rotation as well). The paper eases the start of "r" by blurring what
+        the discriminator sees of its first 200,000 images; that is not done here.
     latent : dimensions of z and w.
     mapping : fully connected layers from z to w.
     layers : layers between the Fourier features and the output.
