@@ -3,7 +3,8 @@
     python bench/companding.py --store STORE --work runs/companding --steps 1500 --volumes 16
 
 Trains the tiny-64 network once for each map on a store of 64 x 64 pixels (slicewise prepare --preset tiny-64), with the
-same seeds, windows and noise, generates volumes of each, and compares them with the store's volumes. Prints Markdown.
+same seeds, windows and noise, generates volumes of each, and compares them with the store's volumes. Prints Markdown
+and writes companding.png, the first volume of each.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main() -> None:
     ]
     head = " | ".join(f"noise of {hu} HU" for hu in (5, 20, 100, 500))
     errors = [f"| map | {head} |", "| --- | --- | --- | --- | --- |"]
+    shown = []
     for name in a.maps:
         run = a.work / name
         settings = replace(base, steps=a.steps, scale=HUScale(companding=name), validate_every=a.steps, save_every=500)
@@ -69,7 +71,7 @@ def main() -> None:
             numbers = list(range(first, min(first + 8, a.volumes)))
             stack = np.stack(list(chain(denoiser, ChainSettings(steps=12), 0, numbers)), axis=1)
             made += [Volume.regular(trim(hu), denoiser.recipe.spacing_mm) for hu in stack]
-        save_montage(made[:3], a.work / f"{name}.png", [f"{name} {i}" for i in range(3)])
+        shown.append(made[0])
         table.append(row(name, [measure(v) for v in made]))
         lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
         bands = [line for line in lines if "validation" in line][-1]["validation"]
@@ -78,6 +80,7 @@ def main() -> None:
         brain = np.array([b["brain_rmse_hu"] for b in bands])
         at = [np.exp(np.interp(np.log(hu), np.log(worth), np.log(brain))) for hu in (5, 20, 100, 500)]
         errors.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in at) + " |")
+    save_montage(shown, a.work / "companding.png", a.maps)
     print("\n".join([*table, "", "Error of the denoised brain in HU, at noise worth so many HU there:", "", *errors]))
 
 
