@@ -14,8 +14,8 @@ what a reader sees, among those of the held-out heads:
     1 discontinuous    further below, or the structure is missing
 
 The rule is shown to work on other held-out heads, whole (they should have 3) and with their continuity broken on
-purpose. Generated volumes are the release checkpoint's, and all heads lie on its grid. Writes table2.md, .json and
-.png.
+purpose. Generated volumes are the release checkpoint's, or those of a phantom-trained `--checkpoint`, and all heads lie
+on its grid. Writes table2.md, .json and .png.
 """
 
 from collections.abc import Sequence
@@ -108,10 +108,11 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
     net = UNet(2, 6, len(STRUCTURES) + 1, channels=(24, 48, 96, 128), strides=(2, 2, 2), num_res_units=1)
     net = net.to(memory_format=torch.channels_last)
     steps = steps_for(study.budget.images, BATCH)
+    key = {"steps": steps, "heads": len(heads), "size": study.budget.size, "seed": study.seed}
     file = study.work / "segmenter.safetensors"
     if file.is_file():
         tensors, about = load_tensors(file)
-        if about == {"steps": steps, "heads": len(heads), "seed": study.seed}:
+        if about == key:
             net.load_state_dict(tensors)
             return net.eval()
     loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
@@ -135,7 +136,7 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
             loss.backward()
             optimizer.step()
             schedule.step()
-    save_tensors(file, net.state_dict(), {"steps": steps, "heads": len(heads), "seed": study.seed})
+    save_tensors(file, net.state_dict(), key)
     return net.eval()
 
 
@@ -226,10 +227,10 @@ def foreign(hu: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def generated(study: Study) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """HU of the release checkpoint's volumes, (before, after) calibration."""
+    """HU of the checkpoint's volumes, (before, after) calibration."""
     out, count = study.work / "volumes", study.budget.volumes
     settings = GenerateSettings(count=count, seed=study.seed, batch=8, nifti=False, device=study.device)
-    generate(release.DENOISER, out, settings, release.ICNET)
+    generate(study.checkpoint or release.DENOISER, out, settings, release.ICNET)
     before, after = [], []
     for _, raw, final in results(out, count):
         assert raw is not None
@@ -256,11 +257,11 @@ def figure(shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    study = arguments("table2", __doc__, argv, stored=False)
-    recipe = load_denoiser(release.DENOISER).recipe
+    study = arguments("table2", __doc__, argv, stored=False, given_model=True)
+    recipe = load_denoiser(study.checkpoint or release.DENOISER).recipe
     grid = PhantomSettings(size=recipe.size, fov_mm=recipe.size * recipe.spacing_mm[1], slice_mm=recipe.spacing_mm[0])
     study = replace(study, budget=replace(study.budget, size=recipe.size))
-    folder, count = study.work / "heads", max(3, study.budget.volumes)
+    folder, count = study.work / f"heads-{recipe.size}", max(3, study.budget.volumes)
     net = segmenter(study, labelled(folder, range(study.budget.heads), grid))
     held = labelled(folder, range(HELD_OUT_SEED, HELD_OUT_SEED + 2 * count), grid)
     reference, rest = held[:count], held[count:]

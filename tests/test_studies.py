@@ -258,7 +258,8 @@ def test_table_2_runs_and_goes_on_where_it_was(figure_1):
     assert "128 × 128 pixels, 2 training heads" in (work / "out" / "table2.md").read_text()
     assert all(1 <= v <= 3 for row in rows.values() for k, v in row.items() if k != "Dice")
     made = {f: f.stat().st_mtime_ns for f in (work / "quick" / "table2").rglob("*.safetensors")}
-    table2.main(few)
+    table2.main([*few, "--checkpoint", "release"])  # which is what it takes of itself
+    assert _about(work, "table2")["rows"] == rows
     assert {f: f.stat().st_mtime_ns for f in made} == made
 
 
