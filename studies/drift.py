@@ -214,8 +214,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = paper_denoiser(study, *model.sigma, scale=model.scale, joint=model.joint)
         run: Path = trained(study, model.run, settings)
         denoiser = load_denoiser(run)
-        if title == PAPERS:
-            more = scaling(b, denoiser, study.seed)
         pairs = [response(denoiser, b, float(level), study.seed) for level in NOISE_HU]
         kept[title], errors[title] = (np.array(column) for column in zip(*pairs))
         volumes = list(drawn(study, model.run, run, paper_sampler(study)))
@@ -240,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"given the slice before s = {b.spread:.2g} HU, n = {b.pixels:.0f} pixels, so decided at s √n = "
         f"{b.spread * b.pixels**0.5:.0f} HU of noise a pixel."
     )
-    write_results(study, rows, caption, more)
+    papers = load_denoiser(study.work / MODELS[PAPERS].run)
+    write_results(study, rows, caption, scaling(b, papers, study.seed))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_figure_3_draws_from_a_checkpoint_as_it_is(figure_1, tmp_path):
     assert (work / "quick" / "fig3" / "checkpoint-volumes" / "generate.json").is_file()
 
 
-def test_figure_3_finds_a_drift_that_was_put_in(figure_1):
+def test_figure_3_finds_a_drift_that_was_put_in():
     hu = toy_head(3, slices=20, size=48)
     drifting = np.where((hu > -100) & (hu < 200), hu + np.arange(20, dtype=np.int16)[:, None, None], hu)
     still, moved = (
@@ -152,7 +152,7 @@ def test_a_brain_is_found_in_a_volume_that_was_clipped_to_the_window():
     assert window.scalars["brain"] == pytest.approx(whole.scalars["brain"], abs=0.5)
 
 
-def test_drift_sees_a_model_keep_an_offset_or_not(figure_1):
+def test_drift_sees_a_model_keep_an_offset_or_not():
     drift = importlib.import_module("drift")
     rng = np.random.default_rng(0)
     mask = np.zeros((4, 16, 16), bool)
@@ -216,7 +216,7 @@ def test_table_1_sets_every_model_beside_the_papers(figure_1):
     assert "| window, FID-Ax |" in text and (work / "out" / "fig4.png").stat().st_size > 10_000
 
 
-def test_table_2_scores_by_the_two_worst_interfaces(figure_1):
+def test_table_2_scores_by_the_two_worst_interfaces():
     table2 = importlib.import_module("table2")
     mask = np.zeros((8, 16, 16), bool)
     mask[1:7, 4:10, 4:10] = True
@@ -234,7 +234,7 @@ def test_table_2_scores_by_the_two_worst_interfaces(figure_1):
     assert [table2.score(v, base) for v in (-1.8, -1.95, -2.7, -2.9, np.nan)] == [3, 2, 2, 1, 1]
 
 
-def test_table_2_finds_what_was_broken_on_purpose(figure_1):
+def test_table_2_finds_what_was_broken_on_purpose():
     """With the true labels of phantoms: broken heads are discontinuous, and clearly worse than whole ones."""
     table2 = importlib.import_module("table2")
     heads = [make_phantom(seed, PhantomSettings(size=128)) for seed in range(4)]
