@@ -17,6 +17,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 
 import peers
 from conftest import toy_head
@@ -154,6 +156,35 @@ def test_compressed_files_keep_their_hu(servers, series, tmp_path, way, syntax):
     assert kept == {way != "dcmtk-get" or syntax == JPEGLSLossless}
     assert datasets(tmp_path / "out").keys() == datasets(series).keys()
     np.testing.assert_array_equal(read_volume(tmp_path / "out").volume.hu, read_volume(series).volume.hu)
+
+
+def test_an_answer_that_comes_at_once_is_not_lost(servers, series, tmp_path, monkeypatch):
+    """At whichever line the machine may stop pynetdicom's reactor, which is told to pause, and who asks."""
+
+    class Late(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            was_set = super().wait(timeout)
+            time.sleep(0.02)
+            return was_set
+
+    begin, send = Association.__init__, DIMSEServiceProvider.send_msg
+
+    def begin_late(association: Association, *args: object, **kwargs: object) -> None:
+        begin(association, *args, **kwargs)
+        association._reactor_checkpoint = Late()
+        association._reactor_checkpoint.set()
+
+    def send_and_stop(dimse: DIMSEServiceProvider, *args: object) -> None:
+        send(dimse, *args)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(Association, "__init__", begin_late)
+    monkeypatch.setattr(DIMSEServiceProvider, "send_msg", send_and_stop)
+    settings = PeerSettings(retries=0, timeout_s=2)
+    header = of(series)
+    query = Query(study=header.StudyInstanceUID, series=header.SeriesInstanceUID)
+    assert len(push([series], DCMTK, settings).sent) == SLICES
+    assert pull(DCMTK, query, tmp_path / "back", settings).fetched == SLICES
 
 
 @pytest.mark.parametrize("way", ["web", "orthanc-get", "dcmtk-get"])

@@ -324,6 +324,7 @@ class DimsePeer:
             ],
         )
         association.unbind(evt.EVT_PDU_RECV, on_pdu)
+        _leave_answers_to_the_asker(association)
         if not association.is_established:
             if rejections:
                 raise self._rejected(rejections[0])
@@ -412,6 +413,15 @@ def _keys(level: str, **keys: Any) -> Dataset:
     for keyword, value in {unique: "", **keys}.items():
         setattr(asked, keyword, value)
     return asked
+
+
+def _leave_answers_to_the_asker(association: Any) -> None:
+    """Have pynetdicom's reactor, which serves what a peer asks of us (nothing, over an association of ours, but what
+    C-GET serves itself), take no message. `send_*` pauses it by two flags that it reads one after the other: a fast
+    peer's answer can come in between, be thrown away as "unexpected", and be waited for until the time is up."""
+    dimse = association.dimse
+    take = dimse.get_msg
+    dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
 
 
 def _unbuffered(event: Any) -> None:
