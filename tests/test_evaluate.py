@@ -325,6 +325,28 @@ def test_two_splits_of_a_store_are_not_one_set(tmp_path: Path) -> None:
     assert not any("on both sides" in n or "in both sets" in n for n in found.notices)
 
 
+def test_second_scans_are_known_by_their_patients(tmp_path: Path) -> None:
+    """Follow-ups lie side by side in an archive: they are no pair whose likeness tells how varied the set is."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        head = brainy_head(i // 2)
+        hu = np.where(head > -500, head + rng.integers(-2, 3, head.shape), head).astype(np.int16)
+        volume = Volume.regular(hu, SPACING)
+        for name, patient in (("own", f"p{i // 2}"), ("one", "ANON")):
+            put_volume(tmp_path / name, volume, id=f"s{i:02d}", patient=patient, split="train", vertex_slice=0)
+    quick = EvaluateSettings(rounds=20, all_slices=False)
+    own, one = (evaluate(tmp_path / name, tmp_path / "own", quick, progress=False) for name in ("own", "one"))
+    assert any("12 volumes of 6 patients, by their names" in n for n in own.notices)
+    assert any("all 12 volumes bear one patient's name, ANON" in n for n in one.notices)
+    others, itself = (
+        next(m.real_mean for m in found.measurements if m.name.startswith("MS-SSIM of pairs, legacy, [-1024"))
+        for found in (own, one)
+    )
+    assert others < itself
+    fid = row(own, "FID-Ax"), row(one, "FID-Ax")
+    assert fid[0].value == fid[1].value and fid[0].floor > 1.5 * fid[1].floor
+
+
 def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> None:
     quick = EvaluateSettings(rounds=10, all_slices=False)
     same = evaluate(sets["real"], sets["real"], quick, progress=False)

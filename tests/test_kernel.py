@@ -5,8 +5,9 @@ import pytest
 import torch
 from monai.metrics import MMDMetric
 
-from slicewise.metrics.estimate import bootstrap, difference_interval, estimate, mean_interval
-from slicewise.metrics.frechet import frechet_of_features, frechet_score
+from slicewise.metrics.distribution import sample_score
+from slicewise.metrics.estimate import bootstrap, difference_interval, estimate, mean_interval, parts
+from slicewise.metrics.frechet import frechet_of_features, frechet_score, slices_estimate
 from slicewise.metrics.kernel import batch_mmd2, kid_score, mmd2, polynomial_kernel
 from slicewise.metrics.manifold import MEASURES, manifold_estimates, neighbours, point_scores
 from slicewise.metrics.manifold import distances as between
@@ -119,6 +120,66 @@ def test_estimate_of_one_distribution_is_its_floor_and_of_another_is_above() -> 
     assert again == away, "the same seed gives the same numbers"
     few = estimate(frechet_score(rng.standard_normal((5, 3))), 3, 2, rounds=20)
     assert few.floor_n == 1 and np.isnan(few.floor) and np.isfinite(few.value)
+
+
+def test_second_scans_of_patients_make_nothing_surer() -> None:
+    """Sets in which every scan is there twice: with patients known, interval and floor are those of the sets without;
+    taken for other patients, they are too narrow and too low."""
+    rng = np.random.default_rng(8)
+    once = [rng.normal(0, 1, 24), rng.normal(0.3, 1, 20)]
+    twice = [np.repeat(side, 2) for side in once]
+    patients = np.arange(24).repeat(2).tolist(), np.arange(20).repeat(2).tolist()
+
+    def found(sides, whose):
+        return estimate(sample_score([v[None] for s in sides for v in s]), *map(len, sides), patients=whose)
+
+    alone, known, unknown = found(once, None), found(twice, patients), found(twice, None)
+    assert (known.value, known.low, known.high) == pytest.approx((alone.value, alone.low, alone.high), abs=1e-12)
+    assert (known.floor, known.same_n) == pytest.approx((alone.floor, alone.same_n), abs=1e-12)
+    assert (known.floor_n, alone.floor_n) == (24, 12)
+    assert unknown.high - unknown.low < 0.9 * (known.high - known.low) and unknown.floor < 0.9 * known.floor
+    columns = [[v[None] for v in side] for side in (*once, *twice)]
+    seeds = [np.random.default_rng(1) for _ in range(4)]
+    assert difference_interval(*columns[2:], seeds[0], patients=patients) == pytest.approx(
+        difference_interval(*columns[:2], seeds[1])
+    )
+    assert mean_interval(twice[0], seeds[2], patients=patients[0]) == pytest.approx(mean_interval(once[0], seeds[3]))
+    everyone = [0] * 48, [0] * 40
+    single = found(twice, everyone)
+    assert single.value == known.value and np.isnan([single.low, single.high, single.floor, single.same_n]).all()
+    assert np.isnan(mean_interval(twice[0], seeds[0], patients=everyone[0])).all()
+
+
+def test_parts_share_no_patient() -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(200):
+        groups = np.split(np.arange(30), np.sort(rng.choice(np.arange(1, 30), rng.integers(1, 20), replace=False)))
+        size = int(rng.integers(2, 16))
+        whose = np.concatenate([np.full(len(g), k) for k, g in enumerate(groups)])
+        a, b = parts(rng, groups, size, 2)
+        assert max(len(a), len(b)) <= size and not {*whose[a]} & {*whose[b]}
+        assert len({*a, *b}) == len(a) + len(b) == np.isin(whose, [*whose[a], *whose[b]]).sum(), "patients come whole"
+        if len(groups) == 30 and size <= 15:
+            assert len(a) == len(b) == size
+
+
+def test_streamed_slices_draw_patients_too() -> None:
+    rng = np.random.default_rng(10)
+    once = [[rng.standard_normal((40, 3)) + rng.normal(k, 1, 3) for _ in range(12)] for k in (0, 0.2)]
+    twice = [[v for v in side for _ in range(2)] for side in once]
+    patients = np.arange(12).repeat(2).tolist(), np.arange(12).repeat(2).tolist()
+
+    def found(sides, whose):
+        sizes = len(sides[0]), len(sides[1])
+        return slices_estimate(
+            lambda: iter(sides[0]), lambda: iter(sides[1]), sizes, 3, splits=20, rounds=300, patients=whose
+        ).estimate
+
+    alone, known, unknown = found(once, None), found(twice, patients), found(twice, None)
+    for name in ("value", "low", "high", "floor", "same_n"):
+        assert getattr(known, name) == pytest.approx(getattr(alone, name), rel=0.02, abs=0.01), name
+    assert unknown.high - unknown.low < 0.85 * (known.high - known.low) and unknown.floor < 0.85 * known.floor
+    assert np.isnan(found(twice, ([0] * 24, patients[1])).low)
 
 
 def test_intervals_have_their_level() -> None:

@@ -74,7 +74,9 @@ def evaluate(
             _check_count(side, len(side.names))
         found = audit(sides[0], sides[1], trained, work, bar) if trained is not None else None
         distances = _distances(sides, voxels, work, bar)
-    rows = anatomy_measurements(sides[0].anatomy, sides[1].anatomy, settings.rounds, settings.seed)
+    rows = anatomy_measurements(
+        sides[0].anatomy, sides[1].anatomy, settings.rounds, settings.seed, (sides[0].patients, sides[1].patients)
+    )
     assert work.frame is not None
     return Evaluation(
         extractor.name,
@@ -118,9 +120,12 @@ def _check_count(side: Side, count: int) -> None:
 def _distances(sides: Sequence[Side], voxels: Voxels, work: Work, bar: Any) -> list[Distance]:
     """Rows of the table of distances, Fréchet distances first."""
     settings = work.settings
+    patients = sides[0].patients, sides[1].patients
     real, synth = ({key: np.stack(rows) for key, rows in side.middles.items()} for side in sides)
     task = bar.add_task("compare", total=None)
-    rows = feature_distances(real, synth, settings.windows, settings.neighbours, settings.rounds, settings.seed)
+    rows = feature_distances(
+        real, synth, settings.windows, settings.neighbours, settings.rounds, settings.seed, patients
+    )
     bar.update(task, total=1, completed=1)
     if settings.all_slices:
         rows += _all_slices(sides, work, bar)
@@ -129,7 +134,7 @@ def _distances(sides: Sequence[Side], voxels: Voxels, work: Work, bar: Any) -> l
         batch = min(settings.batch, *(len(side.source.members) for side in sides))
         floors = {w: voxels.floor.get(w, []) for w in settings.windows}
         rows += voxel_distances(voxels.between, floors, batch, settings.seed)
-    return rows + anatomy_distances(sides[0].anatomy, sides[1].anatomy, settings.rounds, settings.seed)
+    return rows + anatomy_distances(sides[0].anatomy, sides[1].anatomy, settings.rounds, settings.seed, patients)
 
 
 def _all_slices(sides: Sequence[Side], work: Work, bar: Any) -> list[Distance]:
@@ -138,12 +143,15 @@ def _all_slices(sides: Sequence[Side], work: Work, bar: Any) -> list[Distance]:
 
     settings, rows = work.settings, []
     sizes = len(sides[0].names), len(sides[1].names)
+    patients = sides[0].patients, sides[1].patients
     task = bar.add_task("slices", total=len(settings.windows) * len(SHORT))
     for window in settings.windows:
         for plane, short in SHORT.items():
             real, synth = (work.rows_of(side, (plane, window)) for side in sides)
             size = work.extractor.features
-            found = slices_estimate(real, synth, sizes, size, rounds=settings.rounds, seed=settings.seed)
+            found = slices_estimate(
+                real, synth, sizes, size, rounds=settings.rounds, seed=settings.seed, patients=patients
+            )
             rows.append(Distance(FRECHET, f"FID-{short}", window_text(window), "all", "", found.estimate, *sizes))
             bar.advance(task)
     return rows
@@ -162,8 +170,8 @@ def _diversity(voxels: Voxels, settings: EvaluateSettings) -> list[Measurement]:
     return [row for row in rows if row is not None]
 
 
-def _patients(side: Side) -> set[str]:
-    """Whose volumes a side holds."""
+def _names(side: Side) -> set[str]:
+    """Whose volumes a side holds, by name."""
     return {side.source.members[place].patient for place in side.members}
 
 
@@ -175,7 +183,7 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
         said.append(f"{real.source.path} is on both sides: every distance is that of a set from itself.")
     elif shared := len(set(real.digests) & set(synth.digests)):
         said.append(f"{shared} volumes are in both sets, voxel for voxel.")
-    if train and (known := _patients(real) & _patients(train)):
+    if train and (known := _names(real) & _names(train)):
         said.append(
             f"{len(known)} patients ({min(known)}, …) are, by their names, in both REAL and TRAIN: such heads are "
             "nearer to the training set than held-out ones, and copies may pass the audit."
@@ -193,8 +201,20 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
                 f"{side.source.path}: no brain found in {without} of {len(side.anatomy)} volumes; tissue, noise and "
                 "continuity leave them out" + (" and cannot be compared." if len(side.anatomy) - without < 2 else ".")
             )
-        if len(side.names) < 4:
-            said.append(f"{side.source.path}: {len(side.names)} volumes are too few for a floor or a useful interval.")
+        patients, volumes = len(set(side.patients)), len(side.names)
+        if patients < volumes:
+            said.append(
+                f"{side.source.path}: {volumes} volumes of {patients} patients, by their names; intervals and floors "
+                "draw patients."
+            )
+        elif len(_names(side)) == 1:
+            said.append(
+                f"{side.source.path}: all {volumes} volumes bear one patient's name, "
+                f"{side.source.members[0].patient}; each is taken for another's."
+            )
+        if patients < 4:
+            of = f"volumes of {patients} patients" if patients < volumes else "volumes"
+            said.append(f"{side.source.path}: {volumes} {of} are too few for a floor or a useful interval.")
         if side.resampled and work.frame:
             said.append(f"{side.source.path}: {side.resampled} volumes were resampled onto {work.frame.text}.")
     return said

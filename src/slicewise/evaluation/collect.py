@@ -152,6 +152,13 @@ class Side:
     notes: list[str] = field(default_factory=list)
     resampled: int = 0
 
+    @property
+    def patients(self) -> list[str]:
+        """Whose each used volume is; its own where the whole set bears one name, which tells nothing apart."""
+        if len({member.patient for member in self.source.members}) == 1:
+            return [str(place) for place in self.members]
+        return [self.source.members[place].patient for place in self.members]
+
 
 @dataclass
 class Voxels:
@@ -252,7 +259,7 @@ def stream_sets(sides: Sequence[Side], work: Work, bar: Any) -> Voxels:
             for pair in pairs:
                 pair.result()
             pairs = [
-                pool.submit(_pair_similarity, side.title, volumes, work, voxels)
+                pool.submit(_pair_similarity, side, volumes, len(side.members) - len(volumes), work, voxels)
                 for side, volumes in zip(sides, (real, synth))
             ]
             before, number = real, number + 1
@@ -347,14 +354,26 @@ def _flat(volumes: Sequence[np.ndarray], frame: Frame, window: Window) -> np.nda
     return np.stack([to_unit(at_depth(hu, frame.depth), window).ravel() for hu in volumes])
 
 
-def _pair_similarity(title: str, volumes: Sequence[np.ndarray], work: Work, voxels: Voxels) -> None:
-    """MS-SSIM of the first volume with the second, the third with the fourth, …, kept or computed."""
+def _pairs(patients: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """The first volume with the second, the third with the fourth, …, but never two of one patient: each goes with the
+    next of another's."""
+    waiting = list(range(len(patients)))
+    while waiting:
+        first = waiting.pop(0)
+        other = next((k for k in waiting if patients[k] != patients[first]), None)
+        if other is not None:
+            waiting.remove(other)
+            yield first, other
+
+
+def _pair_similarity(side: Side, volumes: Sequence[np.ndarray], before: int, work: Work, voxels: Voxels) -> None:
+    """MS-SSIM of pairs of volumes, kept or computed; `before` volumes of the set came before them."""
     assert work.frame is not None
     windows = work.settings.windows
-    for a, b in zip(volumes[::2], volumes[1::2]):
-        if len(voxels.ms_ssim.get((title, windows[0], "legacy"), ())) >= work.settings.pairs:
+    for first, other in _pairs(side.patients[before : before + len(volumes)]):
+        if len(voxels.ms_ssim.get((side.title, windows[0], "legacy"), ())) >= work.settings.pairs:
             return
-        x, y = (at_depth(hu, work.frame.depth) for hu in (a, b))
+        x, y = (at_depth(volumes[k], work.frame.depth) for k in (first, other))
         texts = " ".join(f"{w.lo:g} {w.hi:g}" for w in windows)
         key = key_of(x, y, f"ms-ssim from 0, {VERSION} {work.frame.spacing} {texts}")
         kept = work.cache.get(key)
@@ -363,7 +382,7 @@ def _pair_similarity(title: str, volumes: Sequence[np.ndarray], work: Work, voxe
             work.cache.put(key, kept)
         for i, window in enumerate(windows):
             for form, value in zip(("correct", "legacy"), kept[f"{i}"].tolist()):
-                voxels.ms_ssim.setdefault((title, window, form), []).append(value)
+                voxels.ms_ssim.setdefault((side.title, window, form), []).append(value)
 
 
 def _similarities(x: np.ndarray, y: np.ndarray, frame: Frame, window: Window) -> tuple[float, float]:

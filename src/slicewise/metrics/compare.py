@@ -1,14 +1,15 @@
 """From what was measured of two sets of volumes to the rows of an evaluation's tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from slicewise.errors import UserError
 from slicewise.hu import Window
 from slicewise.metrics.distribution import histogram_score, sample_score, spectrum_score
-from slicewise.metrics.estimate import Estimate, difference_interval, estimate, mean_interval
+from slicewise.metrics.estimate import Estimate, Patients, difference_interval, estimate, mean_interval
 from slicewise.metrics.features import PLANES
 from slicewise.metrics.frechet import frechet_score
 from slicewise.metrics.kernel import kid_score
@@ -86,8 +87,10 @@ def feature_distances(
     neighbours: int = 5,
     rounds: int = 200,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> list[Distance]:
     """FID, KID, precision, recall, density and coverage of the middle slices' features, (n, d) by plane and window.
+    Here as below, `patients` says whose each volume is; without it every one is one's own.
 
     Raises `UserError` where the vectors of the two sets have different lengths, or hold NaN.
     """
@@ -102,11 +105,11 @@ def feature_distances(
                 )
             pool, sizes = np.concatenate([a, b]), (len(a), len(b))
             where = (window_text(window), "middle")
-            fid = estimate(frechet_score(pool), *sizes, rounds=rounds, seed=seed, least=0.0)
-            kid = estimate(kid_score(pool), *sizes, rounds=rounds, seed=seed)
+            fid = estimate(frechet_score(pool), *sizes, rounds=rounds, seed=seed, least=0.0, patients=patients)
+            kid = estimate(kid_score(pool), *sizes, rounds=rounds, seed=seed, patients=patients)
             rows.append(Distance(FRECHET, f"FID-{SHORT[plane]}", *where, "", fid, *sizes))
             rows.append(Distance(KERNEL, f"KID-{SHORT[plane]}", *where, "", kid, *sizes))
-            for name, found in manifold_estimates(a, b, neighbours, seed).items():
+            for name, found in manifold_estimates(a, b, neighbours, seed, patients).items():
                 title = f"{name.capitalize()}-{SHORT[plane]}"
                 rows.append(Distance(MANIFOLD, title, *where, "", found, *sizes))
     order = {FRECHET: 0, KERNEL: 1, MANIFOLD: 2}
@@ -144,13 +147,19 @@ def voxel_distances(
 
 
 def anatomy_distances(
-    real: Sequence[Anatomy], synth: Sequence[Anatomy], rounds: int = 200, seed: int = 0
+    real: Sequence[Anatomy],
+    synth: Sequence[Anatomy],
+    rounds: int = 200,
+    seed: int = 0,
+    patients: Patients | None = None,
 ) -> list[Distance]:
     """Distances of the HU distributions by tissue and of the noise-power spectra. What cannot be measured in two
     volumes of either set is left out."""
     rows = []
-    brains = [[a for a in side if a.has_brain] for side in (real, synth)]
-    heads = [[a for a in side if a.stats.head_histogram.any()] for side in (real, synth)]
+    whose = patients or (range(len(real)), range(len(synth)))
+    owned = [list(zip(side, owners, strict=True)) for side, owners in zip((real, synth), whose)]
+    brains = [[(a, p) for a, p in side if a.has_brain] for side in owned]
+    heads = [[(a, p) for a, p in side if a.stats.head_histogram.any()] for side in owned]
     kinds = [
         (name, brains, row, BRAIN_EDGES) for row, name in enumerate(("CSF", "Grey matter", "White matter", "Brain"))
     ]
@@ -159,25 +168,31 @@ def anatomy_distances(
         sizes = len(sides[0]), len(sides[1])
         if min(sizes) < 2:
             continue
-        histograms = [a.stats.head_histogram if row < 0 else a.stats.brain_histogram[row] for s in sides for a in s]
-        found = estimate(histogram_score(np.array(histograms), edges), *sizes, rounds=rounds, seed=seed, least=0.0)
+        histograms = [a.stats.head_histogram if row < 0 else a.stats.brain_histogram[row] for s in sides for a, _ in s]
+        score = histogram_score(np.array(histograms), edges)
+        found = estimate(score, *sizes, rounds=rounds, seed=seed, least=0.0, patients=_owners(sides))
         rows.append(Distance(HISTOGRAMS, name, "", "", "HU", found, *sizes))
-    spectra = [[a.spectrum for a in side if a.spectrum.size] for side in (real, synth)]
+    spectra = [[(a.spectrum, p) for a, p in side if a.spectrum.size] for side in owned]
     sizes = len(spectra[0]), len(spectra[1])
     if min(sizes) >= 2:
-        score = spectrum_score(np.array(spectra[0] + spectra[1]))
-        found = estimate(score, *sizes, rounds=rounds, seed=seed, least=0.0)
+        score = spectrum_score(np.array([s for side in spectra for s, _ in side]))
+        found = estimate(score, *sizes, rounds=rounds, seed=seed, least=0.0, patients=_owners(spectra))
         rows.append(Distance(NOISE, "Noise-power spectrum", "", "", "share of power", found, *sizes))
     return rows
 
 
 def anatomy_measurements(
-    real: Sequence[Anatomy], synth: Sequence[Anatomy], rounds: int = 200, seed: int = 0
+    real: Sequence[Anatomy],
+    synth: Sequence[Anatomy],
+    rounds: int = 200,
+    seed: int = 0,
+    patients: Patients | None = None,
 ) -> list[Measurement]:
     """Tissue means, noise, contrast, variation and continuity, one row each."""
     rows = []
     for group, name, unit, values in _QUANTITIES:
-        row = measurement(group, name, unit, [values(a) for a in real], [values(a) for a in synth], rounds, seed)
+        a, b = ([values(one) for one in side] for side in (real, synth))
+        row = measurement(group, name, unit, a, b, rounds, seed, patients)
         if row is not None:
             rows.append(row)
     return rows
@@ -191,22 +206,34 @@ def measurement(
     synth: Sequence[np.ndarray],
     rounds: int = 200,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> Measurement | None:
     """One row from one array of values a volume (empty, or NaN, where it has none); None where fewer than two volumes
     of either set have any."""
-    sides = [[v[np.isfinite(v)] for v in side] for side in (real, synth)]
-    sides = [[v for v in side if v.size] for side in sides]
-    sizes = len(sides[0]), len(sides[1])
+    whose = patients or (range(len(real)), range(len(synth)))
+    owned = [
+        [(v[np.isfinite(v)], p) for v, p in zip(side, owners, strict=True) if np.isfinite(v).any()]
+        for side, owners in zip((real, synth), whose)
+    ]
+    sizes = len(owned[0]), len(owned[1])
     if min(sizes) < 2:
         return None
+    sides, left = [[v for v, _ in side] for side in owned], _owners(owned)
     a, b = (np.concatenate(side) for side in sides)
-    difference, low, high = difference_interval(sides[0], sides[1], np.random.default_rng(seed))
-    found = estimate(sample_score(sides[0] + sides[1]), *sizes, rounds=rounds, seed=seed, least=0.0)
+    difference, low, high = difference_interval(sides[0], sides[1], np.random.default_rng(seed), patients=left)
+    score = sample_score(sides[0] + sides[1])
+    found = estimate(score, *sizes, rounds=rounds, seed=seed, least=0.0, patients=left)
     spread = [float(v.std(ddof=1)) for v in (a, b)]
     means = [float(v.mean()) for v in (a, b)]
     return Measurement(
         group, name, unit, means[0], spread[0], means[1], spread[1], difference, low, high, found, *sizes
     )
+
+
+def _owners(sides: Sequence[Sequence[tuple[Any, Hashable]]]) -> Patients:
+    """Whose the volumes are that are left on either side."""
+    real, synth = ([owner for _, owner in side] for side in sides)
+    return real, synth
 
 
 def _scalar(name: str):  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slicewise.metrics.estimate import Estimate, Score, bootstrap
+from slicewise.metrics.estimate import Estimate, Patients, Score, bootstrap, by_patient, draw, parts
 
 
 @dataclass
@@ -140,7 +140,7 @@ class SlicesEstimate:
 
     Attributes
     ----------
-    estimate : the distance; interval and floor draw volumes, of which slices are parts.
+    estimate : the distance; interval and floor draw patients, of whom slices are parts.
     n_real, n_synth : vectors on either side.
     components, share : the interval is taken in so many leading principal components of the real vectors, which hold
         this share of their variance.
@@ -164,8 +164,10 @@ def slices_estimate(
     components: int = 64,
     level: float = 0.95,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> SlicesEstimate:
     """Distance between all vectors of two sets of so many `volumes`, one array (n, size) each, that stream by twice.
+    Without `patients` every volume is one's own.
 
     Memory grows with the number of volumes only by the moments of `components` numbers for each. A bootstrap over
     volumes in all 1280 or 2048 dimensions would take minutes; the leading components carry nearly all of the spread.
@@ -173,16 +175,18 @@ def slices_estimate(
     n_real, n_synth = volumes
     rng = np.random.default_rng(seed)
     half = min(n_real // 2, n_synth)
-    parts = [(_parts(rng, n_real, half, 2), _parts(rng, n_synth, half, 1)) for _ in range(splits if half > 1 else 0)]
+    groups = [by_patient(side) for side in patients or (range(n_real), range(n_synth))]
+    drawn = [[*parts(rng, groups[0], half, 2), *parts(rng, groups[1], half, 1)] for _ in range(splits)]
+    drawn = [split for split in drawn if min(map(len, split)) > 1]
     whole = [Moments(size), Moments(size)]
-    halves = [[Moments(size) for _ in range(3)] for _ in parts]
-    for side, rows_of in enumerate((real, synth)):
-        _fill(whole[side], halves, [split[side] for split in parts], 2 * side, rows_of())
+    halves = [[Moments(size) for _ in split] for split in drawn]
+    for side, (rows_of, which) in enumerate(zip((real, synth), (slice(0, 2), slice(2, 3)))):
+        _fill(whole[side], [m[which] for m in halves], [split[which] for split in drawn], rows_of())
     values, vectors = np.linalg.eigh(whole[0].covariance)
     basis = vectors[:, ::-1][:, :components]
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     value = _from_root(whole[0].mean, whole[0].covariance, root, whole[1].mean, whole[1].covariance)
-    low, high = _volume_bootstrap([real, synth], basis, whole[0].mean, value, rounds, level, rng)
+    low, high = _patient_bootstrap([real, synth], groups, basis, whole[0].mean, value, rounds, level, rng)
     floors, same = [], []
     for a, b, s in halves:
         root = _root(a.covariance)
@@ -196,42 +200,34 @@ def slices_estimate(
 
 def _fill(
     whole: Moments,
-    halves: list[list[Moments]],
-    parts: list[np.ndarray],
-    first: int,
+    moments: list[list[Moments]],
+    drawn: list[list[np.ndarray]],
     volumes: Iterable[np.ndarray],
     enough: int = 1024,
 ) -> None:
-    """Count every volume's vectors in the whole and in the halves that it falls into, `enough` of them at a time: what
-    an addition costs hardly depends on how many vectors it adds."""
-    waiting: dict[int, list[np.ndarray]] = {}
-    moments = {0: whole} | {1 + r: m for r, m in enumerate(m for half in halves for m in half)}
+    """Count every volume's vectors in the whole and in the `moments` of the `drawn` parts that it falls into, `enough`
+    of them at a time: what an addition costs hardly depends on how many vectors it adds."""
+    into = [(m, set(p.tolist())) for split, split_parts in zip(moments, drawn) for m, p in zip(split, split_parts)]
+    waiting: list[list[np.ndarray]] = [[] for _ in range(1 + len(into))]
 
     def flush(least: int) -> None:
-        for which, rows in waiting.items():
+        for target, rows in zip([whole, *(m for m, _ in into)], waiting):
             if rows and sum(map(len, rows)) >= least:
-                moments[which].add(np.concatenate(rows))
+                target.add(np.concatenate(rows))
                 rows.clear()
 
     for place, rows in enumerate(volumes):
-        targets = [0] + [1 + 3 * r + first + part[place] for r, part in enumerate(parts) if part[place] >= 0]
-        for which in targets:
-            waiting.setdefault(which, []).append(rows)
+        waiting[0].append(rows)
+        for (_, part), queue in zip(into, waiting[1:]):
+            if place in part:
+                queue.append(rows)
         flush(enough)
     flush(1)
 
 
-def _parts(rng: np.random.Generator, n: int, half: int, count: int) -> np.ndarray:
-    """Into which of `count` disjoint random parts of `half` volumes each of n falls; -1 for none."""
-    part = np.full(n, -1)
-    order = rng.permutation(n)
-    for k in range(count):
-        part[order[k * half : (k + 1) * half]] = k
-    return part
-
-
-def _volume_bootstrap(
+def _patient_bootstrap(
     sides: list[Callable[[], Iterable[np.ndarray]]],
+    groups: list[list[np.ndarray]],
     basis: np.ndarray,
     origin: np.ndarray,
     value: float,
@@ -239,8 +235,11 @@ def _volume_bootstrap(
     level: float,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Interval about `value` from volumes drawn with replacement, on vectors projected onto `basis` (size, p)."""
-    sums = []
+    """Interval about `value` from patients drawn with replacement, on vectors projected onto `basis` (size, p); NaN
+    where a side is one patient's."""
+    if min(map(len, groups)) < 2:
+        return np.nan, np.nan
+    sums: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for rows_of in sides:
         projected = [(rows - origin) @ basis for rows in rows_of()]
         sums.append(
@@ -251,13 +250,14 @@ def _volume_bootstrap(
             )
         )
 
-    def drawn(counts: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        times = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts)).astype(np.float64)
+    def drawn(side: int) -> tuple[np.ndarray, np.ndarray]:
+        counts, totals, squares = sums[side]
+        times = np.bincount(draw(rng, groups[side]), minlength=len(counts)).astype(np.float64)
         n, mean = times @ counts, times @ totals / (times @ counts)
         square = np.tensordot(times, squares, 1)
         return mean, (square - n * np.outer(mean, mean)) / max(n - 1, 1)
 
-    return bootstrap(lambda: frechet_distance(*drawn(*sums[0]), *drawn(*sums[1])), value, rounds, level)
+    return bootstrap(lambda: frechet_distance(*drawn(0), *drawn(1)), value, rounds, level)
 
 
 def _products(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from slicewise.metrics.estimate import Estimate, estimate, mean_interval
+from slicewise.metrics.estimate import Estimate, Patients, estimate, mean_interval
 
 MEASURES = ("precision", "recall", "density", "coverage")
 
@@ -43,26 +43,34 @@ def point_scores(between: np.ndarray, real: np.ndarray, synth: np.ndarray, k: in
     }
 
 
-def manifold_estimates(real: np.ndarray, synth: np.ndarray, k: int = 5, seed: int = 0) -> dict[str, Estimate]:
+def manifold_estimates(
+    real: np.ndarray, synth: np.ndarray, k: int = 5, seed: int = 0, patients: Patients | None = None
+) -> dict[str, Estimate]:
     """The four measures of synthetic against real features (n, d), (m, d), with interval and floor (two halves of the
     real set: what a perfect generator reaches, 1 at most for all but density).
 
-    Intervals draw the points that are judged; the manifolds they are judged by stay as they are, since a point drawn
-    twice is its own neighbour at distance 0. `k` is lowered where half the real set has no more points than that.
+    Intervals draw the patients whose points are judged (every point one's own without `patients`); the manifolds they
+    are judged by stay as they are, since a point drawn twice is its own neighbour at distance 0. `k` is lowered where
+    half the real set has no more points than that.
     """
     pool = np.concatenate([real, synth])
     between = distances(pool, pool)
     k = neighbours(len(real), len(synth), k)
     everything = point_scores(between, np.arange(len(real)), len(real) + np.arange(len(synth)), k)
 
+    whose = patients or (range(len(real)), range(len(synth)))
+
     def score(name: str, i: np.ndarray, j: np.ndarray) -> float:
         return float(point_scores(between, i, j, k)[name].mean())
 
     def interval(name: str) -> Callable[[np.random.Generator], tuple[float, float]]:
-        return lambda rng: mean_interval(everything[name], rng)
+        judged = whose[0 if name in ("recall", "coverage") else 1]
+        return lambda rng: mean_interval(everything[name], rng, patients=judged)
 
     return {
-        name: estimate(partial(score, name), len(real), len(synth), seed=seed, interval=interval(name))
+        name: estimate(
+            partial(score, name), *map(len, whose), seed=seed, interval=interval(name), patients=whose, fewest=k + 1
+        )
         for name in MEASURES
     }
 
