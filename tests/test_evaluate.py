@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -372,6 +373,10 @@ def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> Non
     assert any("0.nii: 1 voxels without a number set to air" in n for n in damaged.notices)
     assert any(n.startswith("left out:") and "2.nii" in n for n in damaged.notices)
     assert any("2 volumes are too few" in n for n in damaged.notices)
+    unchecked = replace(quick, extractor="radimagenet")
+    for settings, told in ((unchecked, True), (replace(unchecked, weights_sha256="0123abcd"), False)):
+        found = evaluate(sets["real"], sets["honest"], settings, progress=False)
+        assert any("--weights-sha256 was not given" in n for n in found.notices) == told
 
 
 def _fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

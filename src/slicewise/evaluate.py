@@ -179,6 +179,11 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
     """What a reader must know before trusting the numbers."""
     real, synth = sides
     said = []
+    if work.settings.extractor == "radimagenet" and not work.settings.weights_sha256:
+        said.append(
+            "RadImageNet's weights are about in several files, and --weights-sha256 was not given: numbers compare "
+            "with those of the same file alone, whose hash is in the extractor's name."
+        )
     if set(real.digests) == set(synth.digests):
         said.append(f"{real.source.path} is on both sides: every distance is that of a set from itself.")
     elif shared := len(set(real.digests) & set(synth.digests)):
