@@ -247,6 +247,20 @@ def test_frechet_distance_of_streamed_slices_is_that_of_all_of_them(sizes: tuple
     assert few.estimate.value == e.value and 0 < few.share < 1 and few.components == 2
 
 
+def test_interval_of_streamed_slices_sees_what_real_ones_never_do() -> None:
+    """Synthetic volumes that differ where real ones are all alike: a few components of both sets hold that."""
+    rng = np.random.default_rng(4)
+    real = [rng.standard_normal((40, 6)) * [3, 2, 1, 0.1, 0.1, 0.1] for _ in range(10)]
+    synth = [rng.standard_normal((40, 6)) * [3, 2, 1, 0.1, 0.1, 0.1] + [0, 0, 0, 0, 0, rng.normal(3, 2)] for _ in real]
+    widths = []
+    for components in (3, 6):
+        e = slices_estimate(
+            lambda: iter(real), lambda: iter(synth), (10, 10), 6, rounds=400, components=components
+        ).estimate
+        widths.append(e.high - e.low)
+    assert widths[0] == pytest.approx(widths[1], rel=0.1) and widths[0] > 5
+
+
 def test_floor_of_streamed_slices_is_that_of_two_halves() -> None:
     """Four real volumes have three pairs of halves, and each pair of them six synthetic partners."""
     rng = np.random.default_rng(3)

@@ -142,8 +142,9 @@ class SlicesEstimate:
     ----------
     estimate : the distance; interval and floor draw patients, of whom slices are parts.
     n_real, n_synth : vectors on either side.
-    components, share : the interval is taken in so many leading principal components of the real vectors, which hold
-        this share of their variance.
+    components, share : the interval is taken in so many leading principal components of both sets' vectors together
+        (of the real ones' alone it would not see what synthetic ones do beside them), which hold this share of their
+        variance.
     """
 
     estimate: Estimate
@@ -182,10 +183,10 @@ def slices_estimate(
     halves = [[Moments(size) for _ in split] for split in drawn]
     for side, (rows_of, which) in enumerate(zip((real, synth), (slice(0, 2), slice(2, 3)))):
         _fill(whole[side], [m[which] for m in halves], [split[which] for split in drawn], rows_of())
-    values, vectors = np.linalg.eigh(whole[0].covariance)
+    value = frechet_distance(whole[0].mean, whole[0].covariance, whole[1].mean, whole[1].covariance)
+    apart = whole[1].mean - whole[0].mean
+    values, vectors = np.linalg.eigh((whole[0].covariance + whole[1].covariance) / 2 + np.outer(apart, apart) / 4)
     basis = vectors[:, ::-1][:, :components]
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    value = _from_root(whole[0].mean, whole[0].covariance, root, whole[1].mean, whole[1].covariance)
     low, high = _patient_bootstrap([real, synth], groups, basis, whole[0].mean, value, rounds, level, rng)
     floors, same = [], []
     for a, b, s in halves:
