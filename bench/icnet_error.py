@@ -81,6 +81,7 @@ def main() -> None:
     for path in options.weights:
         net, meta = load_model(path, ("icnet",))
         name = f"IC-Net, {meta['network']['output']}, {meta['settings']['recipe']} recipe"
+        name += f" ({path})" if len(options.weights) > 1 else ""
         methods[name] = lambda hu, before, net=net: calibrate_slice(net, hu, before)  # type: ignore[misc]
 
     print(f"{len(volumes)} volumes of {options.store}, split {options.split}; mean absolute error in HU\n")
