@@ -98,7 +98,7 @@ def draw(rng: np.random.Generator, groups: Sequence[np.ndarray]) -> np.ndarray:
 
 def parts(rng: np.random.Generator, groups: Sequence[np.ndarray], size: int, count: int) -> list[np.ndarray]:
     """Random disjoint parts of at most `size` volumes, no patient in two: each goes where first there is room for all
-    of his."""
+    of theirs."""
     found: list[list[int]] = [[] for _ in range(count)]
     for k in rng.permutation(len(groups)):
         room = (part for part in found if len(part) + len(groups[k]) <= size)
