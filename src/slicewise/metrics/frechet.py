@@ -5,7 +5,7 @@ Heusel et al. 2017). All in float64. The value depends on the number of samples 
 it, and the floor at the same n.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -182,7 +182,10 @@ def slices_estimate(
     whole = [Moments(size), Moments(size)]
     halves = [[Moments(size) for _ in split] for split in drawn]
     for side, (rows_of, which) in enumerate(zip((real, synth), (slice(0, 2), slice(2, 3)))):
-        _fill(whole[side], [m[which] for m in halves], [split[which] for split in drawn], rows_of())
+        targets = [(whole[side], np.arange(volumes[side]))]
+        for moments, split in zip(halves, drawn):
+            targets += zip(moments[which], split[which])
+        _fill(targets, rows_of())
     value = frechet_distance(whole[0].mean, whole[0].covariance, whole[1].mean, whole[1].covariance)
     apart = whole[1].mean - whole[0].mean
     values, vectors = np.linalg.eigh((whole[0].covariance + whole[1].covariance) / 2 + np.outer(apart, apart) / 4)
@@ -199,27 +202,19 @@ def slices_estimate(
     return SlicesEstimate(found, whole[0].count, whole[1].count, min(components, size), share)
 
 
-def _fill(
-    whole: Moments,
-    moments: list[list[Moments]],
-    drawn: list[list[np.ndarray]],
-    volumes: Iterable[np.ndarray],
-    enough: int = 1024,
-) -> None:
-    """Count every volume's vectors in the whole and in the `moments` of the `drawn` parts that it falls into, `enough`
-    of them at a time: what an addition costs hardly depends on how many vectors it adds."""
-    into = [(m, set(p.tolist())) for split, split_parts in zip(moments, drawn) for m, p in zip(split, split_parts)]
-    waiting: list[list[np.ndarray]] = [[] for _ in range(1 + len(into))]
+def _fill(targets: Sequence[tuple[Moments, np.ndarray]], volumes: Iterable[np.ndarray], enough: int = 1024) -> None:
+    """Count every volume's vectors in the moments of each part, given by places, that it falls into, `enough` of them
+    at a time: what an addition costs hardly depends on how many vectors it adds."""
+    waiting: list[list[np.ndarray]] = [[] for _ in targets]
 
     def flush(least: int) -> None:
-        for target, rows in zip([whole, *(m for m, _ in into)], waiting):
+        for (moments, _), rows in zip(targets, waiting):
             if rows and sum(map(len, rows)) >= least:
-                target.add(np.concatenate(rows))
+                moments.add(np.concatenate(rows))
                 rows.clear()
 
     for place, rows in enumerate(volumes):
-        waiting[0].append(rows)
-        for (_, part), queue in zip(into, waiting[1:]):
+        for (_, part), queue in zip(targets, waiting):
             if place in part:
                 queue.append(rows)
         flush(enough)

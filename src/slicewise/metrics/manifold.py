@@ -57,7 +57,6 @@ def manifold_estimates(
     between = distances(pool, pool)
     k = neighbours(len(real), len(synth), k)
     everything = point_scores(between, np.arange(len(real)), len(real) + np.arange(len(synth)), k)
-
     whose = patients or (range(len(real)), range(len(synth)))
 
     def score(name: str, i: np.ndarray, j: np.ndarray) -> float:
