@@ -327,9 +327,8 @@ def _generate(
     out: Path, checkpoint: Path, icnet: Path, reference: Path, settings: Any, report: bool, dry_run: bool
 ) -> None:
     """Generate, then pictures and report (in the first process only)."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from slicewise import generate as generation
+    from slicewise.progress import counting_bar
     from slicewise.settings import write_settings
 
     if report and not reference.is_file():
@@ -339,20 +338,14 @@ def _generate(
         return
     main_process = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()
-    with Progress(
-        TextColumn("generate"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} volumes, slice {task.fields[slice]}"),
-        TimeElapsedColumn(),
-        disable=not main_process,
-    ) as bar:
-        task = bar.add_task("generate", total=settings.count, slice=0)
+    with counting_bar(main_process) as bar:
+        task = bar.add_task("volumes", total=settings.count)
         run = generation.generate(
             checkpoint,
             out,
             settings,
             icnet if settings.calibrate != "off" else None,
-            lambda volumes, slices: bar.update(task, completed=volumes, slice=slices),
+            lambda volumes, slices: bar.update(task, completed=volumes, note=f"slice {slices}" if slices else ""),
         )
     if not main_process:
         return

@@ -11,6 +11,7 @@ import tyro
 from slicewise.cli import parse
 from slicewise.io import pacs
 from slicewise.io.peer import PeerSettings, Query
+from slicewise.progress import counting_bar
 
 
 def push(argv: list[str]) -> None:
@@ -144,11 +145,7 @@ def segmentation(argv: list[str]) -> None:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of images on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+    """Images done and to do, on stderr."""
+    with counting_bar(True, transient=True) as bar:
+        task = bar.add_task(f"{what}, images", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -33,6 +33,7 @@ from slicewise.data.anatomy_skull import (
 )
 from slicewise.errors import UserError
 from slicewise.hu import round_hu
+from slicewise.progress import counting_bar
 from slicewise.volume import Acquisition, Volume
 
 PHANTOM_VERSION = 2
@@ -179,9 +180,7 @@ def write_phantoms(
 def write_each(write: Callable[[int], None], seeds: Sequence[int], workers: int, total: int) -> None:
     """`write(seed)` for every seed, in as many processes as there are workers, with a progress bar; the others of
     `total` are there already."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
+    with counting_bar(True, transient=True) as bar:
         task = bar.add_task("phantoms", total=total, completed=total - len(seeds))
         if workers <= 1 or len(seeds) <= 1:
             for seed in seeds:
