@@ -20,8 +20,8 @@ import torch
 from scipy import ndimage
 
 from slicewise.checkpoint import load_denoiser
-from slicewise.data.stacks import training_windows
 from slicewise.data.store import open_store
+from slicewise.data.windows import training_windows
 from slicewise.hu import BRAIN
 from slicewise.metrics.tissue import brain_mask
 

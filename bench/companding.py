@@ -63,7 +63,7 @@ def main() -> None:
     shown = []
     for name in a.maps:
         run = a.work / name
-        settings = replace(base, steps=a.steps, scale=HUScale(companding=name), validate_every=a.steps, save_every=500)
+        settings = replace(base, steps=a.steps, scale=HUScale(companding=name), validations=1)
         train_denoiser(store, run, settings)
         denoiser = load_denoiser(run)
         made = []

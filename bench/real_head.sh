@@ -12,7 +12,7 @@ mkdir -p "$work"
 "$bin/slicewise" info "$series"
 "$bin/slicewise" prepare "$series" --out "$work/store" --preset head-128 --split 1 0 0
 "$bin/slicewise" train "$work/store" --out "$work/tuned" --preset head-128 --init "$release" \
-    --steps "$steps" --warmup 10 --lr 2e-4 --validate-every "$steps"
+    --steps "$steps" --lr 2e-4 --validations 1
 for direction in down up; do
     "$bin/slicewise" generate --checkpoint "$work/tuned" --out "$work/$direction" --count 1 \
         --seed-volume "$series" --resample-seed --chain.direction "$direction"

@@ -73,9 +73,10 @@ def make_denoiser(preset: str) -> Any:
     """The preset's network, untrained, as a denoiser in the number format that this machine takes."""
     import torch
 
-    from slicewise.checkpoint import Denoiser, Recipe, build_network
+    from slicewise.checkpoint import build_network
+    from slicewise.diffusion.denoiser import Denoiser, Recipe
+    from slicewise.runtime import core_dtype
     from slicewise.training.denoiser import network_config
-    from slicewise.training.engine import core_dtype
 
     s, size = preset_training(preset), preset_size(preset)
     torch.manual_seed(0)
@@ -170,9 +171,7 @@ def part_train(preset: str, effort: Effort) -> dict[str, Any]:
     from slicewise.training.denoiser import train_denoiser
     from slicewise.volume import Volume
 
-    settings = replace(
-        preset_training(preset), steps=effort.train_steps, validate_every=0, sample_every=0, save_every=10**9
-    )
+    settings = replace(preset_training(preset), steps=effort.train_steps, validations=0, samples=0, residual_windows=0)
     size = preset_size(preset)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -183,11 +182,8 @@ def part_train(preset: str, effort: Effort) -> dict[str, Any]:
         train_denoiser(open_store(Path(folder) / "store"), Path(folder) / "run", settings)
         lines = [json.loads(line) for line in (Path(folder) / "run" / "stats.jsonl").read_text().splitlines()]
     rows = [row for row in lines if "images_per_s" in row]
-    # The log holds the mean rate since the start: windows seen over seconds passed.
-    seen = [row["step"] * settings.batch for row in rows]
-    passed = [n / row["images_per_s"] for n, row in zip(seen, rows)]
     return {
-        "rate": (seen[-1] - seen[0]) / (passed[-1] - passed[0]),
+        "rate": median(row["images_per_s"] for row in rows[1:]),
         "batch": settings.batch,
         "steps": effort.train_steps,
     }

@@ -40,13 +40,14 @@ from steps import (
 )
 
 from slicewise.calibrate import calibrate_volume
-from slicewise.checkpoint import Denoiser, load_denoiser, load_icnet
-from slicewise.data.stacks import training_windows
-from slicewise.diffusion.noise import VALIDATION, generator
+from slicewise.checkpoint import load_denoiser, load_icnet
+from slicewise.data.windows import training_windows
+from slicewise.diffusion.denoiser import Denoiser
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, HUScale
 from slicewise.metrics.tissue import brain_mask, brain_profile
 from slicewise.montage import save_figure
+from slicewise.random import VALIDATION, generator
 
 # Offset that is put on the brain, and noise levels, both in HU of the brain.
 OFFSET_HU = 4.0

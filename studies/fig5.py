@@ -8,7 +8,9 @@ true slice before. Errors are over the voxels whose true value lies in (-150, 15
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -39,14 +41,10 @@ def pairs(study: Study) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
     return {z: held for z, held in found.items() if held}
 
 
-def icnet(study: Study, recipe: str) -> Path:
+def icnet(study: Study, recipe: Literal["offset", "paper"]) -> Path:
     """IC-Net trained with a recipe on the study's budget."""
-    base = ICNetTraining(recipe=recipe, seed=study.seed, device=study.device)
-    steps = steps_for(study.budget.images, base.batch)
-    settings = ICNetTraining(
-        recipe=recipe, steps=steps, warmup=min(base.warmup, max(1, steps // 10)), validate_every=max(1, steps // 4),
-        seed=study.seed, device=study.device,
-    )  # fmt: skip
+    base = ICNetTraining(recipe=recipe, validations=4, seed=study.seed, device=study.device)
+    settings = replace(base, steps=steps_for(study.budget.images, base.batch))
     return train_icnet(study.store, study.work / f"icnet-{recipe}", settings)
 
 

@@ -183,7 +183,6 @@ def paper_denoiser(
 ) -> DenoiserTraining:
     """ASCII(K) as the paper trains it (joint, log-uniform noise levels, linear whole range) on the size's network."""
     base = fill(DenoiserTraining(), table("train", study.budget.size), "preset")
-    steps = steps_for(study.budget.images, base.batch)
     return replace(
         base,
         slices=slices,
@@ -194,10 +193,9 @@ def paper_denoiser(
         crop=(0, 0),
         scale=scale or HUScale(),
         sigma=SigmaDistribution(uniform=1.0, sigma_min=sigma_min, sigma_max=sigma_max),
-        steps=steps,
-        warmup=min(base.warmup, max(1, steps // 10)),
-        validate_every=0,
-        sample_every=0,
+        steps=steps_for(study.budget.images, base.batch),
+        validations=0,
+        samples=0,
         seed=study.seed,
         device=study.device,
     )
@@ -212,7 +210,7 @@ def gan(study: Study, network: str) -> GANTraining:
     """The size's GAN of a kind, with the study's budget."""
     base = fill(GANTraining(), table("train-gan", study.budget.size), "preset")
     steps = steps_for(study.budget.images, base.batch)
-    return replace(base, network=network, steps=steps, sample_every=0, seed=study.seed, device=study.device)
+    return replace(base, network=network, steps=steps, samples=0, seed=study.seed, device=study.device)
 
 
 def steps_for(images: int, batch: int) -> int:

@@ -11,7 +11,9 @@ PACKAGE = "slicewise"
 # Each module belongs to the first entry whose name it is or lies below; it may import from its own layer and from those
 # before it.
 LAYERS = (
-    ("slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.progress", "slicewise.threads"),
+    ("slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.progress"),
+    ("slicewise.random", "slicewise.runtime"),
+    ("slicewise.codec",),
     ("slicewise.io",),
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
@@ -37,7 +39,7 @@ LIGHT = (
     "slicewise.pages", "slicewise.viewer", "slicewise.study", "slicewise.progress",
 )  # fmt: skip
 # Tensors are what they are about.
-TORCH_IO = ("slicewise.io.tensors", "slicewise.metrics.inception", "slicewise.metrics.resnet")
+TORCH_IO = ("slicewise.io.tensors", "slicewise.data.windows", "slicewise.metrics.inception", "slicewise.metrics.resnet")
 
 
 def _modules() -> dict[str, ast.Module]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slicewise.ascii import ChainSettings, chain, is_air, trim
-from slicewise.checkpoint import Denoiser, Recipe
+from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.networks.unet import UNet, UNetConfig

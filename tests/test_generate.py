@@ -15,7 +15,8 @@ import torch
 
 from slicewise.ascii import ChainSettings, chain
 from slicewise.calibrate import calibrate_volume
-from slicewise.checkpoint import Recipe, load_denoiser, load_icnet, save_model
+from slicewise.checkpoint import load_denoiser, load_icnet, save_model
+from slicewise.diffusion.denoiser import Recipe
 from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, _shares, _side_by_side, generate, load_seed, results
 from slicewise.hu import HUScale

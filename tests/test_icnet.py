@@ -11,21 +11,25 @@ import torch
 from slicewise.calibrate import calibrate_slice
 from slicewise.checkpoint import load_model
 from slicewise.data.store import open_store, put_volume
+from slicewise.data.windows import Heads
 from slicewise.errors import UserError
+from slicewise.hu import ICNET, to_unit
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.icnet import OUTPUTS, ICNet, ICNetConfig, confine
-from slicewise.training import icnet as training
-from slicewise.training.icnet import ICNetTraining, distort, draw_batch, error_hu, train_icnet
+from slicewise.random import VALIDATION
+from slicewise.settings import fill
+from slicewise.training.icnet import ICNetTrainer, ICNetTraining, Pairs, distort, draw_batch, error_hu, train_icnet
 from slicewise.volume import Volume
 
 SMALL = ICNetTraining(
     network=ICNetConfig(channels=8, levels=3),
     steps=12,
     batch=4,
-    warmup=3,
-    validate_every=5,
+    warmup=0.25,
+    cooldown=0.75,
+    validations=3,
     validation_pairs=6,
-    log_every=2,
+    device="cpu",
 )
 
 
@@ -112,6 +116,16 @@ def store(tmp_path_factory):
     return open_store(path)
 
 
+@pytest.fixture(scope="module")
+def pairs(store):
+    return Pairs(Heads(store, "train"), SMALL.least_tissue)
+
+
+def draw(pairs, settings, step, count):
+    """A batch as NumPy has it."""
+    return (t.numpy() for t in draw_batch(pairs, settings, step, range(count)))
+
+
 def test_distort_is_equation_3_on_the_voxels_inside_the_window():
     rng = np.random.default_rng(5)
     hu = rng.uniform(-300, 300, (3, 9, 11))
@@ -122,25 +136,43 @@ def test_distort_is_equation_3_on_the_voxels_inside_the_window():
         for (i, j), v in np.ndenumerate(hu[b]):
             expected = (v - mean) * gain[b] + mean + offset[b] if -150 < v < 150 else v
             assert result[b, i, j] == pytest.approx(expected, abs=1e-9)
+    as_tensors = distort(*(torch.from_numpy(a) for a in (hu, gain, offset)))
+    np.testing.assert_allclose(as_tensors.numpy(), result, atol=1e-9)
     np.testing.assert_array_equal(distort(np.full((4, 4), -1024), 1.3, 20.0), -1024)
 
 
-def test_batches_depend_on_seed_and_step_alone(store):
-    records = store.select("train")
-    x, target = draw_batch(store, records, SMALL, 7, 16)
-    again, _ = draw_batch(store, records, SMALL, 7, 16)
+def test_batches_depend_on_seed_step_and_sample_alone(store, pairs):
+    x, target = draw(pairs, SMALL, 7, 16)
+    again, _ = draw(pairs, SMALL, 7, 16)
     np.testing.assert_array_equal(x, again)
     assert x.shape == (16, 2, 32, 32) and target.shape == (16, 1, 32, 32) and x.dtype == target.dtype == np.float32
-    for other in (draw_batch(store, records, SMALL, 8, 16), draw_batch(store, records, replace(SMALL, seed=1), 7, 16)):
-        assert not np.array_equal(x, other[0])
+    part, _ = draw_batch(pairs, SMALL, 7, range(5, 9))
+    np.testing.assert_array_equal(x[5:9], part.numpy())
+    from_disk = Pairs(Heads(store, "train", memory=0), SMALL.least_tissue)
+    np.testing.assert_array_equal(x, next(draw(from_disk, SMALL, 7, 16)))
+    for settings, step, stream in ((SMALL, 8, ()), (replace(SMALL, seed=1), 7, ()), (SMALL, 7, (VALIDATION,))):
+        other, _ = draw_batch(pairs, settings, step, range(16), *stream)
+        assert not np.array_equal(x, other.numpy())
+
+
+def test_heads_that_come_meanwhile_give_pairs_too(store):
+    names = [record.id for record in store.select("train")]
+    heads = Heads(store, "train", ids=names[:2])
+    pairs = Pairs(heads, SMALL.least_tissue)
+    before = pairs.upper()
+    heads.take(store, names[2:])
+    assert torch.equal(pairs.upper(), Pairs(Heads(store, "train", ids=names), SMALL.least_tissue).upper())
+    assert torch.equal(pairs.upper()[: len(before)], before) and len(pairs.upper()) > len(before)
+    last = torch.from_numpy(heads.ends) - 1
+    assert not torch.isin(pairs.upper(), last).any(), "no pair of two heads"
 
 
 @pytest.mark.parametrize("recipe, both_ways", [("paper", False), ("offset", True)])
-def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(store, recipe, both_ways):
+def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(store, pairs, recipe, both_ways):
     settings = replace(SMALL, recipe=recipe, both_ways=both_ways, air_pairs=0.2, neighbour_error_hu=0.0, slight=0.0)
     records = store.select("train")
-    unit = {r.id: training.to_unit(store.hu(r), training.ICNET) for r in records}
-    x, target = draw_batch(store, records, settings, 3, 200)
+    unit = {r.id: to_unit(store.hu(r), ICNET) for r in records}
+    x, target = draw(pairs, settings, 3, 200)
     at_air, upward, gains, offsets = 0, 0, [], []
     for (distorted, neighbour), (true,) in zip(x, target):
         [(name, z)] = [(n, z) for n, v in unit.items() for z in range(8) if np.array_equal(v[z], true)]
@@ -168,11 +200,10 @@ def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(s
 
 
 @pytest.mark.parametrize("recipe, share", [("offset", 0.7), ("paper", 0.0)])
-def test_a_share_of_slices_is_distorted_slightly(store, recipe, share):
-    records = store.select("train")
+def test_a_share_of_slices_is_distorted_slightly(pairs, recipe, share):
     settings = replace(SMALL, recipe=recipe, air_pairs=0.0, slight=0.7)
-    whole, target = draw_batch(store, records, replace(settings, slight=0.0), 3, 300)
-    mixed, _ = draw_batch(store, records, settings, 3, 300)
+    whole, target = draw(pairs, replace(settings, slight=0.0), 3, 300)
+    mixed, _ = draw(pairs, settings, 3, 300)
     moved = np.abs(whole[:, :1] - target).max((1, 2, 3)), np.abs(mixed[:, :1] - target).max((1, 2, 3))
     unclipped = (np.abs(whole[:, :1]) < 1).sum((1, 2, 3)) == (np.abs(target) < 1).sum((1, 2, 3))
     part = (moved[1] / moved[0])[unclipped]
@@ -182,11 +213,10 @@ def test_a_share_of_slices_is_distorted_slightly(store, recipe, share):
     np.testing.assert_allclose(part[~slight], 1.0)
 
 
-def test_the_neighbour_drifts_as_far_as_it_is_said_to(store):
-    records = store.select("train")
-    true, _ = draw_batch(store, records, replace(SMALL, neighbour_error_hu=0.0, air_pairs=0.0), 3, 300)
-    drifted, _ = draw_batch(store, records, replace(SMALL, neighbour_error_hu=5.0, air_pairs=0.0), 3, 300)
-    paper, _ = draw_batch(store, records, replace(SMALL, recipe="paper", air_pairs=0.0), 3, 300)
+def test_the_neighbour_drifts_as_far_as_it_is_said_to(pairs):
+    true, _ = draw(pairs, replace(SMALL, neighbour_error_hu=0.0, air_pairs=0.0), 3, 300)
+    drifted, _ = draw(pairs, replace(SMALL, neighbour_error_hu=5.0, air_pairs=0.0), 3, 300)
+    paper, _ = draw(pairs, replace(SMALL, recipe="paper", air_pairs=0.0), 3, 300)
     np.testing.assert_array_equal(paper[:, 1], true[:, 1])
     np.testing.assert_array_equal(drifted[:, 0], true[:, 0])
     fits = [np.polyfit(t[m], d[m], 1) for t, d in zip(true[:, 1], drifted[:, 1]) for m in [np.abs(t) < 0.7]]
@@ -196,7 +226,7 @@ def test_the_neighbour_drifts_as_far_as_it_is_said_to(store):
 
 
 def test_training_learns_and_its_checkpoint_calibrates(store, tmp_path):
-    settings = replace(SMALL, steps=90, batch=8, lr=3e-3, validate_every=45, validation_pairs=32, air_pairs=0.0)
+    settings = replace(SMALL, steps=90, batch=8, lr=3e-3, validations=2, validation_pairs=32, air_pairs=0.0)
     weights = train_icnet(store, tmp_path / "run", settings)
     net, meta = load_model(weights, ("icnet",))
     assert meta["step"] == 90 and meta["data"] == store.fingerprint
@@ -214,49 +244,51 @@ def test_training_learns_and_its_checkpoint_calibrates(store, tmp_path):
     assert np.mean(after) < 0.4 * np.mean(before), (before, after)
 
 
+def stop_after(store, out, settings, steps):
+    """Train until Ctrl-C comes in the middle of the last of so many steps."""
+    made = ICNetTrainer.step
+
+    def step(self, step):
+        if step == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+        return made(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ICNetTrainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train_icnet(store, out, settings)
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(store, tmp_path):
     whole = train_icnet(store, tmp_path / "whole", SMALL)
-    for stop in (3, 7, None):
-        parts = train_icnet(store, tmp_path / "parts", SMALL, stop_after=stop)
-    for file in ("weights.safetensors", "state/training.safetensors"):
+    for stop in (3, 7):
+        stop_after(store, tmp_path / "parts", SMALL, stop)
+        assert load_model(tmp_path / "parts")[1]["step"] == stop, "the step in hand is finished, then all is saved"
+    parts = train_icnet(store, tmp_path / "parts", SMALL)
+    for file in ("weights.safetensors", "state/state.safetensors"):
         a, b = (load_tensors(p.parent / file)[0] for p in (whole, parts))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     a, b = ([s for s in map(json.loads, open(p.parent / "stats.jsonl")) if "val_hu" in s] for p in (whole, parts))
-    assert a == b and [s["step"] for s in a] == [5, 10, 12]
-
-
-def test_ctrl_c_saves_and_ends_and_the_run_goes_on(store, tmp_path, monkeypatch):
-    calls = []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return draw_batch(*args)
-
-    monkeypatch.setattr(training, "draw_batch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_icnet(store, tmp_path / "parts", SMALL)
-    assert load_model(tmp_path / "parts")[1]["step"] == 3, "the step in hand is finished, then all is saved"
-    whole, parts = (load_tensors(train_icnet(store, tmp_path / name, SMALL))[0] for name in ("whole", "parts"))
-    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert a == b and [s["step"] for s in a] == [4, 8, 12]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(store, tmp_path, monkeypatch):
-    train_icnet(store, tmp_path, SMALL, stop_after=4)
-    kept = (tmp_path / "state/training.safetensors").read_bytes(), (tmp_path / "weights.safetensors").read_bytes()
-    monkeypatch.setattr(training, "learning_rate", lambda settings, step: float("inf"))
-    with pytest.raises(UserError, match="checkpoint of step 4 is kept"):
-        train_icnet(store, tmp_path, SMALL)
-    assert kept == (
-        (tmp_path / "state/training.safetensors").read_bytes(),
-        (tmp_path / "weights.safetensors").read_bytes(),
-    )
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(store, tmp_path):
+    stop_after(store, tmp_path, SMALL, 4)
+    kept = {f: f.read_bytes() for f in tmp_path.rglob("*.safetensors")}
+    assert len(kept) == 2
+    with pytest.raises(UserError, match="last good checkpoint is kept"):
+        train_icnet(store, tmp_path, replace(SMALL, lr=float("inf")))
+    assert kept == {f: f.read_bytes() for f in tmp_path.rglob("*.safetensors")}
+
+
+def test_a_picture_shows_what_the_network_makes_of_slices(store, tmp_path):
+    train_icnet(store, tmp_path, replace(SMALL, steps=2, samples=1))
+    assert (tmp_path / "samples" / "0000002.png").is_file()
 
 
 def test_mistakes_are_told_in_one_line(store, tmp_path):
-    train_icnet(store, tmp_path / "run", SMALL, stop_after=1)
+    train_icnet(store, tmp_path / "run", replace(SMALL, steps=1))
     air = tmp_path / "air"
     for split in ("train", "val"):
         volume = Volume.regular(np.full((4, 16, 16), -1000, np.int16), (5.0, 1.0, 1.0))
@@ -264,11 +296,13 @@ def test_mistakes_are_told_in_one_line(store, tmp_path):
     no_val = tmp_path / "no_val"
     put_volume(no_val, volume, id="a", patient="a", split="train")
     for message, call in {
-        "other settings": lambda: train_icnet(store, tmp_path / "run", replace(SMALL, lr=1e-4)),
+        "--slight is 0.7, this one's is 0.2": lambda: train_icnet(store, tmp_path / "run", replace(SMALL, slight=0.2)),
         "soft tissue": lambda: train_icnet(open_store(air), tmp_path / "b", SMALL),
         "train and val": lambda: train_icnet(open_store(no_val), tmp_path / "c", SMALL),
-        "recipe": lambda: replace(SMALL, recipe="gain"),
-        "--steps": lambda: replace(SMALL, steps=0),
+        "recipe = 'gain', expected one of": lambda: fill(SMALL, {"recipe": "gain"}, "preset"),
+        "--steps 0": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, steps=0)),
+        "--slight 2": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, slight=2.0)),
+        "--least-tissue 1": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, least_tissue=1.0)),
         "output": lambda: ICNetConfig(output="image"),
     }.items():
         with pytest.raises(UserError, match=message) as error:

@@ -6,14 +6,14 @@ import torch
 
 from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
 from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.random import TRAIN_ORDER, Draws
 
 DISTRIBUTION = SigmaDistribution(sigma_min=0.002, sigma_max=80.0)
 
 
 def _draws(task: WindowTask, n: int = 4000, slices: int = 3):
-    rng = np.random.default_rng(0)
-    rows = [task.draw(rng, slices, DISTRIBUTION) for _ in range(n)]
-    return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+    sigma, wanted = task.draw(Draws(0, range(n), 0, 0, TRAIN_ORDER), slices, DISTRIBUTION)
+    return sigma.numpy(), wanted.numpy()
 
 
 def test_weighted_error_is_one_for_a_network_that_says_nothing():

@@ -10,12 +10,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from slicewise.checkpoint import Denoiser, Recipe
 from slicewise.data.store import open_store, put_volume
+from slicewise.data.windows import Windows, training_windows
+from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.diffusion.residual import BANDS, BLURS, ResidualFilter, bands, taken_away
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
-from slicewise.training.fade import fade
+from slicewise.training.fade import blur, fade
 from slicewise.training.residual import fit_residual_filter
 from slicewise.volume import Volume
 
@@ -97,6 +98,11 @@ def noisy_heads(tmp_path_factory):
     return open_store(path)
 
 
+def _windows(path: Path, denoiser: Denoiser) -> Windows:
+    store = open_store(path)
+    return training_windows(store, store.records[0].split, denoiser.recipe.slices)
+
+
 def test_least_squares_makes_the_wiener_filter_of_one_that_is_off(noisy_heads, monkeypatch):
     """In flat tissue with white noise of variance s2 the best D is mu + w (x - mu), w = s2/(s2 + sigma2). Of one with
     gain g in place of w every band's residual gain is (w - g)/(1 - g), and the mended D has gain w."""
@@ -105,9 +111,9 @@ def test_least_squares_makes_the_wiener_filter_of_one_that_is_off(noisy_heads, m
     def off(network, x, sigma, condition, sigma_data, core):
         return mu + gain * (x - mu)
 
-    monkeypatch.setattr("slicewise.checkpoint.denoise", off)
+    monkeypatch.setattr("slicewise.diffusion.denoiser.denoise", off)
     denoiser = Denoiser(torch.nn.Linear(1, 1), RECIPE, {})
-    found = fit_residual_filter(denoiser, noisy_heads, 12, 4, seed=0)
+    found = fit_residual_filter(denoiser, training_windows(noisy_heads, "val", denoiser.recipe.slices), 12, 4, seed=0)
     assert found is not None and found.sigmas[0] == 0.002 and found.sigmas[-1] == pytest.approx(200 * SLOPE, rel=1e-3)
     variance = (4**2 + 2 / 12) * SLOPE**2  # rounding, and spreading over the bin
     for sigma, row in zip(found.sigmas, found.gains):
@@ -140,9 +146,9 @@ def test_the_curve_gives_every_value_the_mean_of_what_it_stood_for(monkeypatch, 
         first = np.abs(SCALE.decode(x[:, 1:2].expand(x.shape).numpy()) - 10) < 9
         return torch.from_numpy(SCALE.encode(np.where(first, 0.0, 34.0)))
 
-    monkeypatch.setattr("slicewise.checkpoint.denoise", off)
+    monkeypatch.setattr("slicewise.diffusion.denoiser.denoise", off)
     denoiser = Denoiser(torch.nn.Linear(1, 1), RECIPE, {})
-    found = fit_residual_filter(denoiser, open_store(tmp_path), 60, 4, seed=0)
+    found = fit_residual_filter(denoiser, _windows(tmp_path, denoiser), 60, 4, seed=0)
     assert found is not None
     said = torch.from_numpy(SCALE.encode(np.array([0.0, 34.0]))).view(1, 1, 1, 2)
     sigma = torch.full((1, 1), found.sigmas[-3], dtype=torch.float64)
@@ -156,7 +162,7 @@ def test_no_brain_no_filter(tmp_path):
     put_volume(tmp_path, air, id="air", patient="air", split="train", source="made up")
     torch.manual_seed(0)
     denoiser = Denoiser(_Still(), RECIPE, {})
-    assert fit_residual_filter(denoiser, open_store(tmp_path), 4, 4, seed=0) is None
+    assert fit_residual_filter(denoiser, _windows(tmp_path, denoiser), 4, 4, seed=0) is None
 
 
 class _Still(torch.nn.Module):
@@ -170,16 +176,20 @@ class _Still(torch.nn.Module):
         return torch.zeros_like(x)
 
 
-def test_fading_scales_contrast_and_adds_mottle_but_keeps_noise_bone_air_and_level(monkeypatch):
+def _faded(hu, contrast: float, mottle: float, seed: int) -> np.ndarray:
+    white = torch.randn(1, *hu.shape, generator=torch.Generator().manual_seed(seed))
+    slices, *amounts = (torch.from_numpy(np.asarray(v, np.float32))[None] for v in (hu, contrast, mottle))
+    return fade(slices, *amounts, white)[0].numpy()
+
+
+def test_fading_scales_contrast_and_adds_mottle_but_keeps_noise_bone_air_and_level():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-48:48, -48:48]
     radius = np.hypot(y, x)
     stripes = 8 * np.sign(np.sin(2 * np.pi * x / 16))  # broader than noise, finer than the neighbourhood
     noise = rng.standard_normal(x.shape)
     hu = np.rint(np.where(radius < 40, 30 + stripes + noise, np.where(radius < 45, 1200, -1000)))
-    monkeypatch.setattr("slicewise.training.fade.CONTRAST", (0.5, 0.5))
-    monkeypatch.setattr("slicewise.training.fade.MOTTLE_HU", 0.0)
-    faded = fade(hu, np.random.default_rng(1))
+    faded = _faded(hu, 0.5, 0.0, 1)
     outside, deep = (radius >= 40) & (np.abs(hu) > 100), radius < 28
     assert np.array_equal(faded[outside], hu[outside])
     wave = np.where(deep, stripes, 0)
@@ -188,7 +198,13 @@ def test_fading_scales_contrast_and_adds_mottle_but_keeps_noise_bone_air_and_lev
     assert abs(faded[deep].mean() - hu[deep].mean()) < 0.5
     fine = [(v - ndimage.gaussian_filter(v, 1.0))[deep & (np.abs(x % 8 - 4) < 2)].std() for v in (hu, faded)]
     assert fine[1] == pytest.approx(fine[0], rel=0.05)
-    monkeypatch.setattr("slicewise.training.fade.CONTRAST", (1.0, 1.0))
-    monkeypatch.setattr("slicewise.training.fade.MOTTLE_HU", 2.0)
-    amounts = [(fade(hu, np.random.default_rng(s)) - hu)[deep].std() for s in range(40)]
-    assert 0 <= min(amounts) < 0.3 and 1.6 < max(amounts) < 2.3
+    for mottle in (0.5, 2.0):
+        amounts = [(_faded(hu, 1.0, mottle, seed) - hu)[deep].std() for seed in range(10)]
+        assert 0.8 * mottle < min(amounts) and max(amounts) < 1.15 * mottle
+
+
+@pytest.mark.parametrize("sigma", [1.0, 6.0])
+def test_blurring_is_that_of_scipy(sigma):
+    x = np.random.default_rng(3).normal(size=(2, 40, 32)).astype(np.float32)
+    expected = ndimage.gaussian_filter(x, (0, sigma, sigma))
+    np.testing.assert_allclose(blur(torch.from_numpy(x), sigma).numpy(), expected, atol=1e-5)

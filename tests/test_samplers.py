@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from slicewise.diffusion.noise import INITIAL, SliceNoise
 from slicewise.diffusion.samplers import dpmpp_2m, heun, nfe, pc
 from slicewise.diffusion.schedule import geometric, karras
+from slicewise.random import INITIAL, SliceNoise
 
 ONE_HU = 2 / 4095
 SHAPE = (1, 64, 64)

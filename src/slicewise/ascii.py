@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from slicewise.checkpoint import Denoiser
+from slicewise.codec import codec
 from slicewise.diffusion import samplers, schedule
-from slicewise.diffusion.noise import INITIAL, KNOWN, SliceNoise
+from slicewise.diffusion.denoiser import Denoiser, Replayed
 from slicewise.errors import UserError
 from slicewise.hu import AIR_HU, HU_MIN, round_hu
+from slicewise.random import INITIAL, KNOWN, SliceNoise
 
 # (slices (B, H, W) float64 HU, the slices before them (B, H, W) int16 HU) -> calibrated HU, float
 Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -122,10 +123,10 @@ def chain(
         position = start_mm + step_mm
     limit = settings.slices or recipe.max_slices + 1
     sigmas = settings.sigmas(denoiser)
+    denoise: Denoiser | Replayed = denoiser if torch.device(device).type == "cpu" else Replayed(denoiser)
     run, ended = np.full(len(volumes), 0 if start is None else SHORTEST), np.zeros(len(volumes), bool)
     for index in range(limit):
-        x = _sample_slice(denoiser, settings, sigmas, seed, volumes, index, before, position, device)
-        hu = recipe.scale.decode(x)
+        hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, before, position, device)
         if calibrate is not None:
             hu = calibrate(hu, before[-1])
         slices = round_hu(hu)
@@ -160,7 +161,7 @@ def trim(hu: np.ndarray, begun: bool = False, most: float = AIR_HU) -> np.ndarra
 
 
 def _sample_slice(
-    denoiser: Denoiser,
+    denoiser: Denoiser | Replayed,
     settings: ChainSettings,
     sigmas: torch.Tensor,
     seed: int,
@@ -170,18 +171,18 @@ def _sample_slice(
     position: float,
     device: str,
 ) -> np.ndarray:
-    """One new slice for each volume, x in float64 (B, H, W)."""
+    """One new slice for each volume, HU in float64 (B, H, W), not rounded."""
     recipe = denoiser.recipe
     down = settings.direction == "down"
     k, batch, size = recipe.slices, len(volumes), recipe.size
-    known = np.zeros((batch, k, size, size))
+    scale = codec(recipe.scale, torch.device(device))
+    known_x = torch.zeros(batch, k, size, size, dtype=torch.float64, device=device)
     is_known = torch.zeros(k, dtype=torch.bool)
     for distance, slices in enumerate(reversed(before), start=1):
         place = k - 1 - distance if down else distance
-        known[:, place] = recipe.scale.encode(slices)
+        known_x[:, place] = scale.encode(torch.from_numpy(slices).to(device)).double()
         is_known[place] = True
     wanted = k - 1 if down else 0
-    known_x = torch.from_numpy(known).to(device)
     mask = is_known.to(device)[None, :, None, None]
     # The condition is the position of the window's last slice.
     last_mm = position if down else position + (k - 1) * recipe.spacing_mm[0]
@@ -218,4 +219,4 @@ def _sample_slice(
         x = samplers.dpmpp_2m(denoise, x, sigmas, noise, impose)
     else:
         x = samplers.pc(denoise, x, sigmas, noise, impose, settings.snr, clean_mean=settings.sampler == "pc")
-    return x[:, wanted if recipe.joint else 0].cpu().numpy()
+    return scale.decode(x[:, wanted if recipe.joint else 0]).cpu().numpy()

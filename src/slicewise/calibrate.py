@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,16 +43,26 @@ def calibrate_volume(net: ICNet, volume: Volume, seed_slice: int | None = None) 
 
     Raises `UserError` if `seed_slice` is not a slice of the volume.
     """
-    hu = volume.hu.astype(np.float64)
     if seed_slice is None:
-        order = [(-1, z) if z == 0 else (z - 1, z) for z in range(len(hu))]
-    else:
-        _check_seed(volume, seed_slice)
-        order = _outward(len(hu), seed_slice)
-    air = np.full(hu.shape[1:], float(HU_MIN))
-    for before, z in order:
-        hu[z] = calibrate_slice(net, hu[z], air if before < 0 else hu[before])
-    return volume.with_hu(round_hu(hu))
+        return volume.with_hu(round_hu(calibrate_chains(net, [volume.hu], seeded=False)[0]))
+    _check_seed(volume, seed_slice)
+    down, up = calibrate_chains(net, [volume.hu[seed_slice:], volume.hu[seed_slice::-1]], seeded=True)
+    return volume.with_hu(round_hu(np.concatenate([up[:0:-1], down])))
+
+
+def calibrate_chains(net: ICNet, chains: Sequence[np.ndarray], seeded: bool) -> list[np.ndarray]:
+    """Calibrate chains of slices side by side, each slice given the calibrated one before it; HU (Z, H, W) each, in the
+    order of the chain, any real dtype and number of slices. The first slice is the reference where the chains are
+    `seeded`, else it is given air. Returns float64 HU, not rounded.
+    """
+    done = [chain.astype(np.float64) for chain in chains]
+    air = np.full(done[0].shape[1:], float(HU_MIN))
+    for z in range(int(seeded), max(map(len, done))):
+        held = [chain for chain in done if z < len(chain)]
+        before = np.stack([chain[z - 1] if z else air for chain in held])
+        for chain, result in zip(held, calibrate_slice(net, np.stack([chain[z] for chain in held]), before)):
+            chain[z] = result
+    return done
 
 
 def match_histogram(image: np.ndarray, reference: np.ndarray) -> np.ndarray:

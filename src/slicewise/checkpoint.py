@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import slicewise
-from slicewise.diffusion.precondition import denoise
-from slicewise.diffusion.residual import ResidualFilter
+from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.errors import UserError
-from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -93,84 +90,6 @@ def load_model(
             f"{path}: weights do not fit the network it names ({reason}); it is from another version"
         ) from None
     return network.eval().to(memory_format=torch.channels_last), meta  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that turns a raw network into a denoiser of CT windows.
-
-    Attributes
-    ----------
-    slices : K, slices in a window.
-    joint : one sigma for the whole window (the paper) instead of one a slice.
-    size : in-plane pixels per side.
-    spacing_mm : voxel spacing (z, y, x) in mm of the data it was trained on.
-    scale : HU scale.
-    sigma_data : root mean square of clean x.
-    sigma_min, sigma_max : trained range of noise levels, units of x.
-    position : whether the network is told each window's position below the vertex (of its last slice, in 100 mm).
-    min_slices, max_slices : lengths of the volumes it was trained on.
-    residual : filter of what the trained network leaves undone (see `diffusion.residual`), or None.
-    """
-
-    slices: int
-    joint: bool
-    size: int
-    spacing_mm: tuple[float, float, float]
-    scale: HUScale
-    sigma_data: float
-    sigma_min: float
-    sigma_max: float
-    position: bool
-    min_slices: int
-    max_slices: int
-    residual: ResidualFilter | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any], path: Path) -> "Recipe":
-        """The inverse of `to_dict`, after JSON; `UserError` for a recipe of another version, which names the `path` it
-        comes from."""
-        residual = values.get("residual")
-        try:
-            typed = {
-                "scale": HUScale(**values["scale"]),
-                "spacing_mm": tuple(values["spacing_mm"]),
-                "residual": ResidualFilter.from_dict(residual) if residual else None,
-            }
-            return Recipe(**{**values, **typed})
-        except (KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path}: the checkpoint's recipe is from another version ({reason}); use the version that wrote it"
-            ) from None
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """D(x; sigma, context): a network and its recipe."""
-
-    network: nn.Module
-    recipe: Recipe
-    meta: dict[str, Any]
-    core_dtype: torch.dtype = torch.float32
-
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, position_mm: torch.Tensor | None) -> torch.Tensor:
-        """(B, K, H, W) noisy x and (B, K) sigmas to the clean slices; `position_mm` (B,) of the last slice."""
-        condition = None
-        if self.recipe.position:
-            assert position_mm is not None
-            condition = position_condition(position_mm)
-        denoised = denoise(self.network, x, sigma, condition, self.recipe.sigma_data, self.core_dtype)
-        residual = self.recipe.residual
-        return denoised if residual is None else residual(denoised, x, sigma)
-
-
-def position_condition(position_mm: torch.Tensor) -> torch.Tensor:
-    """Position of the window's last slice below the vertex, (B,) mm, as the network's scalar condition (B, 1)."""
-    return (position_mm.float() / 100.0).unsqueeze(1)
 
 
 def load_denoiser(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Denoiser:

@@ -102,6 +102,9 @@ def parse(command: str, kind: type[T], argv: list[str], **settings: Any) -> T:
 def _document(kind: type) -> None:
     """Turn a dataclass's "Attributes" section ("name, name : text"), and those of its fields' types, into the form from
     which tyro takes the help of each flag."""
+    for parent in kind.__mro__[1:]:
+        if is_dataclass(parent):
+            _document(parent)
     for field in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(field.type):
             _document(field.type)  # type: ignore[arg-type]
@@ -219,28 +222,42 @@ def train(argv: list[str]) -> None:
     import tyro
 
     from slicewise.data.store import open_store
+    from slicewise.runtime import processes_for, run_processes
     from slicewise.training import denoiser as training
 
     @dataclass(frozen=True)
     class Train:
-        """Train the denoiser. One process, or many: torchrun --nproc-per-node N -m slicewise train ...
+        """Train the denoiser. On GPUs with one process each: torchrun --nproc-per-node N -m slicewise train ...
 
         Attributes
         ----------
         data : prepared store.
         out : run folder; a started run in it goes on where it was, bit for bit.
         init : checkpoint to start from (fine-tuning); give the settings it was made with.
+        processes : processes of one thread to train with on a CPU; 0 takes as many as train fastest.
         """
 
         data: Annotated[Path, tyro.conf.Positional]
         out: Path
         settings: Annotated[training.DenoiserTraining, tyro.conf.arg(name="")]
         init: Path | None = None
+        processes: int = 0
 
     a = parse("train", Train, argv, settings=training.DenoiserTraining())
+    count = a.processes or processes_for(a.settings.batch, a.settings.device)
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        sys.exit(run_processes(count, ["train", *argv]))
     weights = training.train_denoiser(open_store(a.data), a.out, a.settings, a.init)
+    report_training(weights)
+
+
+def report_training(weights: Path) -> None:
+    """Write the report of a finished run, and say where it is (in the first process only)."""
+    from slicewise.training.report import write_run_page
+
     if os.environ.get("RANK", "0") == "0":
         print(f"checkpoint: {weights}")
+        print(f"report: {write_run_page(weights.parent)}")
 
 
 def train_icnet(argv: list[str]) -> None:
@@ -264,7 +281,7 @@ def train_icnet(argv: list[str]) -> None:
         settings: Annotated[training.ICNetTraining, tyro.conf.arg(name="")]
 
     a = parse("train-icnet", TrainICNet, argv, settings=training.ICNetTraining())
-    print(f"checkpoint: {training.train_icnet(open_store(a.data), a.out, a.settings)}")
+    report_training(training.train_icnet(open_store(a.data), a.out, a.settings))
 
 
 def generate(argv: list[str]) -> None:

@@ -2,32 +2,35 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import slicewise
 from slicewise.ascii import ChainSettings, chain, trim
 from slicewise.baselines.sampling import KINDS, Baseline, draw_volume, load_baseline
-from slicewise.calibrate import calibrate_slice, calibrate_volume
-from slicewise.checkpoint import Denoiser, kind_of, load_denoiser, load_icnet, weights_file
+from slicewise.calibrate import calibrate_chains, calibrate_slice
+from slicewise.checkpoint import kind_of, load_denoiser, load_icnet, weights_file
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import first_head_slice
+from slicewise.diffusion.denoiser import Denoiser
 from slicewise.diffusion.samplers import nfe
 from slicewise.errors import UserError, output_errors
+from slicewise.hu import round_hu
 from slicewise.io.archive import read_volume
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import sha256
-from slicewise.threads import threads_alone
-from slicewise.training.engine import Process, core_dtype, processes
+from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -116,22 +119,21 @@ def generate(
             _claim(out, about)
         missing = [i for i in range(settings.count) if not (out / "dicom" / volume_name(i)).is_dir()]
         mine = [missing[k] for k in process.share(len(missing))]
-        if process.world > 1:
-            dist.barrier()  # all have looked before the first writes
+        process.barrier()  # all have looked before the first writes
         started, made = time.monotonic(), 0
-        for first in range(0, len(mine), settings.batch):
-            numbers = mine[first : first + settings.batch]
-            if isinstance(model, Denoiser):
-                batch = _batch(model, net, settings, seed, numbers, device, made, progress)
-            else:
-                batch = _drawn(model, settings, numbers)
-            for number, raw, final in batch:
-                _write(out, number, raw, final, settings, about)
-                made += 1
-                progress(made, 0)
+        with _writing(process.device) as write:
+            for first in range(0, len(mine), settings.batch):
+                numbers = mine[first : first + settings.batch]
+                if isinstance(model, Denoiser):
+                    batch = _batch(model, net, settings, seed, numbers, device, made, progress)
+                else:
+                    batch = _drawn(model, settings, numbers)
+                for number, raw, final in batch:
+                    write(_write, out, number, raw, final, settings, about)
+                    made += 1
+                    progress(made, 0)
         seconds = time.monotonic() - started
-        if process.world > 1:
-            dist.barrier()
+        process.barrier()
         if process.is_main:
             record = {**about, **_timing(out, made, seconds, process)}
             _write_json(out / "generate.json", record)
@@ -229,17 +231,17 @@ def _batch(
 
     shares = _shares(numbers, torch.get_num_threads() if device == "cpu" else 1)
     stacks = _side_by_side([begin(share) for share in shares], lambda slices: progress(made, slices))
-    for number, hu in ((number, hu) for share, stack in zip(shares, stacks) for number, hu in zip(share, stack)):
-        if not settings.chain.slices:
-            hu = trim(hu, begun=seed is not None, most=denoiser.recipe.scale.air)
-        volume = _place(hu, denoiser, seed, settings.chain.direction)
-        if net is not None and settings.calibrate == "after":
-            seed_index = None
-            if seed is not None:
-                seed_index = 0 if settings.chain.direction == "down" else len(volume.hu) - 1
-            yield number, volume, calibrate_volume(net, volume, seed_index)
-        else:
-            yield number, None, volume
+    made_hu = [hu for stack in stacks for hu in stack]
+    if not settings.chain.slices:
+        made_hu = [trim(hu, begun=seed is not None, most=denoiser.recipe.scale.air) for hu in made_hu]
+    volumes = [_place(hu, denoiser, seed, settings.chain.direction) for hu in made_hu]
+    if net is None or settings.calibrate != "after":
+        yield from ((number, None, volume) for number, volume in zip(numbers, volumes))
+        return
+    order = slice(None, None, -1 if settings.chain.direction == "up" else 1)  # as the slices were made
+    calibrated = calibrate_chains(net, [volume.hu[order] for volume in volumes], seeded=seed is not None)
+    for number, volume, hu in zip(numbers, volumes, calibrated):
+        yield number, volume, volume.with_hu(round_hu(hu[order]))
 
 
 def _shares(numbers: list[int], threads: int) -> list[list[int]]:
@@ -284,6 +286,29 @@ def _place(hu: np.ndarray, denoiser: Denoiser, seed: Seed | None, direction: str
         voxels, first = np.concatenate([hu[::-1], seed_slice]), at + len(hu) * step
     positions = first - step * np.arange(len(voxels))[:, None]
     return Volume(np.ascontiguousarray(voxels), positions, real.row_axis, real.column_axis, real.pixel_spacing)
+
+
+@contextmanager
+def _writing(device: torch.device) -> Iterator[Callable[..., None]]:
+    """A function that calls another with its arguments in the background, in order: files are written while the next
+    volumes are made. A GPU makes them faster than one process writes them, so there several write. What fails ends the
+    run at the next call; when this ends, all is written, also after Ctrl-C.
+    """
+    workers = min(8, max(1, processors() - 1)) if device.type == "cuda" else 1
+    pool: Executor = ThreadPoolExecutor(1)
+    if workers > 1:
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    waiting: deque[Future[None]] = deque()
+
+    def write(function: Callable[..., None], *arguments: Any) -> None:
+        waiting.append(pool.submit(function, *arguments))
+        while waiting and (waiting[0].done() or len(waiting) > 4 * workers):
+            waiting.popleft().result()
+
+    with pool:
+        yield write
+        while waiting:
+            waiting.popleft().result()
 
 
 def _write(

@@ -103,7 +103,7 @@ class HUScale:
         x = np.asarray(x, np.float64)
         if _ASINH_SHARE[self.companding] == 0.0:
             return np.clip(from_unit(x, Window(self.lo, self.hi)), self.lo, self.hi)
-        codes, table = _table(self)
+        codes, table = self.table()
         return np.clip(np.interp(x, table, codes), self.lo, self.hi)
 
     def decode_codes(self, x: np.ndarray) -> np.ndarray:
@@ -113,23 +113,40 @@ class HUScale:
     def slope(self, hu: np.ndarray) -> np.ndarray:
         """dx/dHU at the given HU, float64: what one HU is worth in unit range (4.884e-4 for the linear whole range)."""
         h = np.asarray(hu, np.float64)
-        share = _ASINH_SHARE[self.companding]
-        a0, a1 = (np.arcsinh((v - _CENTRE) / _WIDTH) for v in (self.lo, self.hi))
-        asinh = 2.0 / (a1 - a0) / np.sqrt((h - _CENTRE) ** 2 + _WIDTH**2)
-        return (1 - share) * 2.0 / (self.hi - self.lo) + share * asinh
+        centre, width, share = self.asinh_part
+        return self.linear_part[0] + share / np.sqrt((h - centre) ** 2 + width**2)
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every half HU from half a HU below the window to half a HU above it, and its x; both float64. For encoding
+        and decoding by linear interpolation, which is off by less than 0.01 HU."""
+        return _table(self)
+
+    @property
+    def linear_part(self) -> tuple[float, float]:
+        """(gain, offset) with which x = gain HU + offset + share asinh((HU - centre) / width); see `asinh_part`."""
+        share, (low, rise) = _ASINH_SHARE[self.companding], self._asinh_range
+        gain = (1 - share) * 2.0 / (self.hi - self.lo)
+        return gain, -(1 - share) - gain * self.lo - share * (1.0 + 2.0 * low / rise)
+
+    @property
+    def asinh_part(self) -> tuple[float, float, float]:
+        """(centre in HU, width in HU, share) of the companding; the share is that of one unit of asinh in x."""
+        return _CENTRE, _WIDTH, 2.0 * _ASINH_SHARE[self.companding] / self._asinh_range[1]
+
+    @property
+    def _asinh_range(self) -> tuple[float, float]:
+        """asinh at the window's lower border, and how much it rises to the upper one."""
+        low, high = (float(np.arcsinh((v - _CENTRE) / _WIDTH)) for v in (self.lo, self.hi))
+        return low, high - low
 
     def _forward(self, h: np.ndarray) -> np.ndarray:
-        share = _ASINH_SHARE[self.companding]
-        linear = 2.0 * (h - self.lo) / (self.hi - self.lo) - 1.0
-        if share == 0.0:
-            return linear
-        a0, a1 = (np.arcsinh((v - _CENTRE) / _WIDTH) for v in (self.lo, self.hi))
-        asinh = 2.0 * (np.arcsinh((h - _CENTRE) / _WIDTH) - a0) / (a1 - a0) - 1.0
-        return (1 - share) * linear + share * asinh
+        gain, offset = self.linear_part
+        centre, width, share = self.asinh_part
+        return gain * h + offset + share * np.arcsinh((h - centre) / width)
 
 
 @lru_cache(maxsize=16)
 def _table(scale: HUScale) -> tuple[np.ndarray, np.ndarray]:
-    """Half-HU grid and its image under `scale`, for inversion by interpolation (error < 0.005 HU between nodes)."""
+    """Half-HU grid and its image under `scale` (see `HUScale.table`)."""
     codes = np.arange(scale.lo - 0.5, scale.hi + 0.5 + 1e-9, 0.5)
     return codes, scale._forward(codes)

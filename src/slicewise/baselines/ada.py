@@ -2,16 +2,19 @@
 
 Every slice that the discriminator sees, real or generated, is moved and recoloured with a probability p per
 transformation that follows how far the discriminator overfits. Of the paper's groups these are "bgc": pixel blitting,
-geometry, and what colour means for one channel (brightness, contrast, sign). Draws are NumPy float64; slices go through
-one interpolation, whatever the number of transformations.
+geometry, and what colour means for one channel (brightness, contrast, sign). All of it, p included, lies on the device,
+so that nothing waits for it; slices go through one interpolation, whatever the number of transformations.
 """
 
-from collections.abc import Sequence
+import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from slicewise.random import Draws
 
 # Low-pass of the sym6 wavelet (Daubechies 1992): orthogonal, so filtering up and down again gives the image back.
 SYM6 = np.array([
@@ -28,50 +31,42 @@ def overfitting_sign(real_logits: Tensor) -> Tensor:
     return real_logits.sign().mean()
 
 
-def adjusted(p: float, overfitting: float, target: float, images: int, ramp_images: int) -> float:
+def adjusted(p: Tensor, overfitting: Tensor, target: float, images: int, ramp_images: int) -> Tensor:
     """p after `images` more images: a fixed step up where the heuristic is above its target, else down, such that p
-    goes from 0 to 1 within `ramp_images`; within [0, 1]."""
-    return float(np.clip(p + np.sign(overfitting - target) * images / ramp_images, 0.0, 1.0))
+    goes from 0 to 1 within `ramp_images`; within [0, 1]. Scalars."""
+    return (p + (overfitting - target).sign() * images / ramp_images).clamp(0.0, 1.0)
 
 
-def draw(rng: np.random.Generator, p: float, size: int) -> tuple[np.ndarray, float, float]:
-    """One slice's transformation: (geometry, contrast, brightness), each part with probability p (appendix B).
+def draw(draws: Draws, p: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A transformation for each of B slices: (geometry, contrast, brightness), each part with probability p, a scalar
+    (appendix B).
 
-    `geometry` is float64 (2, 3): where the pixel at (x, y, 1), from the centre of the slice, of the result comes from.
-    The result's values are contrast · x + brightness. Every number is drawn whether it is used or not.
+    `geometry` is float32 (B, 2, 3): where the pixel at (x, y, 1), from the centre of the slice, of the result comes
+    from. The result's values are contrast · x + brightness, (B,). Every number is drawn whether it is used or not.
     """
-    use = rng.random(11) < p
+    chance = p.float().repeat(11)
     # Two rotations, before and after anisotropic scaling, make p together.
-    use[[4, 6]] = rng.random(2) < 1 - np.sqrt(1 - p)
-    flip, quarter = rng.integers(0, 2), rng.integers(0, 4)
-    shift = np.rint(rng.uniform(-0.125, 0.125, 2) * size)
-    scale, stretch = np.exp2(0.2 * rng.standard_normal(2))
-    before, after = rng.uniform(-np.pi, np.pi, 2)
-    fraction = rng.standard_normal(2) * 0.125 * size
-    brightness, contrast, sign = 0.2 * rng.standard_normal(), np.exp2(0.5 * rng.standard_normal()), rng.integers(0, 2)
-    steps = (
-        _scale(1.0 - 2.0 * flip, 1.0),
-        _rotate(-np.pi / 2 * quarter),
-        _translate(*shift),
-        _scale(scale, scale),
-        _rotate(-before),
-        _scale(stretch, 1.0 / stretch),
-        _rotate(-after),
-        _translate(*fraction),
-    )
-    geometry = np.eye(3)
-    for used, step in zip(use, steps):
-        geometry = step @ geometry if used else geometry
-    gain = (contrast if use[9] else 1.0) * (1.0 - 2.0 * sign if use[10] else 1.0)
-    offset = (brightness if use[8] else 0.0) * gain
-    return np.linalg.inv(geometry)[:2], float(gain), float(offset)
+    chance[4:7:2] = 1 - (1 - p).sqrt()
+    used = (draws.uniform(11) < chance).float().unbind(1)
+    u, n = draws.uniform(7), draws.normal(6)
+    flip, quarter = (u[:, 0] < 0.5) * used[0], (4 * u[:, 1]).floor() * used[1]
+    shift = ((u[:, 2:4] - 0.5) / 4 * size).round() * used[2][:, None]
+    scale, stretch = (0.2 * n[:, 0] * used[3]).exp2(), (0.2 * n[:, 1] * used[5]).exp2()
+    before, after = math.pi * (2 * u[:, 4] - 1) * used[4], math.pi * (2 * u[:, 5] - 1) * used[6]
+    fraction = 0.125 * size * n[:, 2:4] * used[7][:, None]
+    # Where pixels come from: each step undone, the last one first.
+    matrix = _scale(1 - 2 * flip, torch.ones_like(flip)) @ _rotate(math.pi / 2 * quarter)
+    origin = -matrix @ shift[:, :, None]
+    matrix = matrix @ _scale(1 / scale, 1 / scale) @ _rotate(before) @ _scale(1 / stretch, stretch) @ _rotate(after)
+    origin = origin - matrix @ fraction[:, :, None]
+    contrast = (0.5 * n[:, 4] * used[9]).exp2() * (1 - 2 * (u[:, 6] < 0.5) * used[10])
+    return torch.cat([matrix, origin], dim=2), contrast, 0.2 * n[:, 5] * used[8] * contrast
 
 
-def augment(x: Tensor, drawn: Sequence[tuple[np.ndarray, float, float]]) -> Tensor:
+def augment(x: Tensor, geometry: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
     """Slices (B, 1, H, W), square, with one drawn transformation each (see `draw`); differentiable once in x."""
-    geometry = torch.from_numpy(np.stack([d[0] for d in drawn])).to(x)
-    gain, offset = (torch.tensor([d[i] for d in drawn]).to(x)[:, None, None, None] for i in (1, 2))
-    return move(x, geometry) * gain + offset
+    gain, offset = (value.to(x)[:, None, None, None] for value in (contrast, brightness))
+    return move(x, geometry.to(x)) * gain + offset
 
 
 def move(x: Tensor, geometry: Tensor) -> Tensor:
@@ -102,25 +97,26 @@ def move(x: Tensor, geometry: Tensor) -> Tensor:
 
 def _up(x: Tensor) -> Tensor:
     """Zeros between samples, then sym6 with gain 2, along both axes: N to 2N + 10."""
-    taps = torch.from_numpy(SYM6 * np.sqrt(2.0)).to(x)
+    taps = _taps(math.sqrt(2.0), x.dtype, x.device)
     x = F.conv_transpose2d(x, taps.view(1, 1, 1, -1), stride=(1, 2))
     return F.conv_transpose2d(x, taps.view(1, 1, -1, 1), stride=(2, 1))
 
 
 def _down(x: Tensor) -> Tensor:
     """The transpose of `_up`, with gain 1: 2N + 10 to N."""
-    taps = torch.from_numpy(SYM6 / np.sqrt(2.0)).to(x)
+    taps = _taps(math.sqrt(0.5), x.dtype, x.device)
     return F.conv2d(F.conv2d(x, taps.view(1, 1, 1, -1), stride=(1, 2)), taps.view(1, 1, -1, 1), stride=(2, 1))
 
 
-def _scale(x: float, y: float) -> np.ndarray:
-    return np.diag([x, y, 1.0])
+@lru_cache(maxsize=8)
+def _taps(gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.from_numpy(SYM6 * gain).to(device, dtype)
 
 
-def _rotate(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+def _scale(x: Tensor, y: Tensor) -> Tensor:
+    return torch.diag_embed(torch.stack([x, y], dim=1))
 
 
-def _translate(x: float, y: float) -> np.ndarray:
-    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+def _rotate(angle: Tensor) -> Tensor:
+    c, s = angle.cos(), angle.sin()
+    return torch.stack([c, -s, s, c], dim=1).view(-1, 2, 2)

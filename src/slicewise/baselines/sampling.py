@@ -13,9 +13,9 @@ from slicewise.baselines.slice_vae import SliceVAE, SliceVAEConfig
 from slicewise.baselines.stylegan2 import StyleGAN2, StyleGAN2Config
 from slicewise.baselines.stylegan3 import StyleGAN3, StyleGAN3Config
 from slicewise.checkpoint import load_model
-from slicewise.diffusion.noise import INITIAL, generator
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
+from slicewise.random import INITIAL, Draws
 
 KINDS = ("slice-vae", "stylegan2", "stylegan3")
 # Slices that go through a network at once.
@@ -121,9 +121,9 @@ def draw_volume(baseline: Baseline, seed: int, number: int, slices: int = 0) -> 
 
 
 def _draw_head(baseline: Baseline, network: SliceVAE, seed: int, number: int) -> np.ndarray:
-    device = network.columns_mean.device
-    noise = generator(seed, number, 0, 0, INITIAL).standard_normal(network.column_noise, np.float32)
-    latents = network.draw_columns(torch.from_numpy(noise).to(device))
+    dimensions, components = network.column_noise
+    draws = Draws(seed, [number], 0, 0, INITIAL, network.columns_mean.device)
+    latents = network.draw_columns(draws.normal(dimensions * components).view(dimensions, components))
     x = torch.cat([network.decode(part) for part in latents.split(_AT_ONCE)])
     return baseline.recipe.scale.decode_codes(x[:, 0].cpu().numpy())
 
@@ -132,13 +132,13 @@ def _draw_slices(baseline: Baseline, seed: int, number: int, slices: range) -> n
     """x of some independent slices, (S, H, W)."""
     network = baseline.network
     assert isinstance(network, StyleGAN2 | StyleGAN3)
-    device = next(network.parameters()).device
-    drawn = [slice_noise(network, generator(seed, number, s, 0, INITIAL)) for s in slices]
-    z, *noise = (torch.from_numpy(np.stack(column)).to(device) for column in zip(*drawn))
+    # Nothing binds the slices of a volume: they are the samples here, and the volume is what they have in common.
+    draws = Draws(seed, slices, number, 0, INITIAL, next(network.parameters()).device)
+    z, *noise = slice_noise(network, draws)
     return np.asarray(network(z, noise)[:, 0].cpu().numpy())
 
 
-def slice_noise(network: StyleGAN2 | StyleGAN3, rng: np.random.Generator) -> list[np.ndarray]:
-    """z (D,), then the noise (1, r, r) of every layer that takes some: all that one slice is made from, float32."""
-    z = rng.standard_normal(network.config.latent, np.float32)
-    return [z, *(rng.standard_normal((1, r, r), np.float32) for r in network.noise_sizes)]
+def slice_noise(network: StyleGAN2 | StyleGAN3, draws: Draws) -> list[torch.Tensor]:
+    """z (B, D), then the noise (B, 1, r, r) of every layer that takes some: all that slices are made from."""
+    z = draws.normal(network.config.latent)
+    return [z, *(draws.normal(r * r).view(-1, 1, r, r) for r in network.noise_sizes)]

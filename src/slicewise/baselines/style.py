@@ -4,6 +4,7 @@ Written from the papers: Karras et al. 2018 (progressive growing), 2019 (StyleGA
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,12 @@ class EqualConv(nn.Module):
 def blur(x: Tensor, before: int, after: int, gain: float = 1.0) -> Tensor:
     """Filter (B, C, H, W) along both axes with [1, 3, 3, 1]/8·gain after `before` and `after` rows and columns of
     zeros."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) * (gain / 8.0)
-    return separable(F.pad(x, (before, after, before, after)), taps)
+    return separable(F.pad(x, (before, after, before, after)), _binomial(gain, x.dtype, x.device))
+
+
+@lru_cache(maxsize=8)
+def _binomial(gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype, device=device) * (gain / 8.0)
 
 
 def separable(x: Tensor, taps: Tensor) -> Tensor:

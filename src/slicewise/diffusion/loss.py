@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from slicewise.diffusion.precondition import loss_weight
 from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.random import Draws
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,21 @@ class WindowTask:
     last_wanted: float = 0.6
 
     def draw(
-        self, rng: np.random.Generator, slices: int, distribution: SigmaDistribution
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Noise levels (K,) float64 and the mask of wanted slices (K,) bool for one window."""
-        sigma = np.full(slices, distribution.draw(rng, ()))
+        self, draws: Draws, slices: int, distribution: SigmaDistribution
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise levels (B, K) float64 and the mask of wanted slices (B, K) bool of a batch of windows."""
+        sigma = distribution.draw(draws, 1).expand(-1, slices)
         if self.joint:
-            return sigma, np.ones(slices, bool)
-        wanted = np.zeros(slices, bool)
-        if rng.random() < self.last_wanted:
-            wanted[-1] = True
-        elif rng.random() < 2 / 3:
-            wanted[rng.integers(0, slices)] = True
-        else:
-            wanted = rng.random(slices) < 0.5
-            wanted[rng.integers(0, slices)] = True
-        known = np.exp(rng.uniform(np.log(self.known_sigma / 15), np.log(self.known_sigma), slices))
-        context = np.where(rng.random(slices) < self.missing, distribution.sigma_max, known)
-        return np.where(wanted, sigma, context), wanted
+            return sigma, torch.ones(sigma.shape, dtype=torch.bool)
+        role = draws.uniform(2)
+        last, one = role[:, :1] < self.last_wanted, role[:, 1:] < 2 / 3
+        which = torch.where(last, slices - 1, draws.integers(slices))
+        wanted = torch.arange(slices) == which
+        wanted |= ~last & ~one & (draws.uniform(slices) < 0.5)
+        fraction = draws.uniform(slices).double()
+        known = self.known_sigma * torch.exp((fraction - 1.0) * math.log(15.0))
+        missing = draws.uniform(slices) < self.missing
+        return torch.where(wanted, sigma, torch.where(missing, distribution.sigma_max, known)), wanted
 
 
 def weighted_errors(

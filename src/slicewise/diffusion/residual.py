@@ -9,9 +9,9 @@ the HU of CSF, most are CSF. A curve over D moves every value to the mean of wha
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -47,9 +47,14 @@ class ResidualFilter:
 
     def at(self, sigma: torch.Tensor, rows: tuple[tuple[float, ...], ...]) -> torch.Tensor:
         """Rows of `gains` or `curve` at these sigmas, (*sigma.shape, columns), float32."""
-        level, known = np.log(sigma.cpu().numpy()), np.log(self.sigmas)
-        columns = [np.interp(level, known, column, right=0.0) for column in np.array(rows).T]
-        return torch.from_numpy(np.stack(columns, axis=-1).astype(np.float32)).to(sigma.device)
+        known, values = (_on_device(v, sigma.device) for v in (self.sigmas, rows))
+        level, known = sigma.double().log(), known.log()
+        left = torch.searchsorted(known, level, right=True).sub(1).clamp(0, max(0, len(known) - 2))
+        right = (left + 1).clamp_max(len(known) - 1)
+        span = (known[right] - known[left]).clamp_min(1e-12)
+        share = ((level - known[left]) / span).clamp(0.0, 1.0)[..., None]
+        found = torch.lerp(values[left], values[right], share)
+        return torch.where((level > known[-1])[..., None], 0.0, found).float()
 
     def __call__(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """D with each band of what it took away added in its gain, then moved by the curve. D, x (B, K, H, W), sigma
@@ -59,7 +64,7 @@ class ResidualFilter:
     def filtered(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """D + sum of gain times band of what D took away."""
         gains = self.at(sigma, self.gains)
-        if not gains.any():
+        if gains.device.type == "cpu" and not gains.any():  # elsewhere the look would cost more than it saves
             return denoised
         change = (gains.movedim(-1, 0)[..., None, None] * bands(taken_away(denoised, x, sigma))).sum(dim=0)
         inside = (denoised > self.span[0]) & (denoised < self.span[1])
@@ -68,13 +73,18 @@ class ResidualFilter:
     def moved(self, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """D + curve(D)."""
         curve = self.at(sigma, self.curve)
-        if not curve.any():
+        if curve.device.type == "cpu" and not curve.any():
             return denoised
         left, share = hats(denoised.flatten(2), self.span, curve.shape[-1])
         # Outside the span both ends are the nodes beyond the first and the last, which are zero.
         curve = F.pad(curve, (1, 1))
         change = torch.lerp(curve.gather(2, left), curve.gather(2, left + 1), share)
         return denoised + change.view_as(denoised).to(denoised.dtype)
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def taken_away(denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from itertools import pairwise
 
 import torch
 
-from slicewise.diffusion.noise import CORRECTOR, PREDICTOR
 from slicewise.diffusion.precondition import score
+from slicewise.random import CORRECTOR, PREDICTOR
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
 Noise = Callable[[int, int], torch.Tensor]

@@ -3,10 +3,12 @@
 A schedule is a float64 tensor of descending sigmas, ending at sigma_min. Samplers add the last step to sigma = 0.
 """
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+
+from slicewise.random import Draws
 
 # The paper's four schedules (sigma_min, sigma_max): Fig. 1.
 PAPER_SCHEDULES = ((0.01, 68.0), (0.001, 68.0), (0.01, 1348.0), (0.001, 1348.0))
@@ -55,10 +57,10 @@ class SigmaDistribution:
     sigma_min: float = 0.001
     sigma_max: float = 80.0
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Independent sigmas, float64, of the given shape."""
-        low, high = np.log(self.sigma_min), np.log(self.sigma_max)
-        normal = rng.standard_normal(shape) * self.std + self.mean
-        flat = rng.uniform(low, high, shape)
-        chosen = np.where(rng.random(shape) < self.uniform, flat, normal)
-        return np.exp(np.clip(chosen, low, high))
+    def draw(self, draws: Draws, count: int) -> torch.Tensor:
+        """Independent sigmas of every sample, (B, count) float64."""
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        normal = draws.normal(count).double() * self.std + self.mean
+        flat = low + (high - low) * draws.uniform(count).double()
+        chosen = torch.where(draws.uniform(count) < self.uniform, flat, normal)
+        return chosen.clamp(low, high).exp()

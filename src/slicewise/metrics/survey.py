@@ -110,7 +110,7 @@ def all_features(
     """
     import torch
 
-    from slicewise.threads import threads_alone
+    from slicewise.runtime import threads_alone
 
     chosen = {plane: chosen_slices(volume, plane, step_mm) for plane in planes}
     for plane in set(planes) - set(whole):

@@ -7,6 +7,7 @@ would be half a HU.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -180,8 +181,14 @@ def _quantiles(image: Tensor) -> Tensor:
     inside = values.abs() < 1.0
     count = inside.sum(1, keepdim=True)
     ordered = torch.where(inside, values, 2.0).sort(1).values
-    ranks = torch.tensor(_QUANTILES, device=image.device) * (count - 1).clamp_min(0)
+    ranks = _ranks(image.device) * (count - 1).clamp_min(0)
     return torch.where(count > 0, ordered.gather(1, ranks.round().long()), 0.0)
+
+
+@lru_cache(maxsize=4)
+def _ranks(device: torch.device) -> Tensor:
+    """The quantiles' ranks as shares, kept where they are used: sending them each time would wait for the device."""
+    return torch.tensor(_QUANTILES, device=device)
 
 
 def _statistics(x: Tensor) -> Tensor:

@@ -126,6 +126,10 @@ class NCSNpp(nn.Module):
             self.output.append(nn.Sequential(group_norm(width), nn.SiLU(), last))
         assert not skips
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts that repeat, which is what is worth compiling."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
+
     def forward(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         assert noise.shape == (x.shape[0], self.config.slices)
         assert (0 if condition is None else condition.shape[1]) == self.config.condition

@@ -7,6 +7,7 @@ channels_last, where group norm is not), plain average-pool and nearest-neighbou
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -115,7 +116,11 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         tokens = F.layer_norm(x.permute(0, 2, 3, 1).reshape(b, h * w, c), (c,), self.gain, None, 1e-6)
         q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        if x.device.type == "cpu":  # over a few hundred pixels four times faster there than the fused kernel
+            attended = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attended.transpose(1, 2).reshape(b, h * w, c)
         return x + self.out(attended).reshape(b, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -180,6 +185,10 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, self.outputs * pixels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def blocks(self) -> list[nn.Module]:
+        """The parts that repeat, which is what is worth compiling."""
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     def brain(self, value: float, slope: float) -> None:
         """Set `centre` and `zoom` by the brain's value and what a HU of it is worth, both in units of sigma_data."""
@@ -252,9 +261,17 @@ def _mean(x: torch.Tensor, side: int) -> torch.Tensor:
     """Mean of the `side` x `side` pixels (odd) about each pixel, fewer at the border."""
     if side == 1:
         return x
-    for shape in ((side, 1), (1, side)):
-        x = F.avg_pool2d(x, shape, 1, (shape[0] // 2, shape[1] // 2), count_include_pad=False)
-    return x
+    # Two products with band matrices: on CPUs five to ten times faster than pooling, and as exact.
+    with torch.autocast(x.device.type, enabled=False):
+        return _band(x.shape[2], side, x.device) @ x @ _band(x.shape[3], side, x.device).T
+
+
+@lru_cache(maxsize=64)
+def _band(pixels: int, side: int, device: torch.device) -> torch.Tensor:
+    """(pixels, pixels) matrix that takes the mean of `side` pixels about each, fewer at the border."""
+    place = torch.arange(pixels, device=device)
+    near = ((place[:, None] - place).abs() <= side // 2).float()
+    return near / near.sum(dim=1, keepdim=True)
 
 
 def _redescend(u: torch.Tensor) -> torch.Tensor:
@@ -266,7 +283,8 @@ def _redescend(u: torch.Tensor) -> torch.Tensor:
 def _coordinates(h: torch.Tensor, frame: torch.Tensor | None) -> torch.Tensor:
     """x, y and x^2 + y^2 of every pixel of h (B, C, H, W), within the slice's -1 … 1: (B, 3, H, W) in h's dtype."""
     if frame is None:
-        frame = h.new_tensor([[-1.0, -1.0, 1.0, 1.0]]).expand(h.shape[0], 4)
+        low = torch.full((h.shape[0], 2), -1.0, device=h.device, dtype=h.dtype)
+        frame = torch.cat([low, -low], dim=1)
     top, left, bottom, right = frame.to(h.dtype)[:, :, None, None].unbind(1)
     y = torch.lerp(top, bottom, torch.linspace(0, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None])
     x = torch.lerp(left, right, torch.linspace(0, 1, h.shape[3], device=h.device, dtype=h.dtype))

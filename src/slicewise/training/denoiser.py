@@ -1,13 +1,8 @@
-"""Train the denoiser: one loop for one process or, under torchrun, for many.
+"""Train the denoiser: its settings, its batches, its loss and its validation, for the loop of `training.run`."""
 
-Every batch is a function of (seed, step, sample), so a run split over processes sees the same windows, noise levels and
-noise as one process with the same global batch, and a resumed run goes on bit for bit.
-"""
-
-import math
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,42 +10,37 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from slicewise import checkpoint
-from slicewise.checkpoint import Denoiser, Recipe, build_network, position_condition, save_model
-from slicewise.data.stacks import Windows, crop, root_mean_square, training_windows
+from slicewise.checkpoint import build_network
+from slicewise.codec import codec
 from slicewise.data.store import Store
+from slicewise.data.windows import Cut, Windows, draw_cut, root_mean_square, slices_of, training_windows
+from slicewise.diffusion.denoiser import Denoiser, Recipe, position_condition
 from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
-from slicewise.diffusion.noise import TRAIN_NOISE, TRAIN_ORDER, generator
 from slicewise.diffusion.precondition import c_noise, posterior
 from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, HUScale
-from slicewise.io.tensors import load_tensors, save_tensors
-from slicewise.networks.ncsnpp import NCSNppConfig
+from slicewise.metrics.tissue import brain_mask, noise_level
+from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
 from slicewise.networks.unet import UNet, UNetConfig
-from slicewise.settings import write_settings
+from slicewise.random import TRAIN_DITHER, TRAIN_NOISE, TRAIN_ORDER, Draws
+from slicewise.runtime import Process, core_dtype, processes
+from slicewise.training import ema
 from slicewise.training.ema import EMA
-from slicewise.training.engine import (
-    Process,
-    StatsLog,
-    StopRequest,
-    any_process,
-    core_dtype,
-    mean_of_processes,
-    processes,
-    write_environment,
-)
-from slicewise.training.fade import fade
-from slicewise.training.residual import add_residual_filter
-from slicewise.training.validation import validate
+from slicewise.training.fade import CONTRAST, MOTTLE_HU, fade
+from slicewise.training.residual import fit_residual_filter
+from slicewise.training.run import run, training_heads
+from slicewise.training.state import whole
+from slicewise.training.trainer import RunSettings
+from slicewise.training.validation import score, validate
 
 
-@dataclass(frozen=True)
-class DenoiserTraining:
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining(RunSettings):
     """Settings of a denoiser's training.
 
     Attributes
@@ -67,22 +57,17 @@ class DenoiserTraining:
     flip : mirror windows left to right at random (the paper augments nothing).
     crop : rows and columns of the part of each window that is trained on, about the head and at random within that;
         (0, 0) takes the whole. Half of a head CT is air, of which there is little to learn.
-    steps : optimiser steps.
-    batch : windows a step, over all processes together.
-    lr : learning rate of Adam.
-    warmup : steps of linear warm-up.
-    decay : share of the steps, at the end, over which the rate falls linearly to zero.
-    clip : largest gradient norm.
-    ema : decay of the moving average of weights that is validated and saved.
+    ema : relative width of the average of weights that is saved at the end, in (0, 0.28); 0 chooses it by validation.
     balance : balance the loss over noise levels by a learned uncertainty (EDM2).
-    seed : of weights, order and noise.
-    save_every, validate_every, sample_every : steps between checkpoints, validations and sample pictures (0 = never).
+    micro_batch : windows that go through the network at once; 0 takes a process's whole share of the batch. Less needs
+        less memory and gives the same step, up to rounding.
+    fit_memory : where the device's memory does not hold so many, go on with the most that it holds.
     validation_windows : windows in a validation.
-    residual_windows : windows to find the trained network's residual filter on (see `diffusion.residual`); 0 for none.
+    residual_windows : training windows to find the trained network's residual filter on (see `diffusion.residual`); 0
+        for none.
     core : dtype of the network core: "auto" (bfloat16 where the device has it), "float32" or "bfloat16".
-    device : "auto", "cpu" or "cuda".
     parallel : "ddp" or, for networks too large for one device, "fsdp".
-    tensorboard : also write TensorBoard logs.
+    compile : compile the network's blocks: "auto" does so on CUDA; takes a minute at the start.
     """
 
     network: Literal["unet", "ncsnpp"] = "unet"
@@ -97,24 +82,28 @@ class DenoiserTraining:
     fade: float = 0.0
     flip: bool = False
     crop: tuple[int, int] = (0, 0)
-    steps: int = 6000
-    batch: int = 16
-    lr: float = 1e-3
-    warmup: int = 200
-    decay: float = 0.3
-    clip: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.0
     balance: bool = True
-    seed: int = 0
-    save_every: int = 500
-    validate_every: int = 1000
-    sample_every: int = 0
+    micro_batch: int = 0
+    fit_memory: bool = False
     validation_windows: int = 32
     residual_windows: int = 0
     core: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    tensorboard: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
+
+    def check(self) -> None:
+        super().check()
+        for name, least in (("slices", 2), ("validation_windows", 1), ("micro_batch", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if not 0 < self.sigma.sigma_min < self.sigma.sigma_max:
+            raise UserError(
+                f"--sigma.sigma-min {self.sigma.sigma_min:g}, --sigma.sigma-max {self.sigma.sigma_max:g}: "
+                "must be above 0, and the first below the second"
+            )
+        if not 0 <= self.ema < 0.28:
+            raise UserError(f"--ema {self.ema:g}: must lie in (0, 0.28), or be 0 to choose it by validation")
 
 
 class Objective(nn.Module):
@@ -155,65 +144,68 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run; `make(step)` is a pure function of the settings and the step."""
+    """The batches of a run: pure functions of (seed, step, sample).
+
+    Attributes
+    ----------
+    windows : the training windows, and by their heads the device.
+    settings : of the training.
+    share : samples of the whole batch that this process makes.
+    """
 
     windows: Windows
     settings: DenoiserTraining
     share: range
 
-    def make(self, step: int) -> dict[str, torch.Tensor]:
-        """clean, noise (B, K, H, W) float32; sigma (B, K) float64; wanted (B, K) bool; position (B,) mm; frame (B, 4),
-        where they are cut from slices of -1 … 1 (see `UNet`)."""
-        s = self.settings
-        rows: list[tuple[np.ndarray, ...]] = []
-        for sample in self.share:
-            rng = generator(s.seed, sample, step, 0, TRAIN_ORDER)
-            index = int(rng.integers(0, len(self.windows)))
-            if rng.random() < s.starts:
-                index = self.windows.start(int(rng.integers(0, len(self.windows.records))))
-            hu, position = self.windows.read(index)
-            if s.flip and rng.random() < 0.5:
-                hu = hu[:, :, ::-1]
-            hu, frame = crop(hu, s.crop, s.unet.fold, rng)
-            sigma, wanted = s.task.draw(rng, s.slices, s.sigma)
-            if rng.random() < s.fade:
-                hu = np.stack([one if sought else fade(one, rng) for one, sought in zip(hu, wanted)])
-            draws = generator(s.seed, sample, step, 0, TRAIN_NOISE)
-            # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
-            clean = s.scale.encode(hu + draws.uniform(-0.5, 0.5, hu.shape))
-            noise = draws.standard_normal(hu.shape, np.float32)
-            rows.append((clean, noise, sigma, wanted, np.array(position, np.float32), frame))
-        columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows)]
-        return dict(zip(("clean", "noise", "sigma", "wanted", "position", "frame"), columns))
+    def plan(self, step: int) -> dict[str, Any]:
+        """What a batch is to hold, on the host: its cut, noise levels, positions, frames and faded slices."""
+        s, windows = self.settings, self.windows
+        draws = Draws(s.seed, self.share, 0, step, TRAIN_ORDER)
+        own = draws.integers(len(windows))[:, 0]
+        head = draws.integers(len(windows.records))[:, 0]
+        start = windows.heads.starts[head] + head
+        numbers = torch.where(draws.uniform(1)[:, 0] < s.starts, start, own)
+        cut, frame = draw_cut(windows, numbers, s.crop, s.unet.fold, s.flip, draws)
+        sigma, wanted = s.task.draw(draws, s.slices, s.sigma)
+        faded = (draws.uniform(1) < s.fade) & ~wanted
+        contrast, mottle = draws.uniform(2 * s.slices).unflatten(1, (2, s.slices)).unbind(1)
+        return {
+            "step": step,
+            "cut": cut,
+            "frame": frame,
+            "sigma": sigma,
+            "wanted": wanted,
+            "position": windows.position(numbers),
+            "faded": faded.nonzero() if s.fade else None,
+            "contrast": CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * contrast,
+            "mottle": MOTTLE_HU * mottle,
+        }
 
-    def ahead(self, first: int, last: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Steps first … last-1 with their batches, each made while the one before is used."""
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(self.make, first) if first < last else None
-            for step in range(first, last):
-                assert following is not None
-                batch = following.result()
-                following = pool.submit(self.make, step + 1) if step + 1 < last else None
-                yield step, batch
+    def make(self, step: int) -> dict[str, Tensor]:
+        """The batch of a step, on the device: clean, noise (B, K, H, W) float32; sigma (B, K) float64; wanted (B, K)
+        bool; position (B,) mm; frame (B, 4), where they are cut from slices of -1 … 1 (see `UNet`)."""
+        return self.fill(self.plan(step))
 
-
-def learning_rate(step: int, settings: DenoiserTraining) -> float:
-    """Linear warm-up, constant, linear fall to zero over the last `decay` share of the steps."""
-    up = min(1.0, (step + 1) / max(1, settings.warmup))
-    down = min(1.0, (settings.steps - step) / max(1.0, settings.decay * settings.steps))
-    return settings.lr * up * down
-
-
-def check_settings(settings: DenoiserTraining) -> None:
-    """`UserError` for settings that no training can have."""
-    for name, least in (("slices", 2), ("steps", 1), ("batch", 1), ("validation_windows", 1)):
-        if getattr(settings, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be {least} or more")
-    if not 0 < settings.sigma.sigma_min < settings.sigma.sigma_max:
-        raise UserError(
-            f"--sigma.sigma-min {settings.sigma.sigma_min:g}, --sigma.sigma-max {settings.sigma.sigma_max:g}: "
-            "must be above 0, and the first below the second"
-        )
+    def fill(self, plan: Mapping[str, Any], hu: Tensor | None = None) -> dict[str, Tensor]:
+        """The batch that a plan describes; `hu` where it has been cut already."""
+        s, device = self.settings, self.windows.heads.device
+        cut: Cut = plan["cut"]
+        hu_values = (self.windows.heads.cut(cut) if hu is None else hu).float()
+        count, shape = hu_values[0].numel(), hu_values.shape
+        samples = torch.arange(self.share.start, self.share.stop, device=device)
+        noise = Draws(s.seed, samples, 0, plan["step"], TRAIN_NOISE, device)
+        if plan["faded"] is not None and len(plan["faded"]):
+            b, k = plan["faded"].T
+            where = b.to(device), k.to(device)
+            mottle_of = Draws(s.seed, self.share.start + b, 1 + k, plan["step"], TRAIN_NOISE, device)
+            white = mottle_of.normal(shape[2] * shape[3]).view(-1, *shape[2:])
+            contrast, mottle = (plan[name][b, k].to(device) for name in ("contrast", "mottle"))
+            hu_values[where] = fade(hu_values[where], contrast, mottle, white)
+        # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
+        dither = Draws(s.seed, samples, 0, plan["step"], TRAIN_DITHER, device).dither(count).view(shape)
+        made = {name: plan[name].to(device, non_blocking=True) for name in ("sigma", "wanted", "position", "frame")}
+        clean = codec(s.scale, device).encode(hu_values + dither)
+        return {"clean": clean, "noise": noise.normal(count).view(shape), **made}
 
 
 def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
@@ -250,189 +242,227 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
 
 
 def train_denoiser(store: Store, out: Path, settings: DenoiserTraining, init: Path | None = None) -> Path:
-    """Train on a prepared store and write a run folder; a folder that holds a started run is resumed.
+    """Train on a prepared store and write a run folder (see `training.run`); a started run in it is resumed.
 
     Parameters
     ----------
-    store : prepared store (see `data.prepare`).
-    out : run folder: config.toml, stats.jsonl, weights.safetensors + .json, state/, env.json, samples/.
+    store : prepared store (see `data.prepare`); heads that are written into it meanwhile are taken in.
+    out : run folder.
     settings : see `DenoiserTraining`.
     init : checkpoint whose weights to start from (fine-tuning); its network and recipe are kept.
 
     Returns
     -------
-    Path of the weights. Raises `UserError` where the store is empty or uneven, a checkpoint does not fit, or the loss
-    is not finite (the last good checkpoint is kept), and KeyboardInterrupt, with the state saved, after Ctrl-C or
-    SIGTERM.
+    Path of the weights. Raises `UserError` where the store is empty or uneven, a checkpoint does not fit, the memory
+    does not hold the batch, and as `run` does; KeyboardInterrupt, with the state saved, after Ctrl-C or SIGTERM.
     """
-    check_settings(settings)
+    settings.check()
     with processes(settings.device) as process:
         if settings.batch % process.world:
             raise UserError(
                 f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"
             )
-        try:
-            return _train(store, out, settings, init, process)
-        finally:
-            if process.device.type == "cuda":
-                torch.cuda.synchronize()
+        return run(DenoiserTrainer(store, out, settings, init, process), out, "train", process)
 
 
-def _train(store: Store, out: Path, settings: DenoiserTraining, init: Path | None, process: Process) -> Path:
-    windows = training_windows(store, "train", settings.slices)
-    size = windows.records[0].shape[1]
-    config = network_config(settings, size)
-    torch.manual_seed(settings.seed)
-    network = build_network(settings.network, config).to(process.device)
-    sharded = settings.parallel == "fsdp" and process.world > 1
-    if not sharded:  # FSDP takes contiguous parameters only
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    recipe = Recipe(
-        slices=settings.slices,
-        joint=settings.task.joint,
-        size=size,
-        spacing_mm=windows.records[0].spacing_mm,
-        scale=settings.scale,
-        sigma_data=root_mean_square(windows, settings.scale),
-        sigma_min=settings.sigma.sigma_min,
-        sigma_max=settings.sigma.sigma_max,
-        position=settings.position,
-        min_slices=min(r.shape[0] - r.vertex_slice for r in windows.records),
-        max_slices=max(r.shape[0] - r.vertex_slice for r in windows.records),
-    )
-    state = out / "state" / "state.safetensors"
-    started = load_tensors(state) if state.is_file() else None
-    if started is not None:
-        recipe = _recipe_of_run(state, started[1], recipe, settings)
-    elif init is not None:
-        recipe = _start_from(network, config, recipe, init)
-    if isinstance(network, UNet):
-        centre, scale = np.array(BRAIN.centre), recipe.scale
-        network.brain(float(scale.encode(centre)) / recipe.sigma_data, float(scale.slope(centre)) / recipe.sigma_data)
-    core = core_dtype(process.device, settings.core)
-    objective = Objective(network, recipe.sigma_data, settings.balance, core).to(process.device)
-    if sharded:
-        from torch.distributed.fsdp import fully_shard
+class DenoiserTrainer:
+    """A denoiser in training, as the loop takes it (see `run.Trainer`)."""
 
-        fully_shard(objective.network)  # a unit of its own, so that validation can call it alone
-        fully_shard(objective)
-    parameters = list(objective.parameters())
-    model: nn.Module = objective
-    if settings.parallel == "ddp" and process.world > 1:
-        model = DistributedDataParallel(objective, broadcast_buffers=False)
-    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.99), fused=True)
-    ema = EMA(parameters, settings.ema)
+    name, exported = "denoiser", "denoiser"
+    free = frozenset({"ema", "micro_batch", "fit_memory", "validation_windows", "residual_windows", "core", "parallel",
+                      "compile"})  # fmt: skip
 
-    first = 0 if started is None else _resume(state, *started, objective, optimizer, ema)
-    log = StatsLog(out / "stats.jsonl", first) if process.is_main else None
-    board = _tensorboard(out) if settings.tensorboard and process.is_main else None
-    meta = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
-    if process.is_main:
-        write_settings(out / "config.toml", "train", settings)
-        write_environment(out)
-    batches = Batches(windows, settings, process.share(settings.batch))
-    weights = out / checkpoint.WEIGHTS
-
-    def diverged(step: int) -> UserError:
-        return UserError(
-            f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
-            "resume with a smaller --lr or --core float32"
+    def __init__(
+        self, store: Store, out: Path, settings: DenoiserTraining, init: Path | None, process: Process
+    ) -> None:
+        self.settings, self.process = settings, process
+        self.width: float | None = settings.ema
+        self.heads = training_heads(store, out, process)
+        windows = Windows(self.heads, settings.slices)
+        size, device = self.heads.side, process.device
+        self.config = network_config(settings, size)
+        torch.manual_seed(settings.seed)
+        network = build_network(settings.network, self.config).to(device)
+        sharded = settings.parallel == "fsdp" and process.world > 1
+        if not sharded:  # FSDP takes contiguous parameters only
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recipe = Recipe(
+            slices=settings.slices,
+            joint=settings.task.joint,
+            size=size,
+            spacing_mm=self.heads.records[0].spacing_mm,
+            scale=settings.scale,
+            sigma_data=root_mean_square(windows, settings.scale),
+            sigma_min=settings.sigma.sigma_min,
+            sigma_max=settings.sigma.sigma_max,
+            position=settings.position,
+            min_slices=0,
+            max_slices=0,
         )
+        if init is not None:
+            self.recipe = _start_from(network, self.config, self.recipe, init)
+        if isinstance(network, UNet):
+            _place_brain(network, self.recipe)
+        if settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"):
+            assert isinstance(network, UNet | NCSNpp)
+            for block in network.blocks():
+                block.compile()
+        self.core = core_dtype(device, settings.core)
+        objective = Objective(network, self.recipe.sigma_data, settings.balance, self.core).to(device)
+        if sharded:
+            from torch.distributed.fsdp import fully_shard
 
-    def save(step: int) -> None:
-        # A step may spoil the weights after its own loss was sound.
-        if any_process(not all(bool(p.isfinite().all()) for p in map(_local, parameters)), process):
-            raise diverged(step)
-        tensors = _state(objective, optimizer, ema)
-        if process.is_main:
-            ema_weights = {
-                n.removeprefix("network."): tensors[f"ema.{n}"]
-                for n, _ in objective.named_parameters()
-                if n.startswith("network.")
-            }
-            buffers = {n: b for n, b in network.named_buffers() if n in network.state_dict()}
-            save_model(weights, settings.network, config, {**ema_weights, **buffers}, {**meta, "step": step})
-            # The state goes last: after a crash between the two, the resumed run comes by here again.
-            about = {"step": step, "settings": asdict(settings), "recipe": recipe.to_dict()}
-            save_tensors(state, tensors, about)
+            fully_shard(objective.network)  # a unit of its own, so that validation can call it alone
+            fully_shard(objective)
+        self.objective = objective
+        self.wrapped: nn.Module = objective
+        if process.world > 1 and not sharded:
+            self.wrapped = DistributedDataParallel(objective, broadcast_buffers=False)
+        self.networks: dict[str, nn.Module] = {"denoiser": objective.network}
+        if objective.balance is not None:
+            self.networks["balance"] = objective.balance
+        self.parameters = list(objective.parameters())
+        self.optimizers: Sequence[torch.optim.Optimizer] = [
+            torch.optim.Adam(self.parameters, lr=settings.lr, betas=(0.9, 0.99), fused=True)
+        ]
+        self.average: EMA | None = EMA(objective.network.parameters(), [ema.power(width) for width in ema.KEPT])
+        self.batches = Batches(windows, settings, process.share(settings.batch))
+        self.micro = settings.micro_batch or len(self.batches.share)
+        split = "val" if store.select("val") else "train"
+        self.validation = training_windows(store, split, settings.slices, device)
+        self.noise_hu = _noise_of(self.validation)
+        self.pool = ThreadPoolExecutor(1)
+        self.ahead: tuple[tuple[int, int], Future[Any]] | None = None
 
-    with StopRequest() as stop, _progress(settings.steps, first, process.is_main) as progress:
-        begun, seen = time.monotonic(), 0
-        for step, batch in batches.ahead(first, settings.steps):
-            batch = {k: v.to(process.device, non_blocking=True) for k, v in batch.items()}
-            condition = position_condition(batch["position"]) if settings.position else None
-            frame = batch["frame"] if any(settings.crop) else None
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings)
-            optimizer.zero_grad(set_to_none=True)
-            loss, plain = model(batch["clean"], batch["noise"], batch["sigma"], batch["wanted"], condition, frame)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-            norm_value = float(_full(norm))
-            if any_process(not math.isfinite(norm_value), process):
-                raise diverged(step)
-            optimizer.step()
-            ema.update(parameters, step)
-            done, seen = step + 1, seen + settings.batch
-            rate = seen / (time.monotonic() - begun)
-            progress(done, float(plain), rate)
-            if done % 20 == 0 or done == settings.steps:
-                whole = mean_of_processes(float(plain), process)
-                if log:
-                    log.write(step=done, loss=whole, grad_norm=norm_value, images_per_s=round(rate, 2))
-                if board:
-                    board.add_scalar("loss", whole, done)
-            stopping = any_process(stop.requested, process) and done < settings.steps
-            if _due(done, settings.save_every) or done == settings.steps or stopping:
-                save(done)
-            if stopping:
-                raise KeyboardInterrupt
-            if settings.validate_every and (done % settings.validate_every == 0 or done == settings.steps):
-                ema.swap(parameters)
-                bands = validate(
-                    Denoiser(network, recipe, {}, core),
-                    store,
-                    settings.validation_windows,
-                    settings.batch,
-                    settings.seed,
+    def step(self, step: int) -> dict[str, Tensor]:
+        batch = self.batches.fill(*self._planned(step))
+        optimizer = self.optimizers[0]
+        optimizer.zero_grad(set_to_none=True)
+        shown = self._gradients(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        optimizer.step()
+        return {"loss": shown, "grad_norm": whole(norm)}
+
+    def _planned(self, step: int) -> tuple[dict[str, Any], Tensor | None]:
+        """The plan of a step, made while the one before was in work, and its HU where they come from disk."""
+
+        def prepare(step: int) -> tuple[dict[str, Any], Tensor | None]:
+            plan = self.batches.plan(step)
+            return plan, self.heads.cut(plan["cut"]) if self.heads.rows is None else None
+
+        if self.heads.rows is not None and self.process.device.type == "cpu":
+            return prepare(step)
+        # Heads that were taken in meanwhile change what a plan means: it is made anew then.
+        key = step, len(self.heads.records)
+        held = self.ahead[1].result() if self.ahead is not None and self.ahead[0] == key else prepare(step)
+        self.ahead = (step + 1, len(self.heads.records)), self.pool.submit(prepare, step + 1)
+        return held
+
+    def _gradients(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Add up the gradients of a batch, as many windows at once as memory holds; the mean weighted error of wanted
+        slices (1 = untrained)."""
+        held = self.micro
+        while True:
+            try:
+                shown = self._accumulate(batch)
+                break
+            except RuntimeError as error:
+                if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):
+                    raise
+            if self.micro == 1 or self.process.world > 1:  # processes would have to halve together
+                raise UserError(
+                    f"--micro-batch {self.micro}: does not fit into the memory of {self.process.device}; give a "
+                    "smaller one, or a smaller network"
                 )
-                ema.swap(parameters)
-                if log:
-                    log.write(step=done, validation=bands)
-                    if board:
-                        for row in bands:
-                            board.add_scalar(f"brain_rmse_hu/sigma_{row['sigma']}", row["brain_rmse_hu"], done)
-            if _due(done, settings.sample_every):
-                ema.swap(parameters)
-                _sample_picture(Denoiser(network, recipe, {}, core), out / "samples" / f"{done:07d}.png", process)
-                ema.swap(parameters)
-    if settings.residual_windows and process.is_main:
-        how = settings.residual_windows, settings.batch, settings.seed, core, str(process.device)
-        add_residual_filter(weights, store, *how)
-    return weights
-
-
-def _due(done: int, every: int) -> bool:
-    return every > 0 and done % every == 0
-
-
-def _recipe_of_run(state: Path, meta: dict[str, Any], recipe: Recipe, settings: DenoiserTraining) -> Recipe:
-    """The recipe of a started run, whose sigma_data it keeps; `UserError` where these settings or data mean another."""
-    if "recipe" not in meta:
-        return recipe
-    theirs = Recipe.from_dict(meta["recipe"], state)
-    for name, found, expected in (
-        ("network", settings.network, meta["settings"]["network"]),
-        *_differences(recipe, theirs),
-        ("position", recipe.position, theirs.position),
-        ("slices", recipe.slices, theirs.slices),
-    ):
-        if found != expected:
+            self.optimizers[0].zero_grad(set_to_none=True)
+            if self.process.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.micro = -(-self.micro // 2)
+        if self.micro < held and not self.settings.fit_memory:
             raise UserError(
-                f"{state}: the started run's {name} is {expected}, this one's is {found}; give another --out or the "
-                "settings and data of that run"
+                f"--batch {self.settings.batch}: does not fit into the memory of {self.process.device} at once; add "
+                f"--micro-batch {self.micro}, which does, or --fit-memory"
             )
-    return replace(recipe, sigma_data=theirs.sigma_data)
+        return shown
+
+    def _accumulate(self, batch: Mapping[str, Tensor]) -> Tensor:
+        count = len(batch["sigma"])
+        parts = list(torch.arange(count).split(self.micro))
+        shown = torch.zeros((), device=self.process.device)
+        for number, part in enumerate(parts):
+            one = {name: value[part[0] : part[-1] + 1] for name, value in batch.items()}
+            more = number < len(parts) - 1
+            wrapped = self.wrapped
+            with wrapped.no_sync() if more and isinstance(wrapped, DistributedDataParallel) else nullcontext():
+                condition = position_condition(one["position"]) if self.settings.position else None
+                frame = one["frame"] if any(self.settings.crop) else None
+                loss, plain = wrapped(one["clean"], one["noise"], one["sigma"], one["wanted"], condition, frame)
+                (loss * (len(part) / count)).backward()
+            shown = shown + plain * (len(part) / count)
+        return shown
+
+    def denoiser(self) -> Denoiser:
+        return Denoiser(self.objective.network, self.recipe, {}, self.core)
+
+    def model(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        lengths = [slices_of(record) for record in self.heads.records]
+        recipe = replace(self.recipe, min_slices=min(lengths), max_slices=max(lengths))
+        return self.settings.network, self.config, {"recipe": recipe.to_dict(), "training": asdict(self.settings)}
+
+    def validate(self) -> dict[str, Any]:
+        s = self.settings
+        rows = validate(self.denoiser(), self.validation, s.validation_windows, self.micro, s.seed)
+        return {"validation": rows, "score": score(rows), "noise_hu": self.noise_hu}
+
+    def sample(self, path: Path) -> None:
+        """One generated volume as a montage. All processes sample it, since FSDP's network needs them all; the first
+        writes it."""
+        from slicewise.ascii import ChainSettings, chain, trim
+        from slicewise.montage import save_montage
+        from slicewise.volume import Volume
+
+        denoiser = self.denoiser()
+        denoiser.network.eval()
+        longest = max(map(slices_of, self.heads.records))
+        denoiser = replace(denoiser, recipe=replace(self.recipe, max_slices=longest))
+        made = chain(denoiser, ChainSettings(steps=12), seed=0, volumes=[0], device=str(self.process.device))
+        hu = trim(np.stack([slices[0] for slices in made]), most=self.recipe.scale.air)
+        denoiser.network.train()
+        if self.process.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_montage([Volume.regular(hu, self.recipe.spacing_mm)], path, [path.stem])
+
+    def memory(self) -> dict[str, Any]:
+        return {"sigma_data": self.recipe.sigma_data}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """A run keeps the sigma_data that it began with, whatever heads have come since."""
+        self.recipe = replace(self.recipe, sigma_data=memory["sigma_data"])
+        self.objective.sigma_data = self.recipe.sigma_data
+        if isinstance(self.objective.network, UNet):
+            _place_brain(self.objective.network, self.recipe)
+
+    def finish(self) -> None:
+        s = self.settings
+        if s.residual_windows:
+            windows = self.batches.windows
+            found = fit_residual_filter(self.denoiser(), windows, s.residual_windows, self.micro, s.seed)
+            self.recipe = replace(self.recipe, residual=found)
+
+
+def _noise_of(windows: Windows, heads: int = 8) -> float | None:
+    """Median noise in the brain of a few heads, HU: what no denoiser can foresee. None where they show no brain."""
+    found = []
+    for record in windows.records[:heads]:
+        hu = np.asarray(windows.heads.store.hu(record))
+        found.append(noise_level(hu, brain_mask(hu, record.spacing_mm), record.spacing_mm))
+    sound = [value for value in found if np.isfinite(value)]
+    return round(float(np.median(sound)), 3) if sound else None
+
+
+def _place_brain(network: UNet, recipe: Recipe) -> None:
+    centre, scale = np.array(BRAIN.centre), recipe.scale
+    network.brain(float(scale.encode(centre)) / recipe.sigma_data, float(scale.slope(centre)) / recipe.sigma_data)
 
 
 def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
@@ -463,108 +493,3 @@ def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init
     return replace(recipe, sigma_data=theirs.sigma_data)
 
 
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that FSDP may have sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor that FSDP may have sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _state(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> dict[str, torch.Tensor]:
-    """Weights, moving averages and Adam moments under one flat naming."""
-    tensors: dict[str, torch.Tensor] = {}
-    for (name, parameter), average in zip(objective.named_parameters(), ema.averages):
-        tensors[f"model.{name}"] = _full(parameter.detach())
-        tensors[f"ema.{name}"] = _full(average)
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"adam.{key}.{name}"] = _full(value)
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def _resume(
-    path: Path,
-    tensors: dict[str, torch.Tensor],
-    meta: dict[str, Any],
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA,
-) -> int:
-    """Take over the state of a started run; returns the step to go on from."""
-    names = {name for name, _ in objective.named_parameters()}
-    if {n.removeprefix("model.") for n in tensors if n.startswith("model.")} != names:
-        raise UserError(f"{path}: the started run has another network; give another --out or the settings of that run")
-    for (name, parameter), average in zip(objective.named_parameters(), ema.averages):
-        if tensors[f"model.{name}"].shape != parameter.shape:
-            raise UserError(f"{path}: {name} has another size than this network's; give another --out")
-        _copy(parameter, tensors[f"model.{name}"])
-        _copy(average, tensors[f"ema.{name}"])
-        state = optimizer.state[parameter]
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"adam.{key}.{name}"]
-            if key == "step":
-                state[key] = value.clone()
-            else:
-                state[key] = torch.zeros_like(parameter)
-                _copy(state[key], value)
-    return int(meta["step"])
-
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    if isinstance(target, DTensor):
-        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
-    target.copy_(source)
-
-
-def _sample_picture(denoiser: Denoiser, path: Path, process: Process) -> None:
-    """One generated volume as a montage, to see how training goes. All processes sample it, since FSDP's network needs
-    them all; the first writes it."""
-    from slicewise.ascii import ChainSettings, chain, trim
-    from slicewise.montage import save_montage
-    from slicewise.volume import Volume
-
-    denoiser.network.eval()
-    slices = list(chain(denoiser, ChainSettings(steps=12), seed=0, volumes=[0], device=str(process.device)))
-    hu = trim(np.stack([s[0] for s in slices]), most=denoiser.recipe.scale.air)
-    denoiser.network.train()
-    if not process.is_main:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_montage([Volume.regular(hu, denoiser.recipe.spacing_mm)], path, [path.stem])
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard: TensorBoard is not installed; pip install 'slicewise[tensorboard]'") from None
-    return SummaryWriter(out / "tensorboard")  # type: ignore[no-untyped-call]
-
-
-class _progress:
-    """Bar with loss, images/s and time left; silent in all processes but the first."""
-
-    def __init__(self, total: int, first: int, shown: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("train"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
-            TimeRemainingColumn(),
-            disable=not shown,
-        )
-        self.task = self.bar.add_task("train", total=total, completed=first, loss=math.nan, rate=0.0)
-
-    def __enter__(self) -> "_progress":
-        self.bar.start()
-        return self
-
-    def __call__(self, done: int, loss: float, rate: float) -> None:
-        self.bar.update(self.task, completed=done, loss=loss, rate=rate)
-
-    def __exit__(self, *exc: object) -> None:
-        self.bar.stop()

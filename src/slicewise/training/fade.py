@@ -4,7 +4,10 @@ A denoiser that is given true slices and a chain that is given its own are not t
 the contrast between brain tissues and gains a little mottle, and the next takes that for the truth.
 """
 
+from functools import lru_cache
+
 import numpy as np
+import torch
 from scipy import ndimage
 
 from slicewise.hu import BRAIN
@@ -17,15 +20,27 @@ CONTRAST = (0.4, 1.1)
 MOTTLE_HU = 2.0
 
 
-def fade(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One slice (H, W) in HU with the contrast of its soft tissue scaled about its neighbourhood's level and mottle
-    added to it, float64; its noise, bone and air stay as they are."""
-    values = np.clip(hu, BRAIN.lo, BRAIN.hi).astype(np.float64)
-    anatomy = ndimage.gaussian_filter(values, FINE)
+def fade(hu: torch.Tensor, contrast: torch.Tensor, mottle_hu: torch.Tensor, white: torch.Tensor) -> torch.Tensor:
+    """Slices (N, H, W) in HU with the contrast of their soft tissue scaled about its neighbourhood's level by
+    `contrast` (N,) and mottle of `mottle_hu` (N,) made from white noise (N, H, W) added to it, float32; their noise,
+    bone and air stay as they are."""
+    values = hu.float().clamp(BRAIN.lo, BRAIN.hi)
+    anatomy = blur(values, FINE)
     inside = (values > BRAIN.lo) & (values < BRAIN.hi)
-    soft = (inside & (anatomy > BRAIN.lo + 5) & (anatomy < BRAIN.hi - 15)).astype(np.float64)
-    level = ndimage.gaussian_filter(soft * anatomy, BROAD) / np.maximum(ndimage.gaussian_filter(soft, BROAD), 1e-3)
-    white = rng.standard_normal(hu.shape)
-    mottle = ndimage.gaussian_filter(white, 1.0) - ndimage.gaussian_filter(white, 3.0)
-    mottle *= rng.uniform(0.0, MOTTLE_HU) / mottle.std()
-    return hu + soft * ((rng.uniform(*CONTRAST) - 1.0) * (anatomy - level) + mottle)
+    soft = (inside & (anatomy > BRAIN.lo + 5) & (anatomy < BRAIN.hi - 15)).float()
+    level = blur(soft * anatomy, BROAD) / blur(soft, BROAD).clamp_min(1e-3)
+    mottle = blur(white, 1.0) - blur(white, 3.0)
+    mottle = mottle * (mottle_hu / mottle.flatten(1).std(dim=1))[:, None, None]
+    return hu.float() + soft * ((contrast[:, None, None] - 1.0) * (anatomy - level) + mottle)
+
+
+def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """SciPy's Gaussian filter of slices (N, H, W) with standard deviation `sigma` pixels, as two products with band
+    matrices: on so few pixels faster than convolutions of one channel."""
+    down, across = (_blur_matrix(side, sigma, x.device) for side in x.shape[1:])
+    return down @ x @ across.T
+
+
+@lru_cache(maxsize=32)
+def _blur_matrix(side: int, sigma: float, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side, dtype=np.float32), sigma, axis=0)).to(device)

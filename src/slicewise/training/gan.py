@@ -5,17 +5,13 @@ processes sees what one process with the whole batch would, and a resumed run go
 every few steps as steps of their own, with Adam corrected for them (Karras et al. 2020, appendix B).
 """
 
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 
 from slicewise.baselines import ada
@@ -30,37 +26,26 @@ from slicewise.baselines.gan_loss import (
 from slicewise.baselines.sampling import Baseline, draw_volume, slice_noise
 from slicewise.baselines.stylegan2 import StyleGAN2, StyleGAN2Config
 from slicewise.baselines.stylegan3 import StyleGAN3, StyleGAN3Config
-from slicewise.checkpoint import WEIGHTS, save_model
 from slicewise.data.store import Store
-from slicewise.diffusion.noise import AUGMENT, LATENT, generator
 from slicewise.errors import UserError
-from slicewise.hu import HUScale
-from slicewise.io.tensors import load_tensors, save_tensors
-from slicewise.settings import write_settings
+from slicewise.hu import WHOLE, HUScale
+from slicewise.random import AUGMENT, LATENT, Draws
+from slicewise.runtime import Process, processes
+from slicewise.training import ema
 from slicewise.training.ema import EMA
-from slicewise.training.engine import (
-    Process,
-    StatsLog,
-    StopRequest,
-    any_process,
-    mean_of_processes,
-    processes,
-    write_environment,
-)
-from slicewise.training.slices import training_slices
-from slicewise.training.state import check_same, finite, identity, pack, unpack
+from slicewise.training.run import run, training_heads
+from slicewise.training.slices import Slices, recipe_of
+from slicewise.training.trainer import RunSettings
 
-# Settings that a started run may change.
-_FREE = ("steps", "save_every", "sample_every", "device")
 # Passes of a step, part of the key of their draws: no two share latents or augmentations.
 _D, _G, _PATH, _REAL, _R1 = range(5)
 _ADA_EVERY = 4
-Network = TypeVar("Network", bound=nn.Module)
 _PATH_DECAY = 0.99
+Network = TypeVar("Network", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class GANTraining:
+@dataclass(frozen=True, kw_only=True)
+class GANTraining(RunSettings):
     """Settings of a GAN's training.
 
     Attributes
@@ -69,9 +54,9 @@ class GANTraining:
     stylegan2, stylegan3 : shape of the chosen generator.
     discriminator : shape of the discriminator.
     scale : window and companding of the HU scale.
-    steps : steps of both networks.
-    batch : slices a step, over all processes together.
     lr, lr_discriminator : learning rates of Adam; 0 takes the published ones (0.002; 0.0025 for StyleGAN3's generator).
+    clip : largest norm of a network's gradient (published: none).
+    validations : a GAN has none.
     ema_images : half-life, in slices seen, of the moving average of weights that is saved.
     r1 : weight of the R1 penalty; 0 takes 0.0002 pixels / batch.
     r1_every : steps between R1 penalties.
@@ -82,9 +67,6 @@ class GANTraining:
         nothing.
     ada_images : slices seen in which augmentation can go from never to always.
     flip : mirror slices left to right at random (the paper augments nothing).
-    seed : of weights, order, latents and noise.
-    save_every, sample_every : steps between checkpoints, and between sheets of samples (0 = never).
-    device : "auto", "cpu" or "cuda".
     """
 
     network: Literal["stylegan2", "stylegan3"] = "stylegan2"
@@ -93,9 +75,12 @@ class GANTraining:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     scale: HUScale = field(default_factory=HUScale)
     steps: int = 20000
-    batch: int = 16
     lr: float = 0.0
     lr_discriminator: float = 0.0
+    warmup: float = 0.0
+    cooldown: float = 0.0
+    clip: float = 1e6
+    validations: int = 0
     ema_images: float = 5000.0
     r1: float = 0.0
     r1_every: int = 16
@@ -105,81 +90,107 @@ class GANTraining:
     ada_target: float = 0.6
     ada_images: int = 500_000
     flip: bool = False
-    seed: int = 0
-    save_every: int = 500
-    sample_every: int = 0
-    device: str = "auto"
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of generator and discriminator."""
+        return self.lr or (0.0025 if self.network == "stylegan3" else 0.002), self.lr_discriminator or 0.002
+
+    def check(self) -> None:
+        RunSettings.check(replace(self, lr=self.rates[0]))
+        for name in ("ema_images", "r1_every", "path_every", "ada_images"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        for name in ("lr_discriminator", "r1", "path"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
+        for name in ("mixing", "ada_target"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1]")
+        if self.network == "stylegan3" and self.stylegan3.layers < 4:
+            raise UserError(f"--stylegan3.layers {self.stylegan3.layers}: needs 4 or more")
 
 
-def check_settings(settings: GANTraining, size: int) -> None:
-    """`UserError` naming the flag of a setting that cannot work."""
-    for name in ("steps", "batch", "ema_images", "r1_every", "path_every", "ada_images"):
-        if not getattr(settings, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be above zero")
-    for name in ("lr", "lr_discriminator", "r1", "path", "save_every", "sample_every"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must not be below zero")
-    for name in ("mixing", "ada_target"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must lie in [0, 1]")
+def build(settings: GANTraining, size: int) -> tuple[StyleGAN2 | StyleGAN3, Discriminator]:
+    """Generator and discriminator for slices of `size` pixels, with fresh weights; `UserError` for a size that they
+    cannot have."""
     smallest = 16 if settings.network == "stylegan3" else 8
     if size < smallest or size & (size - 1):
         raise UserError(
             f"slices of {size} pixels: {settings.network} takes a power of two from {smallest} on; prepare another size"
         )
-    if settings.network == "stylegan3" and settings.stylegan3.layers < 4:
-        raise UserError(f"--stylegan3.layers {settings.stylegan3.layers}: needs 4 or more")
-
-
-def build(settings: GANTraining, size: int) -> tuple[StyleGAN2 | StyleGAN3, Discriminator]:
-    """Generator and discriminator for slices of `size` pixels, with fresh weights."""
-    generator_network: StyleGAN2 | StyleGAN3
+    generator: StyleGAN2 | StyleGAN3
     if settings.network == "stylegan2":
-        generator_network = StyleGAN2(replace(settings.stylegan2, size=size))
+        generator = StyleGAN2(replace(settings.stylegan2, size=size))
     else:
-        generator_network = StyleGAN3(replace(settings.stylegan3, size=size))
-    return generator_network, Discriminator(replace(settings.discriminator, size=size))
+        generator = StyleGAN3(replace(settings.stylegan3, size=size))
+    return generator, Discriminator(replace(settings.discriminator, size=size))
 
 
-def adam(parameters: Any, lr: float, every: int = 0) -> torch.optim.Adam:
+def adam(parameters: Iterable[nn.Parameter], lr: float, every: int = 0) -> torch.optim.Adam:
     """Adam with β = (0, 0.99); with a regulariser in a step of its own after `every` steps, rate and β are those of
     every/(every + 1) of a step, so that k + 1 steps move as far as k would without it."""
     share = every / (every + 1) if every else 1.0
-    return torch.optim.Adam(parameters, lr=lr * share, betas=(0.0, 0.99**share), eps=1e-8)
+    return torch.optim.Adam(parameters, lr=lr * share, betas=(0.0, 0.99**share), eps=1e-8, fused=True)
 
 
-@dataclass
-class Trainer:
-    """Both networks of a run in one process, and one step of each; what `state` gives is all that a run is."""
+def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> Path:
+    """Train on a prepared store and return the generator's averaged weights, out/weights.safetensors.
 
-    settings: GANTraining
-    generator: StyleGAN2 | StyleGAN3
-    discriminator: Discriminator
-    size: int
-    process: Process = field(default_factory=lambda: Process(0, 1, torch.device("cpu")))
-    probability: float = 0.0
-    sign_sum: float = 0.0
-    path_mean: float = 0.0
+    `out` is a run folder (see `run`); stats.jsonl holds loss_g, loss_d, the sign of real logits, the probability of
+    augmentation, r1 and path_length. Raises `UserError` for a store that is empty or of no size for it, and as `run`
+    does; KeyboardInterrupt, with the state saved, after Ctrl-C or SIGTERM.
+    """
+    settings = settings or GANTraining()
+    settings.check()
+    with processes(settings.device) as process:
+        if settings.batch % process.world:
+            raise UserError(
+                f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"
+            )
+        return run(GANTrainer(store, out, settings, process), out, "train-gan", process)
 
-    def __post_init__(self) -> None:
-        s = self.settings
-        self.has_path = s.network == "stylegan2" and s.path > 0
-        default = 0.0025 if s.network == "stylegan3" else 0.002
-        self.g_adam = adam(self.generator.parameters(), s.lr or default, s.path_every if self.has_path else 0)
-        self.d_adam = adam(self.discriminator.parameters(), s.lr_discriminator or 0.002, s.r1_every)
-        self.ema = EMA(self.generator.parameters(), 0.5 ** (s.batch / s.ema_images))
-        self.r1 = s.r1 or r1_weight(self.size, s.batch)
-        self.samples = self.process.share(s.batch)
-        self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
-        self.adams = {"generator": self.g_adam, "discriminator": self.d_adam}
 
-    def step(self, real: Tensor, step: int) -> dict[str, float]:
-        """Train both on x (B, 1, H, W) of this process; returns losses and what else the log shows."""
+class GANTrainer:
+    """Both networks of a GAN in training, as the loop takes them (see `run.Trainer`).
+
+    What is adapted on the way, the probability of augmentation and the mean path length, lies on the device too.
+    """
+
+    exported = "generator"
+    width: float | None = None
+    probability: Tensor
+    sign: Tensor
+    path_mean: Tensor
+
+    def __init__(self, store: Store, out: Path, settings: GANTraining, process: Process) -> None:
+        self.settings, self.process = settings, process
+        self.name: str = settings.network
+        # The shape of the generator that is not trained decides nothing.
+        self.free = frozenset({"stylegan2", "stylegan3"} - {settings.network})
+        self.heads = training_heads(store, out, process)
+        self.slices = Slices(self.heads, settings.scale)
+        self.samples = process.share(settings.batch)
+        torch.manual_seed(settings.seed)
+        made, judge = build(settings, self.heads.side)
+        self.generator, self.discriminator = _placed(made, process), _placed(judge, process)
+        self.networks: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
+        self.has_path = settings.path > 0 and settings.network == "stylegan2"
+        rate_g, rate_d = settings.rates
+        self.g_adam = adam(made.parameters(), rate_g, settings.path_every if self.has_path else 0)
+        self.d_adam = adam(judge.parameters(), rate_d, settings.r1_every)
+        self.optimizers: Sequence[torch.optim.Optimizer] = [self.g_adam, self.d_adam]
+        self.average: EMA | None = EMA(made.parameters(), [ema.exponential(settings.ema_images / settings.batch)])
+        self.r1 = settings.r1 or r1_weight(self.heads.side, settings.batch)
+        self.remember({"probability": 0.0, "sign": 0.0, "path_mean": 0.0})
+
+    def step(self, step: int) -> dict[str, Tensor]:
         s, g, d = self.settings, self.generator, self.discriminator
+        real = self.slices.batch(s.seed, step, self.samples, s.flip)
         generated = self.generate(step, _G)
         loss_g = generator_loss(d(self._augmented(generated, step, _G)))
         self._update(g, self.g_adam, loss_g)
-        seen = {"loss_g": float(loss_g.detach())}
+        seen = {"loss_g": loss_g.detach()}
         if self.has_path and step % s.path_every == 0:
             seen["path_length"] = self._path_step(step)
         with torch.no_grad():
@@ -189,17 +200,17 @@ class Trainer:
         logits_generated = d(self._augmented(generated, step, _D))
         loss_d = discriminator_loss(logits_real, logits_generated)
         self._update(d, self.d_adam, loss_d)
-        seen["loss_d"] = float(loss_d.detach())
+        seen["loss_d"] = loss_d.detach()
         if step % s.r1_every == 0:
             # At what the discriminator sees: the augmented slices are its real data.
             images = self._augmented(real, step, _R1).detach().requires_grad_(True)
             penalty = gradient_norm2(d(images), images).mean()
             self._update(d, self.d_adam, self.r1 / 2 * s.r1_every * penalty)
-            seen["r1"] = float(penalty.detach())
-        self._adapt(logits_real, step)
+            seen["r1"] = penalty.detach()
+        sign = ada.overfitting_sign(logits_real.detach())
+        self._adapt(sign, step)
         self._average_buffers()
-        self.ema.update(g.parameters(), step)
-        return {name: mean_of_processes(value, self.process) for name, value in seen.items()}
+        return {**seen, "sign": sign, "augment": self.probability}
 
     def generate(self, step: int, part: int) -> Tensor:
         """Slices (B, 1, H, W) of this process for one pass of a step."""
@@ -208,35 +219,30 @@ class Trainer:
 
     def _styles(self, step: int, part: int, samples: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         g, s = self.generator, self.settings
-        rngs = [generator(s.seed, sample, step, part, LATENT) for sample in samples]
-        z, *noise = self._columns([slice_noise(g, rng) for rng in rngs])
+        draws = Draws(s.seed, samples, part, step, LATENT, self.process.device)
+        z, *noise = slice_noise(g, draws)
         if isinstance(g, StyleGAN3) or s.mixing == 0:
             return g.styles(z), noise
-        (other,) = self._columns([[rng.standard_normal(g.config.latent, np.float32)] for rng in rngs])
-        count = g.style_count
-        cross = [int(rng.integers(1, count)) if rng.random() < s.mixing else count for rng in rngs]
-        return g.styles(z, other, torch.tensor(cross, device=z.device)), noise
-
-    def _columns(self, rows: list[list[np.ndarray]]) -> list[Tensor]:
-        return [torch.from_numpy(np.stack(column)).to(self.process.device) for column in zip(*rows)]
+        other, count = draws.normal(g.config.latent), g.style_count
+        cross = torch.where(draws.uniform(1) < s.mixing, 1 + draws.integers(count - 1), count)
+        return g.styles(z, other, cross[:, 0]), noise
 
     def _augmented(self, x: Tensor, step: int, part: int) -> Tensor:
-        if self.probability == 0.0:
+        if self.settings.ada_target == 0:
             return x
-        rngs = (generator(self.settings.seed, sample, step, part, AUGMENT) for sample in self.samples)
-        return ada.augment(x, [ada.draw(rng, self.probability, self.size) for rng in rngs])
+        draws = Draws(self.settings.seed, self.samples, part, step, AUGMENT, self.process.device)
+        return ada.augment(x, *ada.draw(draws, self.probability, self.heads.side))
 
-    def _path_step(self, step: int) -> float:
-        s = self.settings
+    def _path_step(self, step: int) -> Tensor:
+        s, side = self.settings, self.heads.side
         # Half the slices are enough for path lengths (Karras et al. 2020, appendix B).
         samples = [k for k in self.samples if k % 2 == 0] or self.samples
         styles, noise = self._styles(step, _PATH, samples)
         images = self.generator.synthesise(styles, noise)
-        rngs = (generator(s.seed, sample, step, _PATH, AUGMENT) for sample in samples)
-        directions = [rng.standard_normal((1, self.size, self.size), np.float32) for rng in rngs]
-        lengths = path_lengths(images, styles, torch.from_numpy(np.stack(directions)).to(images.device))
-        mean = mean_of_processes(float(lengths.detach().mean()), self.process)
-        self.path_mean = self.path_mean * _PATH_DECAY + mean * (1 - _PATH_DECAY)
+        draws = Draws(s.seed, samples, _PATH, step, AUGMENT, self.process.device)
+        lengths = path_lengths(images, styles, draws.normal(side * side).view_as(images))
+        mean = lengths.detach().mean()
+        self.path_mean = self.path_mean * _PATH_DECAY + self.process.mean(mean) * (1 - _PATH_DECAY)
         self._update(self.generator, self.g_adam, s.path * s.path_every * (lengths - self.path_mean).square().mean())
         return mean
 
@@ -244,25 +250,24 @@ class Trainer:
         """One optimiser step of one network on the mean gradient of all processes."""
         parameters = list(module.parameters())
         optimizer.zero_grad(set_to_none=True)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients):
-            if gradient is not None and self.process.world > 1:
-                dist.all_reduce(gradient)
-                gradient = gradient / self.process.world
-            parameter.grad = gradient
+        loss.backward(inputs=parameters)
+        if self.process.world > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.process.world
+        torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         optimizer.step()
 
-    def _adapt(self, logits_real: Tensor, step: int) -> None:
+    def _adapt(self, sign: Tensor, step: int) -> None:
         s = self.settings
         if s.ada_target == 0:
             return
-        self.sign_sum += mean_of_processes(float(ada.overfitting_sign(logits_real.detach())), self.process)
+        self.sign = self.sign + self.process.mean(sign)
         if (step + 1) % _ADA_EVERY == 0:
-            seen = s.batch * _ADA_EVERY
-            self.probability = ada.adjusted(
-                self.probability, self.sign_sum / _ADA_EVERY, s.ada_target, seen, s.ada_images
-            )
-            self.sign_sum = 0.0
+            mean, seen = self.sign / _ADA_EVERY, s.batch * _ADA_EVERY
+            self.probability = ada.adjusted(self.probability, mean, s.ada_target, seen, s.ada_images)
+            self.sign = torch.zeros_like(self.sign)
 
     def _average_buffers(self) -> None:
         """Moving averages of magnitudes are linear in what they average: the mean over processes is the whole's."""
@@ -273,115 +278,40 @@ class Trainer:
                     dist.all_reduce(power)
                     power /= self.process.world
 
-    def state(self) -> dict[str, Tensor]:
-        tensors = pack(self.modules, self.adams)
-        for (name, _), average in zip(self.generator.named_parameters(), self.ema.averages):
-            tensors[f"ema.{name}"] = average.clone()
-        scalars = [self.probability, self.sign_sum, self.path_mean]
-        return {**tensors, "scalars": torch.tensor(scalars, dtype=torch.float64)}
+    def model(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        recipe = recipe_of(self.heads, self.settings.scale)
+        about = {"recipe": recipe.to_dict(), "training": asdict(self.settings)}
+        return self.settings.network, asdict(self.generator.config), about
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        unpack(tensors, self.modules, self.adams)
-        for (name, _), average in zip(self.generator.named_parameters(), self.ema.averages):
-            average.copy_(tensors[f"ema.{name}"])
-        self.probability, self.sign_sum, self.path_mean = tensors["scalars"].tolist()
+    def validate(self) -> dict[str, Any]:
+        """Nothing: a GAN has no error to measure (see `slicewise evaluate`)."""
+        return {}
 
-    def averaged_weights(self) -> dict[str, Tensor]:
-        """The generator's state with averaged parameters: what is saved to be used."""
-        names = [name for name, _ in self.generator.named_parameters()]
-        return {**self.generator.state_dict(), **dict(zip(names, self.ema.averages))}
+    def sample(self, path: Path) -> None:
+        """A sheet of slices."""
+        from slicewise.montage import slice_sheet
+        from slicewise.volume import Volume
 
+        recipe = recipe_of(self.heads, self.settings.scale)
+        hu = draw_volume(Baseline(self.generator.eval(), recipe, {"kind": self.settings.network}), 0, 0, 24)
+        self.generator.train()
+        if not self.process.is_main:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        slice_sheet(Volume.regular(hu, recipe.spacing_mm), path, WHOLE, path.stem)
 
-def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> Path:
-    """Train on a prepared store and return the generator's averaged weights, out/weights.safetensors.
+    def memory(self) -> dict[str, Any]:
+        held = {"probability": self.probability, "sign": self.sign, "path_mean": self.path_mean}
+        return {name: value.item() for name, value in held.items()}
 
-    The run folder holds config.toml, stats.jsonl (step, loss_g, loss_d, sign of real logits, augmentation probability,
-    r1, path_length, images_per_s), env.json, state/ and samples/; a run that was stopped goes on bit for bit.
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        names = ("probability", "sign", "path_mean")
+        at = torch.tensor([memory[name] for name in names], dtype=torch.float64, device=self.process.device)
+        self.probability, self.sign, self.path_mean = at.unbind()
 
-    Raises `UserError` for a store that is empty or of no size for it, a folder that holds another run, and a loss that
-    is no number (the last good checkpoint is kept); KeyboardInterrupt, with the state saved, after Ctrl-C or SIGTERM.
-    """
-    settings = settings or GANTraining()
-    slices, recipe = training_slices(store, settings.scale)
-    check_settings(settings, recipe.size)
-    with processes(settings.device) as process:
-        if settings.batch % process.world:
-            raise UserError(
-                f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            made, judge = build(settings, recipe.size)
-        trainer = Trainer(settings, _placed(made, process), _placed(judge, process), recipe.size, process)
-        # The shape of the generator that is not trained decides nothing.
-        free = {*_FREE, *({"stylegan2", "stylegan3"} - {settings.network})}
-        state, first, same = out / "state" / "state.safetensors", 0, identity(settings, free, store)
-        if state.is_file():
-            tensors, meta = load_tensors(state)
-            check_same(state, meta, same)
-            trainer.load_state(tensors)
-            first = int(meta["step"])
-        log = StatsLog(out / "stats.jsonl", first) if process.is_main else None
-        if process.is_main:
-            write_settings(out / "config.toml", "train-gan", settings)
-            write_environment(out)
-        config = asdict(trainer.generator.config)
-        meta = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
-
-        def diverged(step: int) -> UserError:
-            return UserError(
-                f"{out}: a loss is not finite at step {step}; the last good checkpoint is kept, resume in another "
-                "--out with a smaller --lr or a larger --r1"
-            )
-
-        def save(step: int) -> None:
-            if not finite(trainer.generator, trainer.discriminator):
-                raise diverged(step)
-            if process.is_main:
-                save_model(out / WEIGHTS, settings.network, config, trainer.averaged_weights(), {**meta, "step": step})
-                # The state goes last: after a crash between the two, the resumed run comes by here again.
-                save_tensors(state, trainer.state(), {**same, "step": step})
-
-        def sample(step: int) -> None:
-            network, _ = build(settings, recipe.size)
-            network.load_state_dict(trainer.averaged_weights())
-            baseline = Baseline(network.to(process.device).eval(), recipe, {"kind": settings.network})
-            _sheet(draw_volume(baseline, 0, 0, 24), recipe.spacing_mm, out / "samples" / f"{step:07d}.png")
-
-        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[shown]}"))
-        with StopRequest() as stop, Progress(*columns, transient=True, disable=not process.is_main) as bar:
-            task = bar.add_task(settings.network, total=settings.steps, completed=first, shown="")
-            begun = time.monotonic()
-            for step in range(first, settings.steps):
-                real = slices.batch(settings.seed, step, trainer.samples, settings.flip).to(process.device)
-                seen = trainer.step(real, step)
-                if not all(map(math.isfinite, seen.values())):
-                    raise diverged(step)
-                done = step + 1
-                rate = (done - first) * settings.batch / (time.monotonic() - begun)
-                bar.update(task, completed=done, shown=f"p {trainer.probability:.2f}, {rate:.1f} images/s")
-                if log and ("r1" in seen or done % 20 == 0 or done == settings.steps):
-                    rounded = {name: round(value, 6) for name, value in seen.items()}
-                    log.write(step=done, **rounded, augment=trainer.probability, images_per_s=round(rate, 2))
-                stopping = any_process(stop.requested, process) and done < settings.steps
-                if done == settings.steps or stopping or (settings.save_every and done % settings.save_every == 0):
-                    save(done)
-                if stopping:
-                    raise KeyboardInterrupt
-                if process.is_main and settings.sample_every and done % settings.sample_every == 0:
-                    sample(done)
-        return out / WEIGHTS
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
 
 def _placed(network: Network, process: Process) -> Network:
     return network.to(process.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _sheet(hu: np.ndarray, spacing: tuple[float, float, float], path: Path) -> None:
-    """A sheet of slices, to see how training goes."""
-    from slicewise.hu import WHOLE
-    from slicewise.montage import slice_sheet
-    from slicewise.volume import Volume
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    slice_sheet(Volume.regular(hu, spacing), path, WHOLE, path.stem)

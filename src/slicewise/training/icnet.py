@@ -9,29 +9,26 @@ to undo it. Where the paper leaves things open:
 - the error is the mean over the voxels that lie inside the window in the true slice.
 """
 
-import json
-import math
-import os
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from rich.progress import Progress, TextColumn
-from torch import Tensor
+from torch import Tensor, nn
 
-from slicewise.checkpoint import WEIGHTS, save_model
-from slicewise.data.store import Record, Store
-from slicewise.errors import UserError, output_errors
-from slicewise.hu import ICNET, to_unit
-from slicewise.io.tensors import load_tensors, save_tensors
+from slicewise.data.store import Store
+from slicewise.data.windows import Cut, Heads
+from slicewise.errors import UserError
+from slicewise.hu import HU_MIN, ICNET
 from slicewise.networks.icnet import ICNet, ICNetConfig
-from slicewise.settings import write_settings
-from slicewise.training.engine import StatsLog, StopRequest, processes, write_environment
+from slicewise.random import TRAIN_ORDER, VALIDATION, Draws
+from slicewise.runtime import Process, processes
+from slicewise.training.ema import EMA
+from slicewise.training.run import run, training_heads
+from slicewise.training.trainer import RunSettings
 
-RECIPES = ("offset", "paper")
 GAIN_RANGE = (0.7, 1.3)
 OFFSET_HU = 20.0
 # A slight distortion, as a part of a whole one.
@@ -39,15 +36,17 @@ SLIGHT = 0.1
 _CONTRAST_HU = 100.0
 HU_PER_UNIT = (ICNET.hi - ICNET.lo) / 2.0
 
-_AIR_HU = -1024
-# Philox keys are (seed, stream); training steps count from 0, so validation takes a number that no step reaches.
-_VALIDATION_STREAM = 1 << 62
-_MOST_DRAWS = 200
+# Slices whose tissue is measured at once.
+_AT_ONCE = 256
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-@dataclass(frozen=True)
-class ICNetTraining:
+@dataclass(frozen=True, kw_only=True)
+class ICNetTraining(RunSettings):
     """Settings of IC-Net training.
+
+    The network has no norms: four times the default rate silences most of its encoder in a thousand steps, at times all
+    of it.
 
     Attributes
     ----------
@@ -60,49 +59,33 @@ class ICNetTraining:
         nearly right as they come: a network that has seen but large distortions moves those by what it takes for one.
     both_ways : whether the known neighbour is as often the slice below as the one above, for chains that run upward
         from a seed slice; the paper's chain runs downward only.
-    steps : optimiser steps.
-    batch : slices a step.
-    lr : peak learning rate of Adam; rises linearly over `warmup` steps, then falls to zero as a half cosine. The
-        network has no norms: four times this rate silences most of its encoder in a thousand steps, at times all of it.
-    warmup : steps.
-    clip : largest norm of the gradient.
     air_pairs : share of pairs in which the neighbour is air and the slice is not distorted, so that the first slice
         of a chain, which nothing can be compared with, is left alone.
     least_tissue : least share of a slice's voxels inside the window, in both slices of a pair; emptier pairs are
         dropped.
-    validate_every : steps between validations, each followed by a checkpoint.
     validation_pairs : pairs of the validation split, the same at every validation.
-    log_every : steps between lines in stats.jsonl.
-    seed : of initial weights and all draws.
-    device : "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", …
     """
 
     network: ICNetConfig = field(default_factory=ICNetConfig)
-    recipe: str = "offset"
+    recipe: Literal["offset", "paper"] = "offset"
     neighbour_error_hu: float = 1.0
     slight: float = 0.7
     both_ways: bool = True
     steps: int = 4000
     batch: int = 8
     lr: float = 5e-4
-    warmup: int = 200
-    clip: float = 1.0
+    warmup: float = 0.05
+    cooldown: float = 0.95
     air_pairs: float = 0.03
     least_tissue: float = 0.02
-    validate_every: int = 500
     validation_pairs: int = 128
-    log_every: int = 50
-    seed: int = 0
-    device: str = "auto"
 
-    def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise UserError(f"--recipe {self.recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
-        for name in ("steps", "batch", "lr", "clip", "validate_every", "validation_pairs", "log_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above zero")
+    def check(self) -> None:
+        super().check()
+        if not self.validation_pairs > 0:
+            raise UserError(f"--validation-pairs {self.validation_pairs}: must be above 0")
         if not self.neighbour_error_hu >= 0:
-            raise UserError(f"--neighbour-error-hu {self.neighbour_error_hu}: must not be below zero")
+            raise UserError(f"--neighbour-error-hu {self.neighbour_error_hu}: must not be below 0")
         if not 0 <= self.slight <= 1:
             raise UserError(f"--slight {self.slight}: must lie in [0, 1]")
         for name in ("air_pairs", "least_tissue"):
@@ -110,18 +93,17 @@ class ICNetTraining:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1)")
 
 
-def distort(hu: np.ndarray, gain: np.ndarray | float, offset: np.ndarray | float = 0.0) -> np.ndarray:
+def distort(hu: Array, gain: Array | float, offset: Array | float = 0.0) -> Array:
     """Equation 3 with an offset: (hu - mean)·gain + mean + offset in the voxels inside (-150, 150) HU, the others kept.
 
-    `hu` (..., H, W) in HU, gain and offset (HU) broadcast against its leading axes; the mean is each slice's own over
-    the voxels that change. Returns float64 HU, not clipped.
+    `hu` (..., H, W) in HU, NumPy or torch, any real dtype; gain and offset (HU) are numbers or broadcast against its
+    leading axes; the mean is each slice's own over the voxels that change. Returns HU that are not clipped. Gain 1 and
+    offset 0 give hu back to the bit.
     """
-    hu = np.asarray(hu, np.float64)
     inside = (hu > ICNET.lo) & (hu < ICNET.hi)
-    count = np.maximum(inside.sum((-2, -1), keepdims=True), 1)
-    mean = np.where(inside, hu, 0.0).sum((-2, -1), keepdims=True) / count
-    gain, offset = (np.asarray(v, np.float64)[..., None, None] for v in (gain, offset))
-    return np.where(inside, (hu - mean) * gain + mean + offset, hu)
+    mean = ((hu * inside).sum((-2, -1)) / inside.sum((-2, -1)).clip(1))[..., None, None]
+    gain, offset = (v if isinstance(v, float) else v[..., None, None] for v in (gain, offset))
+    return hu + inside * ((gain - 1.0) * (hu - mean) + offset)
 
 
 def error_hu(result: np.ndarray, true: np.ndarray) -> float:
@@ -132,49 +114,81 @@ def error_hu(result: np.ndarray, true: np.ndarray) -> float:
     return float(np.abs(difference[inside]).mean()) if inside.any() else float("nan")
 
 
-def draw_batch(
-    store: Store, records: tuple[Record, ...], settings: ICNetTraining, stream: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Training pairs, a pure function of (seed, stream): x (count, 2, H, W), [x̂, neighbour], and target
-    (count, 1, H, W), float32 in the unit range of the window.
+class Pairs:
+    """Neighbouring slices of some heads, both with enough tissue inside the window.
 
-    Raises `UserError` where the volumes hold no pair with enough tissue, or differ in size.
+    Parameters
+    ----------
+    heads : where they lie; they may grow in number.
+    least_tissue : least share of a slice's voxels inside the window.
+
+    Raises `UserError` where there is no such pair.
     """
-    rng = np.random.Generator(np.random.Philox(key=np.array([settings.seed, stream], np.uint64)))
-    pairs = [_draw_pair(store, records, settings, rng) for _ in range(count)]
-    if len({s.shape for pair in pairs for s in pair}) > 1:
-        raise UserError(f"{store.path}: volumes differ in in-plane size; prepare them on one grid (slicewise prepare)")
-    target, neighbour = (np.stack(s).astype(np.float64) for s in zip(*pairs))
-    gain = rng.uniform(*GAIN_RANGE, count)
-    offset = rng.uniform(-OFFSET_HU, OFFSET_HU, count) * (settings.recipe == "offset")
-    at_air = rng.random(count) < settings.air_pairs
-    drift = rng.normal(size=(2, count)) * settings.neighbour_error_hu * (settings.recipe == "offset")
-    part = np.where(rng.random(count) < settings.slight * (settings.recipe == "offset"), SLIGHT, 1.0)
-    gain, offset = 1.0 + part * (gain - 1.0), part * offset
-    neighbour = distort(neighbour, 1.0 + drift[0] / _CONTRAST_HU, drift[1])
-    neighbour[at_air] = _AIR_HU
-    distorted = distort(target, np.where(at_air, 1.0, gain), np.where(at_air, 0.0, offset))
-    x = np.stack([to_unit(distorted, ICNET), to_unit(neighbour, ICNET)], axis=1)
-    return x, to_unit(target, ICNET)[:, None]
+
+    def __init__(self, heads: Heads, least_tissue: float) -> None:
+        self.heads, self.least_tissue = heads, least_tissue
+        self.share = torch.zeros(0)  # of tissue, row by row
+        if not len(self.upper()):
+            raise UserError(
+                f"{heads.store.path}: no two neighbouring slices of the {heads.split} split have {least_tissue:.0%} "
+                "soft tissue; check the volumes, or lower --least-tissue"
+            )
+
+    def upper(self) -> Tensor:
+        """(P,) int64, the row of the upper slice of every pair; the row after it is the lower one."""
+        total = int(self.heads.ends[-1])
+        if len(self.share) < total:
+            new = torch.arange(len(self.share), total).split(_AT_ONCE)
+            self.share = torch.cat([self.share, *(_tissue(_whole(self.heads, rows[:, None])) for rows in new)])
+            enough = self.share >= self.least_tissue
+            last = torch.zeros(total, dtype=torch.bool)
+            last[torch.from_numpy(self.heads.ends) - 1] = True
+            self.found = (enough[:-1] & enough[1:] & ~last[:-1]).nonzero()[:, 0]
+        return self.found
 
 
-def _draw_pair(
-    store: Store, records: tuple[Record, ...], settings: ICNetTraining, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A slice and its neighbour, int16 HU (H, W), both with enough tissue."""
-    for _ in range(_MOST_DRAWS):
-        hu = store.hu(records[rng.integers(len(records))])
-        if len(hu) < 2:
-            continue
-        above = int(rng.integers(len(hu) - 1))
-        pair = np.array(hu[above + 1]), np.array(hu[above])
-        share = min(np.count_nonzero((s > ICNET.lo) & (s < ICNET.hi)) / s.size for s in pair)
-        if share >= settings.least_tissue:
-            return pair[::-1] if settings.both_ways and rng.random() < 0.5 else pair
-    raise UserError(
-        f"{store.path}: {_MOST_DRAWS} draws found no two neighbouring slices with {settings.least_tissue:.0%} soft "
-        "tissue; check the volumes, or lower --least-tissue"
-    )
+def _whole(heads: Heads, rows: Tensor) -> Tensor:
+    """Whole slices (B, K), int16 HU (B, K, H, W) on the device."""
+    zero = torch.zeros(len(rows), dtype=torch.int64)
+    return heads.cut(Cut(rows, zero, zero, zero.bool(), (heads.side, heads.side)))
+
+
+def _tissue(hu: Tensor) -> Tensor:
+    """Share of voxels inside the window of slices (B, 1, H, W), (B,) on the host."""
+    return ((hu > ICNET.lo) & (hu < ICNET.hi)).float().mean((1, 2, 3)).cpu()
+
+
+def draw_batch(
+    pairs: Pairs, settings: ICNetTraining, step: int, samples: range, stream: int = TRAIN_ORDER
+) -> tuple[Tensor, Tensor]:
+    """Training pairs, a pure function of (seed, step, sample): x (B, 2, H, W), [x̂, neighbour], and target
+    (B, 1, H, W), float32 in the unit range of the window, on the device of the heads."""
+    draws = Draws(settings.seed, samples, 0, step, stream)
+    upper = pairs.upper()
+    row = upper[draws.integers(len(upper))]
+    swap, air, slight, gain, offset = draws.uniform(5).unbind(1)
+    # The slice to mend is the lower one, as in a chain that runs downward.
+    upward = (swap < 0.5)[:, None] & settings.both_ways
+    rows = torch.where(upward, torch.cat([row, row + 1], dim=1), torch.cat([row + 1, row], dim=1))
+    whole = 1.0 if settings.recipe == "offset" else 0.0
+    at_air = air < settings.air_pairs
+    part = torch.where(slight < settings.slight * whole, SLIGHT, 1.0) * ~at_air
+    gain = GAIN_RANGE[0] + (GAIN_RANGE[1] - GAIN_RANGE[0]) * gain
+    offset = OFFSET_HU * (2.0 * offset - 1.0) * whole
+    drift = draws.normal(2) * settings.neighbour_error_hu * whole
+    gains = 1.0 + torch.stack([part * (gain - 1.0), drift[:, 0] / _CONTRAST_HU], dim=1)
+    offsets = torch.stack([part * offset, drift[:, 1]], dim=1)
+    device = pairs.heads.device
+    gains, offsets, at_air = (v.to(device, non_blocking=True) for v in (gains, offsets, at_air))
+    true = _whole(pairs.heads, rows).float()
+    x = distort(true, gains, offsets)
+    x[:, 1] = torch.where(at_air[:, None, None], HU_MIN, x[:, 1])
+    return _unit(x).to(memory_format=torch.channels_last), _unit(true[:, :1])
+
+
+def _unit(hu: Tensor) -> Tensor:
+    """`hu.to_unit` of the window on a device."""
+    return (hu.clamp(ICNET.lo, ICNET.hi) - ICNET.centre) / HU_PER_UNIT
 
 
 def error(output: Tensor, target: Tensor) -> Tensor:
@@ -183,182 +197,91 @@ def error(output: Tensor, target: Tensor) -> Tensor:
     return (weight * (output - target).abs()).sum() / weight.sum().clamp_min(1.0)
 
 
-def learning_rate(settings: ICNetTraining, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero after the last step."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    share = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+def train_icnet(store: Store, out: Path, settings: ICNetTraining | None = None) -> Path:
+    """Train IC-Net on a prepared store, in one process, and return its checkpoint, out/weights.safetensors.
 
-
-def train_icnet(
-    store: Store, out: Path | str, settings: ICNetTraining | None = None, stop_after: int | None = None
-) -> Path:
-    """Train IC-Net on a prepared store and return its checkpoint, out/weights.safetensors.
-
-    The folder `out` holds config.toml, stats.jsonl (one JSON object a line: step, loss_hu, val_hu, lr, images_per_s),
-    env.json and state/training.safetensors; a run that was stopped goes on from there bit for bit. `stop_after` ends
-    this call after that step, for jobs with a time limit. Ctrl-C saves and raises KeyboardInterrupt.
-
-    Raises `UserError` for a store without training or validation volumes, a folder that holds a run with other settings
-    or data, and for a loss that is no number (the last good checkpoint stays).
+    `out` is a run folder (see `run`); stats.jsonl holds loss_hu and val_hu. Raises `UserError` for a store without
+    training or validation volumes or soft tissue, under torchrun, and as `run` does; KeyboardInterrupt, with the state
+    saved, after Ctrl-C or SIGTERM.
     """
-    settings, out = settings or ICNetTraining(), Path(out)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("train-icnet: it takes one process; start it without torchrun")
-    records = store.select("train")
-    if not records or not store.select("val"):
-        raise UserError(
-            f"{store.path}: needs at least one volume in each of the splits train and val; prepare more data"
-        )
-    with output_errors(out):
-        (out / "state").mkdir(parents=True, exist_ok=True)
-        write_environment(out)
+    settings = settings or ICNetTraining()
+    settings.check()
     with processes(settings.device) as process:
-        run = _Run.start_or_resume(store, out, settings, process.device)
-        write_settings(out / "config.toml", "train-icnet", settings)
-        _train(run, records, min(settings.steps, stop_after or settings.steps))
-    return out / WEIGHTS
+        if process.world > 1:
+            raise UserError("train-icnet: it takes one process; start it without torchrun")
+        return run(ICNetTrainer(store, Path(out), settings, process), Path(out), "train-icnet", process)
 
 
-@dataclass
-class _Run:
-    """All state of a training run: what `save` writes is what `start_or_resume` finds."""
+class ICNetTrainer:
+    """IC-Net in training, as the loop takes it (see `run.Trainer`)."""
 
-    store: Store
-    out: Path
-    settings: ICNetTraining
-    net: ICNet
-    adam: torch.optim.Adam
-    step: int
-    val_hu: float | None
-    saved_step: int = 0
+    name, exported = "IC-Net", "net"
+    free = frozenset({"validation_pairs"})
+    average: EMA | None = None
+    width: float | None = None
 
-    @staticmethod
-    def start_or_resume(store: Store, out: Path, settings: ICNetTraining, device: torch.device) -> "_Run":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            net = ICNet(settings.network)
-        net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        run = _Run(store, out, settings, net, torch.optim.Adam(net.parameters(), lr=settings.lr), 0, None)
-        if run._state_file.exists():
-            run._load(device)
-        return run
+    def __init__(self, store: Store, out: Path, settings: ICNetTraining, process: Process) -> None:
+        if not store.select("train") or not store.select("val"):
+            raise UserError(
+                f"{store.path}: needs at least one volume in each of the splits train and val; prepare more data"
+            )
+        self.settings = settings
+        self.heads = training_heads(store, out, process)
+        self.pairs = Pairs(self.heads, settings.least_tissue)
+        self.validation = Pairs(Heads(store, "val", process.device), settings.least_tissue)
+        torch.manual_seed(settings.seed)
+        net = ICNet(settings.network).to(process.device)
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks: dict[str, nn.Module] = {"net": self.net}
+        adam = torch.optim.Adam(self.net.parameters(), lr=settings.lr, fused=True)
+        self.optimizers: Sequence[torch.optim.Optimizer] = [adam]
+        self.val_hu: float | None = None
 
-    @property
-    def _state_file(self) -> Path:
-        return self.out / "state" / "training.safetensors"
+    def step(self, step: int) -> dict[str, Tensor]:
+        s, optimizer = self.settings, self.optimizers[0]
+        x, target = draw_batch(self.pairs, s, step, range(s.batch))
+        optimizer.zero_grad(set_to_none=True)
+        loss = error(self.net(x), target)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), s.clip)
+        optimizer.step()
+        self.val_hu = None
+        return {"loss_hu": HU_PER_UNIT * loss.detach(), "grad_norm": norm}
 
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on; the device may change (the bits then do, too)."""
-        settings = asdict(self.settings)
-        del settings["device"], settings["log_every"]
-        return {"settings": settings, "data": self.store.fingerprint}
+    def model(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        about = {"training": asdict(self.settings), "val_mae_hu": self.val_hu, "window_hu": [ICNET.lo, ICNET.hi]}
+        return "icnet", asdict(self.settings.network), about
 
-    def diverged(self) -> UserError:
-        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "no checkpoint yet"
-        return UserError(
-            f"{self.out}: the loss is not a number at step {self.step} ({kept}); lower --lr and start anew"
-        )
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Mean absolute error in HU on the validation split's pairs, which depend on the seed alone."""
+        s = self.settings
+        parts = torch.arange(s.validation_pairs).split(s.batch)
+        total = 0.0
+        for part in parts:
+            x, target = draw_batch(self.validation, s, 0, range(int(part[0]), int(part[-1]) + 1), VALIDATION)
+            total += len(part) * float(error(self.net(x), target))
+        self.val_hu = HU_PER_UNIT * total / s.validation_pairs
+        return {"val_hu": round(self.val_hu, 4)}
 
-    def save(self) -> None:
-        # The last step may have spoilt the weights after its own loss was sound.
-        if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
-            raise self.diverged()
-        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        for name, parameter in self.net.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{moment}.{name}"] = self.adam.state[parameter][moment]
-        with output_errors(self.out):
-            meta = {**self._identity, "step": self.step, "val_mae_hu": self.val_hu, "window_hu": [ICNET.lo, ICNET.hi]}
-            save_model(self.out / WEIGHTS, "icnet", asdict(self.settings.network), self.net.state_dict(), meta)
-            # The state goes last: after a crash between the two, the resumed run comes by here again.
-            save_tensors(self._state_file, tensors, {**self._identity, "step": self.step, "val_hu": self.val_hu})
-        self.saved_step = self.step
+    @torch.no_grad()
+    def sample(self, path: Path) -> None:
+        """Some slices of the validation split: distorted, what the network makes of them, and as they are."""
+        from slicewise.montage import slice_sheet
+        from slicewise.volume import Volume
 
-    def _load(self, device: torch.device) -> None:
-        tensors, meta = load_tensors(self._state_file)
-        for what, value in self._identity.items():
-            if meta.get(what) != json.loads(json.dumps(value)):
-                raise UserError(
-                    f"{self.out}: holds a run with other {what}; use the same to go on with it, or another --out"
-                )
-        self.net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
-        self.step, self.val_hu = int(meta["step"]), meta["val_hu"]
-        self.saved_step = self.step
-        for name, parameter in self.net.named_parameters():
-            moments = {m: tensors[f"{m}.{name}"].to(device) for m in ("exp_avg", "exp_avg_sq")}
-            self.adam.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
+        x, target = draw_batch(self.validation, self.settings, 0, range(6), VALIDATION)
+        hu = HU_PER_UNIT * torch.cat([x[:, :1], self.net(x), target])[:, 0].cpu().numpy() + ICNET.centre
+        path.parent.mkdir(parents=True, exist_ok=True)
+        volume = Volume.regular(np.rint(hu).astype(np.int16), self.heads.records[0].spacing_mm)
+        slice_sheet(volume, path, ICNET, f"{path.stem}: distorted, calibrated, true")
 
+    def memory(self) -> dict[str, Any]:
+        return {}
 
-def _train(run: _Run, records: tuple[Record, ...], last_step: int) -> None:
-    settings, device = run.settings, next(run.net.parameters()).device
-    log = StatsLog(run.out / "stats.jsonl", run.step)
-    since, losses = time.monotonic(), []
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[speed]}"))
-    with StopRequest() as stop, Progress(*columns, transient=True) as progress:
-        task = progress.add_task("IC-Net", total=settings.steps, completed=run.step, speed="")
-        while run.step < last_step and not stop.requested:
-            x, target = _batch(run.store, records, settings, run.step, settings.batch, device)
-            losses.append(_step(run, x, target))
-            run.step += 1
-            if run.step % settings.log_every == 0:
-                speed = len(losses) * settings.batch / (time.monotonic() - since)
-                values = {"loss_hu": round(sum(losses) / len(losses), 4), "images_per_s": round(speed, 1)}
-                log.write(step=run.step, lr=learning_rate(settings, run.step - 1), **values)
-                progress.update(task, speed=f"{values['loss_hu']:.2f} HU, {speed:.0f} images/s")
-                since, losses = time.monotonic(), []
-            if run.step % settings.validate_every == 0 or run.step == settings.steps:
-                run.val_hu = validate(run.net, run.store, settings)
-                run.save()
-                log.write(step=run.step, val_hu=round(run.val_hu, 4))
-                since, losses = time.monotonic(), []
-            progress.update(task, completed=run.step)
-    if run.step > run.saved_step:
-        run.save()
-    if stop.requested and run.step < settings.steps:
-        raise KeyboardInterrupt
-    if run.step < settings.steps:
-        progress.console.print(
-            f"Stopped after step {run.step} of {settings.steps}; the same command goes on from there."
-        )
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing but weights and moments is its state."""
 
-
-def _step(run: _Run, x: Tensor, target: Tensor) -> float:
-    """One optimiser step; returns the loss before it, in HU."""
-    loss = error(run.net(x), target)
-    run.adam.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), run.settings.clip)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-        raise run.diverged()
-    for group in run.adam.param_groups:
-        group["lr"] = learning_rate(run.settings, run.step)
-    run.adam.step()
-    return loss.item() * HU_PER_UNIT
-
-
-@torch.no_grad()
-def validate(net: ICNet, store: Store, settings: ICNetTraining) -> float:
-    """Mean absolute error in HU on the validation split's pairs, which depend on the seed alone."""
-    device = next(net.parameters()).device
-    count = settings.validation_pairs
-    x, target = _batch(store, store.select("val"), settings, _VALIDATION_STREAM, count, device)
-    parts = range(0, count, settings.batch)
-    return HU_PER_UNIT * float(
-        np.average(
-            [error(net(x[i : i + settings.batch]), target[i : i + settings.batch]).item() for i in parts],
-            weights=[min(settings.batch, count - i) for i in parts],
-        )
-    )
-
-
-def _batch(
-    store: Store, records: tuple[Record, ...], settings: ICNetTraining, stream: int, count: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    x, target = draw_batch(store, records, settings, stream, count)
-    return (
-        torch.from_numpy(x).to(device, memory_format=torch.channels_last),
-        torch.from_numpy(target).to(device),
-    )
+    def finish(self) -> None:
+        if self.val_hu is None:
+            self.validate()

@@ -1,19 +1,15 @@
 """Find a trained denoiser's residual filter by least squares (see `diffusion.residual`)."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from slicewise.ascii import ChainSettings
-from slicewise.checkpoint import Denoiser, load_denoiser, save_model
-from slicewise.data.stacks import training_windows
-from slicewise.data.store import Store
-from slicewise.diffusion.noise import VALIDATION, generator
+from slicewise.data.windows import Windows
+from slicewise.diffusion.denoiser import Denoiser
 from slicewise.diffusion.residual import ResidualFilter, bands, hats, taken_away
 from slicewise.hu import BRAIN
 from slicewise.metrics.tissue import MIN_VOXELS, brain_mask
+from slicewise.random import VALIDATION, generator
 
 # The noise levels are spread evenly in ln sigma, from the least trained one to so many HU in the brain.
 LEVELS = 14
@@ -28,14 +24,14 @@ _EDGE_HU = 22.0
 
 
 @torch.no_grad()
-def fit_residual_filter(denoiser: Denoiser, store: Store, count: int, batch: int, seed: int) -> ResidualFilter | None:
+def fit_residual_filter(
+    denoiser: Denoiser, windows: Windows, count: int, batch: int, seed: int
+) -> ResidualFilter | None:
     """Regress what is left of the last slice's error, within the brain, on the bands of what was taken away, and what
-    is then left on D itself, at every level, over `count` windows of the validation split (of the training split where
-    there is none), their predecessors known as in a chain. The denoiser has none yet. None where the windows hold too
-    little brain.
+    is then left on D itself, at every level, over `count` of the windows, their predecessors known as in a chain. The
+    denoiser has none yet. None where the windows hold too little brain.
     """
-    recipe, device = denoiser.recipe, next(denoiser.network.parameters()).device
-    windows = training_windows(store, "val" if store.select("val") else "train", recipe.slices)
+    recipe, device = denoiser.recipe, windows.heads.device
     rng = generator(seed, 1, 0, 0, VALIDATION)
     read = [windows.read(int(i)) for i in rng.integers(0, len(windows), count)]
     hu = np.stack([window for window, _ in read])
@@ -85,16 +81,3 @@ def _curve(values: torch.Tensor, error: torch.Tensor, span: tuple[float, float])
     normal = normal.view(NODES + 2, NODES + 2)[1:-1, 1:-1]
     rise = torch.eye(NODES, dtype=torch.float64).diff(dim=0)
     return torch.linalg.pinv(normal + STIFFNESS * rise.T @ rise, hermitian=True) @ right[1:-1]
-
-
-def add_residual_filter(
-    weights: Path, store: Store, count: int, batch: int, seed: int, core: torch.dtype, device: str
-) -> None:
-    """Find the residual filter of a checkpoint and write it into its recipe; one that is there already stays."""
-    denoiser = load_denoiser(weights, core, device)
-    if denoiser.recipe.residual is not None:
-        return
-    recipe = replace(denoiser.recipe, residual=fit_residual_filter(denoiser, store, count, batch, seed))
-    about = {k: v for k, v in denoiser.meta.items() if k not in ("format", "slicewise", "kind", "network")}
-    kind, config = denoiser.meta["kind"], denoiser.meta["network"]
-    save_model(weights, kind, config, denoiser.network.state_dict(), {**about, "recipe": recipe.to_dict()})

@@ -1,50 +1,41 @@
 """Train the slice-to-3D VAE: slices first, then, from all encoded volumes, the columns of each latent dimension."""
 
 import math
-import os
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from rich.progress import Progress, TextColumn
+from torch import Tensor, nn
 
-from slicewise.baselines.sampling import BaselineRecipe
 from slicewise.baselines.slice_vae import SliceVAE, SliceVAEConfig, fit_columns, vae_loss
-from slicewise.checkpoint import WEIGHTS, save_model
+from slicewise.codec import codec
 from slicewise.data.store import Store
-from slicewise.diffusion.noise import LATENT, VALIDATION, generator
+from slicewise.data.windows import Heads
 from slicewise.errors import UserError
-from slicewise.hu import AIR_HU, HUScale
-from slicewise.io.tensors import load_tensors, save_tensors
-from slicewise.settings import write_settings
-from slicewise.training.engine import StatsLog, StopRequest, processes, write_environment
-from slicewise.training.slices import Slices, training_slices
-from slicewise.training.state import check_same, finite, identity, pack, unpack
+from slicewise.hu import AIR_HU, WHOLE, HUScale
+from slicewise.io.tensors import load_tensors
+from slicewise.random import LATENT, VALIDATION, Draws
+from slicewise.runtime import Process, processes
+from slicewise.training.ema import EMA
+from slicewise.training.run import run, training_heads
+from slicewise.training.slices import Slices, recipe_of
+from slicewise.training.state import state_file
+from slicewise.training.trainer import RunSettings
 
-# Settings that a started run may change.
-_FREE = ("steps", "save_every", "validate_every", "validation_slices", "device")
 
-
-@dataclass(frozen=True)
-class SliceVAETraining:
-    """Settings of the slice VAE's training; defaults as published, but for the batch.
+@dataclass(frozen=True, kw_only=True)
+class SliceVAETraining(RunSettings):
+    """Settings of the slice VAE's training; defaults as published, but for the batch (published: 128).
 
     Attributes
     ----------
     network : shape of the network.
     scale : window and companding of the HU scale.
     kl : weight of the divergence beside the squared error summed over a slice's pixels.
-    steps : optimiser steps.
-    batch : slices a step (published: 128).
-    lr : learning rate of Adam.
-    clip : largest gradient norm.
     heads : most volumes that the columns are fitted to.
-    seed : of weights, order and noise.
-    save_every, validate_every : steps between checkpoints and between validations (0 = only at the end).
     validation_slices : slices in a validation.
-    device : "auto", "cpu" or "cuda".
     """
 
     network: SliceVAEConfig = field(default_factory=SliceVAEConfig)
@@ -52,163 +43,142 @@ class SliceVAETraining:
     kl: float = 0.2
     steps: int = 20000
     batch: int = 32
-    lr: float = 1e-3
+    warmup: float = 0.0
+    cooldown: float = 0.0
     clip: float = 1e4
     heads: int = 400
-    seed: int = 0
-    save_every: int = 500
-    validate_every: int = 1000
     validation_slices: int = 64
-    device: str = "auto"
 
-
-def check_settings(settings: SliceVAETraining) -> None:
-    """`UserError` naming the flag of a setting that cannot work."""
-    for name in ("steps", "batch", "lr", "clip", "heads", "validation_slices"):
-        if not getattr(settings, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be above zero")
-    if settings.batch < 2:
-        raise UserError(f"--batch {settings.batch}: batch norm needs two slices or more")
-    for name in ("kl", "save_every", "validate_every"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must not be below zero")
-    shape = settings.network
-    if not shape.channels or min(shape.channels) < 1 or shape.latent < 1 or shape.components < 1:
-        raise UserError("--network.channels, --network.latent, --network.components: must be above zero")
+    def check(self) -> None:
+        super().check()
+        for name, least in (("batch", 2), ("heads", 1), ("validation_slices", 1)):
+            if getattr(self, name) < least:
+                why = " (batch norm)" if name == "batch" else ""
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more{why}")
+        if not self.kl >= 0:
+            raise UserError(f"--kl {self.kl}: must not be below 0")
+        shape = self.network
+        if not shape.channels or min(shape.channels) < 1 or shape.latent < 1 or shape.components < 1:
+            raise UserError("--network.channels, --network.latent, --network.components: must be above 0")
 
 
 def train_slice_vae(store: Store, out: Path, settings: SliceVAETraining | None = None) -> Path:
-    """Train on a prepared store, fit the columns, and return the weights, out/weights.safetensors.
+    """Train on a prepared store, in one process, fit the columns, and return the weights, out/weights.safetensors.
 
-    The run folder holds config.toml, stats.jsonl (step, loss, images_per_s; val_rmse_hu of reconstructions), env.json
-    and state/; a run that was stopped goes on from there bit for bit.
-
-    Raises `UserError` for a store without training volumes or of another grid, a folder that holds another run, and a
-    loss that is no number (the last good checkpoint is kept); KeyboardInterrupt, with the state saved, after Ctrl-C.
+    `out` is a run folder (see `run`); stats.jsonl holds the loss and val_rmse_hu of reconstructions. Raises `UserError`
+    for a store with less than two training volumes or of another grid, under torchrun, and as `run` does;
+    KeyboardInterrupt, with the state saved, after Ctrl-C or SIGTERM.
     """
     settings = settings or SliceVAETraining()
-    check_settings(settings)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("train-slice-vae: it takes one process (batch norm); start it without torchrun")
-    slices, recipe = training_slices(store, settings.scale)
-    if len(slices.records) < 2:
-        raise UserError(f"{store.path}: one training volume has no columns to compare; prepare two or more")
-    # One slice more than the longest head, so that every column learns to end in air.
-    slices = replace(slices, length=recipe.max_slices + 1)
-    config = replace(settings.network, slices=recipe.max_slices + 1, size=recipe.size)
-    if config.size % 2 ** len(config.channels) or config.bottom < 1:
-        raise UserError(
-            f"--network.channels: {len(config.channels)} halvings do not fit slices of {config.size} pixels; give fewer"
-        )
+    settings.check()
     with processes(settings.device) as process:
-        return _train(store, slices, recipe, config, out, settings, process.device)
+        if process.world > 1:
+            raise UserError("train-slice-vae: it takes one process (batch norm); start it without torchrun")
+        return run(SliceVAETrainer(store, out, settings, process), out, "train-slice-vae", process)
 
 
-def _train(
-    store: Store,
-    slices: Slices,
-    recipe: BaselineRecipe,
-    config: SliceVAEConfig,
-    out: Path,
-    settings: SliceVAETraining,
-    device: torch.device,
-) -> Path:
-    with torch.random.fork_rng(devices=[]):
+class SliceVAETrainer:
+    """The slice VAE in training, as the loop takes it (see `run.Trainer`)."""
+
+    name, exported = "slice VAE", "vae"
+    free = frozenset({"validation_slices"})
+    average: EMA | None = None
+    width: float | None = None
+
+    def __init__(self, store: Store, out: Path, settings: SliceVAETraining, process: Process) -> None:
+        self.settings, self.fitted = settings, False
+        self.heads = training_heads(store, out, process)
+        if len(self.heads.records) < 2:
+            raise UserError(f"{store.path}: one training volume has no columns to compare; prepare two or more")
+        recipe = recipe_of(self.heads, settings.scale)
+        # One slice more than the longest head, so that every column learns to end in air.
+        length = _started_length(out) or recipe.max_slices + 1
+        self.recipe = replace(recipe, max_slices=length - 1)
+        config = replace(settings.network, slices=length, size=recipe.size)
+        if config.size % 2 ** len(config.channels) or config.bottom < 1:
+            raise UserError(
+                f"--network.channels: {len(config.channels)} halvings do not fit slices of {config.size} pixels; "
+                "give fewer"
+            )
+        self.slices = Slices(self.heads, settings.scale, length)
+        held = Heads(store, "val" if store.select("val") else "train", process.device)
+        self.validation = Slices(held, settings.scale)
         torch.manual_seed(settings.seed)
-        network = SliceVAE(config)
-    network = network.to(device)
-    adam = torch.optim.Adam(network.parameters(), lr=settings.lr)
-    modules, adams, same = {"vae": network}, {"vae": adam}, identity(settings, _FREE, store)
-    state, first, fitted = out / "state" / "state.safetensors", 0, False
-    if state.is_file():
-        tensors, meta = load_tensors(state)
-        check_same(state, meta, same)
-        unpack(tensors, modules, adams)
-        first, fitted = int(meta["step"]), bool(meta["fitted"])
-    write_settings(out / "config.toml", "train-slice-vae", settings)
-    write_environment(out)
-    log = StatsLog(out / "stats.jsonl", first)
+        self.network = SliceVAE(config).to(process.device)
+        self.networks: dict[str, nn.Module] = {"vae": self.network}
+        adam = torch.optim.Adam(self.network.parameters(), lr=settings.lr, fused=True)
+        self.optimizers: Sequence[torch.optim.Optimizer] = [adam]
 
-    def diverged(step: int) -> UserError:
-        return UserError(
-            f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, resume in another --out "
-            "with a smaller --lr"
-        )
+    def step(self, step: int) -> dict[str, Tensor]:
+        s, network, optimizer = self.settings, self.network, self.optimizers[0]
+        samples = range(s.batch)
+        x = self.slices.batch(s.seed, step, samples)
+        noise = Draws(s.seed, samples, 0, step, LATENT, x.device).normal(network.column_noise[0])
+        optimizer.zero_grad(set_to_none=True)
+        decoded, mean, log_variance = network(x, noise)
+        loss = vae_loss(x, decoded, mean, log_variance, s.kl)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), s.clip)
+        optimizer.step()
+        self.fitted = False
+        return {"loss": loss.detach(), "grad_norm": norm}
 
-    def save(step: int, fitted: bool) -> None:
-        if not finite(network):
-            raise diverged(step)
-        about = {"recipe": recipe.to_dict(), "training": asdict(settings), "data": store.fingerprint}
-        weights = network.state_dict()
-        save_model(out / WEIGHTS, "slice-vae", asdict(config), weights, {**about, "step": step, "fitted": fitted})
-        # The state goes last: after a crash between the two, the resumed run comes by here again.
-        save_tensors(state, pack(modules, adams), {**same, "step": step, "fitted": fitted})
+    def model(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        about = {"recipe": self.recipe.to_dict(), "training": asdict(self.settings), "fitted": self.fitted}
+        return "slice-vae", asdict(self.network.config), about
 
-    network.train()
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]:.1f}"))
-    with StopRequest() as stop, Progress(*columns, transient=True) as bar:
-        task = bar.add_task("slice VAE", total=settings.steps, completed=first, loss=math.nan)
-        begun = time.monotonic()
-        for step in range(first, settings.steps):
-            x = slices.batch(settings.seed, step, range(settings.batch)).to(device)
-            noise = _noise(settings, step, network.column_noise[0]).to(device)
-            decoded, mean, log_variance = network(x, noise)
-            loss = vae_loss(x, decoded, mean, log_variance, settings.kl)
-            adam.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-            if not math.isfinite(float(norm)):
-                raise diverged(step)
-            adam.step()
-            done, value = step + 1, float(loss.detach())
-            bar.update(task, completed=done, loss=value)
-            if done % 20 == 0 or done == settings.steps:
-                rate = (done - first) * settings.batch / (time.monotonic() - begun)
-                log.write(step=done, loss=value, grad_norm=float(norm), images_per_s=round(rate, 2))
-            ending = done == settings.steps
-            if not ending and (stop.requested or (settings.save_every and done % settings.save_every == 0)):
-                save(done, fitted=False)
-            if stop.requested and not ending:
-                raise KeyboardInterrupt
-            if ending or (settings.validate_every and done % settings.validate_every == 0):
-                log.write(step=done, val_rmse_hu=round(validate(network, store, settings), 3))
-    if first < settings.steps or not fitted:
-        network.columns_mean, network.columns_factor = _fit(network, slices, settings)
-        save(max(first, settings.steps), fitted=True)
-    return out / WEIGHTS
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Root mean square error in HU, over head voxels (above -500 HU), of validation slices that are encoded to
+        their posterior mean and decoded."""
+        s = self.settings
+        numbers = Draws(s.seed, range(s.validation_slices), 0, 0, VALIDATION).integers(len(self.validation))[:, 0]
+        squares, voxels = 0.0, 0
+        for part in numbers.split(s.batch):
+            hu = self.validation.hu(part)
+            head = hu > AIR_HU
+            squares += float(((self._decoded(hu) - hu).square() * head).sum())
+            voxels += int(head.sum())
+        return {"val_rmse_hu": round(math.sqrt(squares / voxels), 3) if voxels else None}
 
+    def _decoded(self, hu: Tensor) -> Tensor:
+        """Slices (B, 1, H, W), encoded to their posterior mean and decoded, float64 HU."""
+        through = codec(self.settings.scale, hu.device)
+        self.network.eval()
+        x = self.network.decode(self.network.encode(through.encode(hu))[0])
+        self.network.train()
+        return through.decode(x)
 
-def _noise(settings: SliceVAETraining, step: int, dimensions: int) -> torch.Tensor:
-    """Standard normal (B, D) float32 of a step."""
-    draws = (generator(settings.seed, sample, step, 0, LATENT) for sample in range(settings.batch))
-    return torch.from_numpy(np.stack([rng.standard_normal(dimensions, np.float32) for rng in draws]))
+    @torch.no_grad()
+    def sample(self, path: Path) -> None:
+        """The first slices of validation, encoded and decoded."""
+        from slicewise.hu import round_hu
+        from slicewise.montage import slice_sheet
+        from slicewise.volume import Volume
 
+        hu = self._decoded(self.validation.hu(torch.arange(min(24, len(self.validation)))))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        slice_sheet(Volume.regular(round_hu(hu[:, 0].cpu().numpy()), self.recipe.spacing_mm), path, WHOLE, path.stem)
 
-@torch.no_grad()
-def _fit(network: SliceVAE, slices: Slices, settings: SliceVAETraining) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and factor of the columns, from the posterior means of the training volumes."""
-    network.eval()
-    count = min(settings.heads, len(slices.records))
-    device = network.columns_mean.device
-    latents = [network.encode(slices.column(volume).to(device))[0] for volume in range(count)]
-    mean, factor = fit_columns(torch.stack(latents), network.config.components)
-    return mean.to(device), factor.to(device)
+    def memory(self) -> dict[str, Any]:
+        return {}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing but weights and moments is its state."""
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Fit the columns to the posterior means of the training volumes."""
+        network = self.network.eval()
+        count = min(self.settings.heads, len(self.heads.records))
+        latents = [network.encode(self.slices.column(head))[0] for head in range(count)]
+        mean, factor = fit_columns(torch.stack(latents), network.config.components)
+        network.columns_mean.copy_(mean)
+        network.columns_factor.copy_(factor)
+        self.fitted = True
 
 
-@torch.no_grad()
-def validate(network: SliceVAE, store: Store, settings: SliceVAETraining) -> float:
-    """Root mean square error in HU, over head voxels (above -500 HU), of validation slices that are encoded to their
-    posterior mean and decoded."""
-    records = store.select("val") or store.select("train")
-    held = Slices(store, records, settings.scale)
-    device = network.columns_mean.device
-    network.eval()
-    errors = []
-    for index in generator(settings.seed, 0, 0, 0, VALIDATION).integers(0, len(held), settings.validation_slices):
-        hu = held.hu(int(index))
-        x = torch.from_numpy(settings.scale.encode(hu))[None, None].to(device)
-        decoded = settings.scale.decode(network.decode(network.encode(x)[0]).cpu().numpy())[0, 0]
-        errors.append((decoded - hu)[hu > AIR_HU])
-    network.train()
-    joined = np.concatenate(errors)
-    return float(np.sqrt(np.mean(joined**2))) if joined.size else math.nan
+def _started_length(out: Path) -> int:
+    """Slices of a column in a started run, which keeps them whatever heads have come since; 0 where there is none."""
+    path = state_file(out)
+    return len(load_tensors(path)[0].get("vae.columns_mean", ())) if path.is_file() else 0

@@ -1,22 +1,33 @@
-"""State of a run that trains several networks: what must be the same to go on, and all tensors under flat names."""
+"""What a run goes on from, RUN/state/: weights, averages and moments under flat names, and what makes it this run."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from slicewise.data.store import Store
 from slicewise.errors import UserError
+from slicewise.io.tensors import load_tensors, save_tensors
+from slicewise.runtime import Process
+from slicewise.training import ema
+from slicewise.training.trainer import FREE, Trainer
 
 
-def identity(settings: Any, free: Collection[str], store: Store) -> dict[str, Any]:
-    """What decides the bits of a run, as JSON has it: settings but for those that are `free` to change, and data."""
-    values = {name: value for name, value in asdict(settings).items() if name not in free}
-    return dict(json.loads(json.dumps({"settings": values, "data": store.fingerprint})))
+def state_file(out: Path) -> Path:
+    return out / "state" / "state.safetensors"
+
+
+def identity(trainer: Trainer) -> dict[str, Any]:
+    """What decides the bits of a run, as JSON has it: settings but for those that are free to change, and the heads in
+    the order in which they were taken in."""
+    free = FREE | trainer.free
+    values = {name: value for name, value in asdict(trainer.settings).items() if name not in free}
+    heads = [[record.id, record.sha256[:16]] for record in trainer.heads.records]
+    return dict(json.loads(json.dumps({"settings": values, "heads": heads})))
 
 
 def check_same(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -28,35 +39,106 @@ def check_same(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
                 f"{path}: the started run's --{name.replace('_', '-')} is {found}, this one's is {value}; give another "
                 "--out or the settings of that run"
             )
-    if held.get("data") != wanted["data"]:
+    if held["heads"] != wanted["heads"][: len(held["heads"])]:
         raise UserError(f"{path}: the started run was trained on other data; give another --out or that run's store")
 
 
-def pack(modules: Mapping[str, nn.Module], adams: Mapping[str, torch.optim.Adam]) -> dict[str, torch.Tensor]:
-    """Copies of all weights and buffers, and of the moments of the optimiser of the same name."""
-    tensors = {f"{n}.{key}": value for n, module in modules.items() for key, value in module.state_dict().items()}
-    for name, adam in adams.items():
-        for key, parameter in modules[name].named_parameters():
-            tensors |= {f"adam.{name}.{moment}.{key}": value for moment, value in adam.state[parameter].items()}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+def pack(trainer: Trainer) -> dict[str, Tensor]:
+    """Copies of all weights and buffers, averages and moments, under flat names."""
+    tensors: dict[str, Tensor] = {}
+    for name, network in trainer.networks.items():
+        tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        for key, parameter in network.named_parameters():
+            for optimizer in trainer.optimizers:
+                moments = optimizer.state.get(parameter, {})
+                tensors |= {f"adam.{moment}.{name}.{key}": value for moment, value in moments.items()}
+    if trainer.average is not None:
+        named = trainer.networks[trainer.exported].named_parameters
+        for number, averages in enumerate(trainer.average.averages):
+            tensors |= {f"ema.{number}.{key}": value for (key, _), value in zip(named(), averages)}
+    return {name: whole(tensor.detach()).clone() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def unpack(
-    tensors: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Module], adams: Mapping[str, torch.optim.Adam]
-) -> None:
-    """Take over what `pack` gave. A parameter that never had a gradient has no moments."""
-    for name, module in modules.items():
-        module.load_state_dict({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
-    for name, adam in adams.items():
-        for key, parameter in modules[name].named_parameters():
-            for moment in ("step", "exp_avg", "exp_avg_sq"):
-                held = tensors.get(f"adam.{name}.{moment}.{key}")
-                if held is not None:
-                    # The step counts on the CPU.
-                    adam.state[parameter][moment] = held.clone().to("cpu" if moment == "step" else parameter.device)
+def unpack(path: Path, trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `pack` gave. A parameter that never had a gradient has no moments. Raises `UserError` where the
+    tensors are of other networks."""
+    for name, network in trainer.networks.items():
+        for key, target in network.state_dict().items():
+            source = tensors.get(f"{name}.{key}")
+            if source is None or source.shape != target.shape:
+                raise UserError(
+                    f"{path}: the started run has another network ({name}.{key}); give another --out or the settings "
+                    "of that run"
+                )
+            copy(target, source)
+        for optimizer in trainer.optimizers:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for key, parameter in network.named_parameters():
+                for moment in ("step", "exp_avg", "exp_avg_sq"):
+                    source = tensors.get(f"adam.{moment}.{name}.{key}")
+                    if source is None or id(parameter) not in held:
+                        continue
+                    target = torch.zeros_like(parameter) if moment != "step" else source.clone()
+                    if moment == "step" and optimizer.defaults.get("fused"):
+                        target = target.to(parameter.device)
+                    optimizer.state[parameter][moment] = target
+                    if moment != "step":
+                        copy(target, source)
+    if trainer.average is not None:
+        named = trainer.networks[trainer.exported].named_parameters
+        for number, averages in enumerate(trainer.average.averages):
+            for (key, _), average in zip(named(), averages):
+                copy(average, tensors[f"ema.{number}.{key}"])
 
 
-def finite(*modules: nn.Module) -> bool:
-    """Whether every weight is a finite number."""
-    return all(bool(p.isfinite().all()) for module in modules for p in module.parameters())
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP may have sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP may have sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy(target: Tensor, source: Tensor) -> None:
+    if isinstance(target, DTensor):
+        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
+    target.copy_(source)
+
+
+def snapshot(trainer: Trainer, out: Path, process: Process, step: int) -> None:
+    """Both averages in half precision, under the step."""
+    assert trainer.average is not None
+    named = trainer.networks[trainer.exported].named_parameters
+    tensors = {
+        f"{number}.{key}": whole(average).half()
+        for number, averages in enumerate(trainer.average.averages)
+        for (key, _), average in zip(named(), averages)
+    }
+    if process.is_main:
+        save_tensors(snapshots(out) / f"{step:09d}.safetensors", tensors, {"step": step})
+
+
+def snapshots(out: Path) -> Path:
+    return out / "state" / "snapshots"
+
+
+def reconstruct(files: Sequence[Path], width: float, names: Sequence[str], like: Sequence[Tensor]) -> list[Tensor]:
+    """The average of one width after the last snapshot, from all of them."""
+    steps, kept = [int(file.stem) for file in files], len(ema.KEPT)
+    shares = ema.weights_of_snapshots(
+        [step for step in steps for _ in range(kept)], ema.KEPT * len(files), steps[-1], width
+    ).reshape(len(files), kept)
+    total = [torch.zeros(target.shape, dtype=torch.float64) for target in like]
+    for file, of_file in zip(files, shares):
+        held = load_tensors(file)[0]
+        for number, share in enumerate(of_file):
+            for sum_, name in zip(total, names):
+                sum_ += held[f"{number}.{name}"].double() * share
+    made = [torch.empty_like(target) for target in like]
+    for target, source in zip(made, total):
+        copy(target, source.to(target.dtype))
+    return made

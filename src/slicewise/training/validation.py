@@ -1,67 +1,70 @@
 """How well a denoiser denoises, noise level by noise level, in HU."""
 
-import numpy as np
+import math
+
 import torch
 
-from slicewise.checkpoint import Denoiser
-from slicewise.data.stacks import training_windows
-from slicewise.data.store import Store
-from slicewise.diffusion.noise import VALIDATION, generator
+from slicewise.codec import codec
+from slicewise.data.windows import Windows
+from slicewise.diffusion.denoiser import Denoiser
 from slicewise.hu import AIR_HU
+from slicewise.random import VALIDATION, Draws
 
 # Noise levels of the validation table, from below the scan's own noise to pure noise.
 VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
 
 
 @torch.no_grad()
-def validate(denoiser: Denoiser, store: Store, count: int, batch: int, seed: int) -> list[dict[str, float | None]]:
-    """Error of the denoised last slice by noise level, on `count` windows and noise that the seed fixes,
-    `batch` at a time, its predecessors known.
+def validate(denoiser: Denoiser, windows: Windows, count: int, batch: int, seed: int) -> list[dict[str, float | None]]:
+    """Error of the denoised last slice by noise level, on `count` windows and noise that the seed fixes, `batch` at a
+    time, its predecessors known.
 
     Each row: sigma; head_rmse_hu over voxels above -500 HU; brain_rmse_hu and brain_bias_hu over voxels whose true HU
     lies in [0, 60]; None where the windows hold no such voxel.
     """
-    split = "val" if store.select("val") else "train"
-    windows = training_windows(store, split, denoiser.recipe.slices)
-    k, scale = denoiser.recipe.slices, denoiser.recipe.scale
-    device = next(denoiser.network.parameters()).device
-    rng = generator(seed, 0, 0, 0, VALIDATION)
-    chosen = rng.integers(0, len(windows), count)
+    k, scale, device = denoiser.recipe.slices, denoiser.recipe.scale, windows.heads.device
+    to_x = codec(scale, device)
+    chosen = Draws(seed, range(count), 0, 0, VALIDATION).integers(len(windows))[:, 0]
+    sums = torch.zeros(len(VALIDATION_SIGMAS), 5, dtype=torch.float64, device=device)
+    training = denoiser.network.training
     denoiser.network.eval()
-    rows: list[dict[str, float | None]] = []
-    for level in VALIDATION_SIGMAS:
-        head, brain = [], []
-        for first in range(0, len(chosen), batch):
-            read = [windows.read(int(i)) for i in chosen[first : first + batch]]
-            hu = np.stack([r[0] for r in read])
-            position = torch.tensor([r[1] for r in read], device=device)
-            clean = torch.from_numpy(scale.encode(hu)).to(device)
-            noise = generator(seed, first, 1, 0, VALIDATION).standard_normal(hu.shape, np.float32)
-            sigma = torch.full((len(read), k), level, dtype=torch.float64, device=device)
+    for part in torch.arange(count).split(batch):
+        numbers = chosen[part]
+        hu = windows.heads.cut(windows.whole(numbers))
+        clean, position = to_x.encode(hu), windows.position(numbers).to(device)
+        noise = Draws(seed, part.tolist(), 0, 1, VALIDATION, device).normal(clean[0].numel()).view_as(clean)
+        true = hu[:, -1].double()
+        head, brain = true > AIR_HU, (true >= 0) & (true <= 60)
+        for row, level in enumerate(VALIDATION_SIGMAS):
+            sigma = torch.full((len(part), k), level, dtype=torch.float64, device=device)
             if not denoiser.recipe.joint:
                 sigma[:, :-1] = denoiser.recipe.sigma_min
-            noisy = clean + sigma.float()[:, :, None, None] * torch.from_numpy(noise).to(device)
-            denoised = scale.decode(denoiser(noisy, sigma, position)[:, -1].cpu().numpy())
-            error = denoised - hu[:, -1]
-            head.append(error[hu[:, -1] > AIR_HU])
-            brain.append(error[(hu[:, -1] >= 0) & (hu[:, -1] <= 60)])
-        rows.append(
-            {
-                "sigma": level,
-                "head_rmse_hu": _rms(head),
-                "brain_rmse_hu": _rms(brain),
-                "brain_bias_hu": _mean(brain),
-            }
-        )
-    denoiser.network.train()
-    return rows
+            noisy = clean + sigma.float()[:, :, None, None] * noise
+            denoised = denoiser(noisy, sigma, position)[:, -1]
+            error = to_x.decode(denoised) - true
+            square = error.square()
+            sums[row] += torch.stack(
+                [head.sum(), (square * head).sum(), brain.sum(), (square * brain).sum(), (error * brain).sum()]
+            )
+    denoiser.network.train(training)
+    return [
+        {
+            "sigma": level,
+            "head_rmse_hu": _rounded(math.sqrt(square / voxels)) if voxels else None,
+            "brain_rmse_hu": _rounded(math.sqrt(brain_square / brain_voxels)) if brain_voxels else None,
+            "brain_bias_hu": _rounded(brain_error / brain_voxels) if brain_voxels else None,
+        }
+        for level, (voxels, square, brain_voxels, brain_square, brain_error) in zip(VALIDATION_SIGMAS, sums.tolist())
+    ]
 
 
-def _rms(parts: list[np.ndarray]) -> float | None:
-    joined = np.concatenate(parts)
-    return round(float(np.sqrt(np.mean(joined**2))), 3) if joined.size else None
+def score(rows: list[dict[str, float | None]]) -> float:
+    """Geometric mean over noise levels of the error of the head and that of the brain, HU: no level and neither tissue
+    drowns the others."""
+    errors = [row[name] for row in rows for name in ("head_rmse_hu", "brain_rmse_hu")]
+    logs = [math.log(error) for error in errors if error]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-def _mean(parts: list[np.ndarray]) -> float | None:
-    joined = np.concatenate(parts)
-    return round(float(np.mean(joined)), 3) if joined.size else None
+def _rounded(value: float) -> float:
+    return round(value, 3)

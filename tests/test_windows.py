@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slicewise.data.stacks import root_mean_square, training_windows
 from slicewise.data.store import open_store, put_volume
+from slicewise.data.windows import root_mean_square, training_windows
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.volume import Volume

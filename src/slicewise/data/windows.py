@@ -1,0 +1,290 @@
+"""Windows of K contiguous slices, cut on the device that trains, with air above the vertex and below the last slice.
+
+The heads of a split lie in the device's memory as int16 HU, one row a slice; where they do not fit, rows are read from
+disk as they are wanted. What a batch holds is decided by small tensors on the host (`Cut`), so that cutting it is one
+gather on the device and waits for nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from slicewise.codec import codec
+from slicewise.data.store import Record, Store
+from slicewise.errors import UserError
+from slicewise.hu import AIR_HU, HU_MIN, HUScale
+from slicewise.random import Draws
+from slicewise.runtime import free_memory
+
+# Share of the free memory that heads may take.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which parts of which slices make up a batch; all on the host.
+
+    Attributes
+    ----------
+    rows : (B, K) int64 rows of `Heads`; -1 is a slice of air.
+    top, left : (B,) int64, first pixel of the part, in the mirrored slice where it is mirrored.
+    flip : (B,) bool, mirrored left to right.
+    shape : rows and columns of the part.
+    """
+
+    rows: torch.Tensor
+    top: torch.Tensor
+    left: torch.Tensor
+    flip: torch.Tensor
+    shape: tuple[int, int]
+
+
+class Heads:
+    """The heads of one split of a store, slices counted from the first that shows the head.
+
+    Parameters
+    ----------
+    store : a prepared store; `take` adds what has been written into it since.
+    split : "train", "val" or "test".
+    device : where windows are wanted.
+    ids : which heads, in this order; None takes all of the split.
+    memory : bytes of the device's memory that heads may take; None takes half of what is free.
+
+    Raises `UserError` where the split is empty, volumes are not square or of several grids, a file is damaged, or a
+    head of `ids` is not in the split.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        device: torch.device | str = "cpu",
+        ids: Sequence[str] | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self.split, self.device = split, torch.device(device)
+        self.memory = int(MEMORY_SHARE * free_memory(self.device)) if memory is None else memory
+        self.records: list[Record] = []
+        # Of every head the row after its last; of every row its head's extent.
+        self.ends = np.zeros(0, np.int64)
+        self.extents = np.zeros((0, 4), np.int64)
+        self.rows: torch.Tensor | None = torch.zeros(0, dtype=torch.int16, device=self.device)
+        self.take(store, [r.id for r in store.select(split)] if ids is None else ids)
+        if not self.records:
+            raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients or change --split")
+
+    def take(self, store: Store, ids: Sequence[str]) -> None:
+        """Take in heads that are not held yet, in this order."""
+        self.store = store
+        there = {record.id: record for record in store.select(self.split)}
+        lost = [name for name in ids if name not in there]
+        if lost:
+            raise UserError(
+                f"{store.path}: the started run trained on {lost[0]}, which is not in the {self.split} split now; give "
+                "that run's store or another --out"
+            )
+        if not ids:
+            return
+        check_grid(store)
+        new = [there[name] for name in ids]
+        counts = [slices_of(record) for record in new]
+        before = int(self.ends[-1]) if len(self.ends) else 0
+        bytes_ = 2 * new[0].shape[1] * new[0].shape[2] * (before + sum(counts))
+        keep = self.rows is not None and bytes_ <= self.memory
+        parts = [self.rows] if keep and before else []
+        extents = [self.extents]
+        for record in new:
+            hu = np.array(store.hu(record)[record.vertex_slice :])
+            extents.append(_extents(hu))
+            if keep:
+                parts.append(torch.from_numpy(hu).to(self.device))
+        self.rows = torch.cat(parts) if keep else None  # type: ignore[arg-type]
+        self.records += new
+        self.ends = np.concatenate([self.ends, before + np.cumsum(counts)])
+        self.extents = np.concatenate(extents)
+        self.__dict__.pop("starts", None)
+
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """(V,) int64, the first row of every head."""
+        return torch.from_numpy(np.concatenate([[0], self.ends[:-1]]))
+
+    @property
+    def side(self) -> int:
+        """Pixels per side."""
+        return self.records[0].shape[1]
+
+    def cut(self, cut: Cut) -> torch.Tensor:
+        """The parts that `cut` names, int16 HU (B, K, rows, columns), on the device."""
+        y = cut.top[:, None] + torch.arange(cut.shape[0])
+        x = cut.left[:, None] + torch.arange(cut.shape[1])
+        x = torch.where(cut.flip[:, None], self.side - 1 - x, x)
+        if self.rows is None:
+            return self._from_disk(cut.rows, y, x)
+        rows, y, x = (t.to(self.device, non_blocking=True) for t in (cut.rows, y, x))
+        hu = self.rows[rows[:, :, None, None].clamp_min(0), y[:, None, :, None], x[:, None, None, :]]
+        return torch.where((rows < 0)[:, :, None, None], HU_MIN, hu)
+
+    def _from_disk(self, rows: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        hu = np.full((*rows.shape, y.shape[1], x.shape[1]), HU_MIN, np.int16)
+        for b, k in np.argwhere(rows.numpy() >= 0):
+            hu[b, k] = self._row(int(rows[b, k]))[np.ix_(y[b].numpy(), x[b].numpy())]
+        host = torch.from_numpy(hu)
+        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+
+    def _row(self, row: int) -> np.ndarray:
+        """One slice, read and not mapped: a file that is cut meanwhile is an error then, and not the program's end."""
+        volume = int(np.searchsorted(self.ends, row, side="right"))
+        record = self.records[volume]
+        z = row - int(self.starts[volume]) + record.vertex_slice
+        pixels = record.shape[1] * record.shape[2]
+        file = self.store.path / record.file
+        try:
+            read = np.fromfile(file, np.int16, pixels, offset=self.store.hu(record).offset + 2 * pixels * z)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); mend the store and go on") from None
+        if read.size != pixels:
+            raise UserError(f"{file}: was cut while in use; delete it, prepare it again and go on")
+        return read.reshape(record.shape[1:])
+
+
+def slices_of(record: Record) -> int:
+    """Slices of a volume from the first that shows the head."""
+    return record.shape[0] - record.vertex_slice
+
+
+def check_grid(store: Store) -> None:
+    """`UserError` where volumes are not square or of several grids."""
+    shapes = {r.shape[1:] for r in store.records}
+    spacings = {tuple(round(mm, 3) for mm in r.spacing_mm) for r in store.records}
+    if len(shapes) > 1 or len(spacings) > 1 or any(y != x for y, x in shapes):
+        raise UserError(
+            f"{store.path}: volumes differ in size or spacing, or are not square ({sorted(shapes)} pixels, "
+            f"{sorted(spacings)} mm); prepare them onto one grid"
+        )
+
+
+def _extents(hu: np.ndarray) -> np.ndarray:
+    """(Z, 4) int64 of every slice: first row of the head, the row after its last, and the same of columns; the whole
+    slice where it shows none."""
+    head = hu > AIR_HU
+    out = np.empty((len(hu), 4), np.int64)
+    for column, axis in ((0, 2), (2, 1)):
+        seen: np.ndarray = np.any(head, axis=axis)
+        found = seen.any(axis=1)
+        out[:, column] = np.where(found, seen.argmax(axis=1), hu.shape[1 + column // 2])
+        out[:, column + 1] = np.where(found, seen.shape[1] - seen[:, ::-1].argmax(axis=1), 0)
+    return out
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of K slices of some heads.
+
+    Window (head, last) holds slices last-K+1 … last. Slices above the first are air, which is how a chain begins (the
+    paper's seed); one window a head reaches an air slice below the last, which is how a chain learns to end. They are
+    numbered head after head.
+
+    Attributes
+    ----------
+    heads : where they lie.
+    slices : K.
+    """
+
+    heads: Heads
+    slices: int
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self.heads.records
+
+    def __len__(self) -> int:
+        return int(self.heads.ends[-1]) + len(self.records)
+
+    def start(self, head: int) -> int:
+        """Number of the window at which the chain of a head starts: its last slice is the vertex."""
+        return int(self.heads.starts[head]) + head
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(B, K) rows of windows (B,); -1 where there is air."""
+        ends = torch.from_numpy(self.heads.ends) + torch.arange(1, len(self.records) + 1)
+        head = torch.searchsorted(ends, numbers, right=True)
+        last = numbers - head  # the row it would be, were there no window of air after each head
+        rows = last[:, None] + torch.arange(1 - self.slices, 1)
+        first, end = self.heads.starts[head], torch.from_numpy(self.heads.ends)[head]
+        return torch.where((rows < first[:, None]) | (rows >= end[:, None]), -1, rows)
+
+    def position(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(B,) float32, mm below the vertex of the last slice of windows (B,)."""
+        ends = torch.from_numpy(self.heads.ends) + torch.arange(1, len(self.records) + 1)
+        head = torch.searchsorted(ends, numbers, right=True)
+        return ((numbers - head - self.heads.starts[head]) * self.records[0].spacing_mm[0]).float()
+
+    def whole(self, numbers: torch.Tensor) -> Cut:
+        """The windows (B,), uncut."""
+        zero = torch.zeros(len(numbers), dtype=torch.int64)
+        return Cut(self.rows(numbers), zero, zero, zero.bool(), (self.heads.side, self.heads.side))
+
+    def read(self, number: int) -> tuple[np.ndarray, float]:
+        """One window: int16 HU (K, Y, X), and the position of its last slice in mm below the vertex."""
+        numbers = torch.tensor([number])
+        return self.heads.cut(self.whole(numbers))[0].cpu().numpy(), float(self.position(numbers))
+
+
+def draw_cut(
+    windows: Windows, numbers: torch.Tensor, sides: tuple[int, int], fold: int, flip: bool, draws: Draws
+) -> tuple[Cut, torch.Tensor]:
+    """Parts of windows, and their frames.
+
+    Parameters
+    ----------
+    numbers : (B,) windows.
+    sides : rows and columns of the parts; 0 takes all. Along each axis a part holds the head, or lies within it where
+        the head is longer, and is random beyond that.
+    fold : pixels whose multiple the first row and column of a part are.
+    flip : mirror half of the windows left to right.
+
+    Returns
+    -------
+    The cut, and float32 (B, 4): top, left, bottom and right of each part, where the whole spans -1 … 1 between the
+    centres of its first and last `fold` pixels.
+    """
+    side, rows = windows.heads.side, windows.rows(numbers)
+    mirrored = draws.uniform(1)[:, 0] < 0.5 if flip else torch.zeros(len(numbers), dtype=torch.bool)
+    extents = torch.from_numpy(windows.heads.extents)[rows.clamp_min(0)]
+    air = (rows < 0)[:, :, None]
+    nothing = torch.tensor([side, 0, side, 0])
+    extents = torch.where(air, nothing, extents)
+    begin, end = extents[:, :, 0::2].amin(dim=1), extents[:, :, 1::2].amax(dim=1)  # (B, 2): down, across
+    begin, end = torch.where(end > 0, begin, 0), torch.where(end > 0, end, side)
+    across = torch.stack([side - end[:, 1], side - begin[:, 1]])
+    begin[:, 1], end[:, 1] = torch.where(mirrored, across, torch.stack([begin[:, 1], end[:, 1]]))
+    shape = tuple(wanted or side for wanted in sides)
+    firsts = []
+    for axis, length in enumerate(shape):
+        a, b = end[:, axis] - length, begin[:, axis]
+        low = (torch.minimum(a, b).clamp_min(0) + fold - 1) // fold
+        high = torch.maximum(a, b).clamp(0, side - length) // fold
+        choices = (torch.maximum(low, high) - low + 1)[:, None]
+        firsts.append(fold * (low + draws.integers(choices)[:, 0]))
+    top, left = firsts
+    span = max(1.0, side / fold - 1)
+    edges = torch.stack([top / fold, left / fold, (top + shape[0]) / fold - 1, (left + shape[1]) / fold - 1], dim=1)
+    return Cut(rows, top, left, mirrored, (shape[0], shape[1])), (2 * edges / span - 1).float()
+
+
+def training_windows(store: Store, split: str, slices: int, device: torch.device | str = "cpu") -> Windows:
+    """The windows of one split; raises `UserError` as `Heads` does."""
+    return Windows(Heads(store, split, device), slices)
+
+
+def root_mean_square(windows: Windows, scale: HUScale, count: int = 256, seed: int = 0) -> float:
+    """sigma_data: root mean square of x over randomly chosen windows (EDM assumes data of mean zero; with the mean in
+    it, c_in still scales the network's input to unit power)."""
+    chosen = torch.from_numpy(np.random.default_rng(seed).integers(0, len(windows), count))
+    encode = codec(scale, windows.heads.device).encode
+    squares = [encode(windows.heads.cut(windows.whole(part))).double().square().mean() for part in chosen.split(16)]
+    return float(torch.stack(squares).mean().sqrt())
