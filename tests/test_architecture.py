@@ -18,7 +18,7 @@ LAYERS = (
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
     ("slicewise.checkpoint", "slicewise.montage", "slicewise.pages"),
-    ("slicewise.ascii", "slicewise.calibrate", "slicewise.baselines"),
+    ("slicewise.ascii", "slicewise.calibrate", "slicewise.pyramid", "slicewise.baselines"),
     ("slicewise.training",),
     ("slicewise.generate",),
     ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release", "slicewise.evaluation"),

@@ -22,7 +22,8 @@ SHELL = "".join(text for kind, text in BLOCKS if kind == "sh")
 COMMANDS = [line for line in SHELL.splitlines() if line.startswith("slicewise ")]
 # What makes a command short; everything else stays as the README has it.
 SHORTER = {
-    "train": "--steps 2 --validations 0 --unet.channels 8 8 8 8 --unet.blocks 1 1 1 1",
+    "train": "--steps 2 --validations 0 --unet.channels 8 8 8 8 --unet.blocks 1 1 1 1 "
+    "--unet.attention False False False True",
     "train-icnet": "--steps 2 --validation-pairs 2",
     "generate": "--chain.steps 2 --chain.slices 3",
     "evaluate": "--no-all-slices --rounds 10",

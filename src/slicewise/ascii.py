@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from slicewise.codec import codec
+from slicewise.data.windows import enlarged
 from slicewise.diffusion import samplers, schedule
 from slicewise.diffusion.denoiser import Denoiser, Replayed
 from slicewise.errors import UserError
@@ -44,6 +45,7 @@ class ChainSettings:
     snr : signal-to-noise ratio of the Langevin corrector (pc).
     known_sigma : noise put on known slices, in units of x (per-slice model only): it hides from the network what is not
         quite right in its own slices. 0.005 is 2 HU in the brain on the "half" scale.
+    above_sigma : noise put on the slices of the level above, in units of x (drawers only).
     direction : "down" (from the vertex) or "up".
     slices : how many slices to generate; 0 means until the head ends.
     """
@@ -56,6 +58,7 @@ class ChainSettings:
     rho: float = 7.0
     snr: float = 0.15
     known_sigma: float = 0.005
+    above_sigma: float = 0.01
     direction: Literal["down", "up"] = "down"
     slices: int = 0
 
@@ -87,6 +90,7 @@ def chain(
     start_mm: float = 0.0,
     calibrate: Calibrate | None = None,
     device: str = "cpu",
+    above: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Generate a batch of volumes, one slice at a time.
 
@@ -99,6 +103,7 @@ def chain(
     start_mm : position in mm below the vertex of the slice of `start` that is next to the first generated one.
     calibrate : applied to each slice before it is given to the next (IC-Net inside the chain), or None.
     device : torch device.
+    above : int16 HU (B, Z, h, w) of the level above, in the order of generation, for a denoiser that sees one.
 
     Yields
     ------
@@ -106,6 +111,12 @@ def chain(
     batch has come to a slice of air after a head (see `trim`) or to one slice more than the longest volume trained on.
     """
     recipe = denoiser.recipe
+    if (above is not None) != bool(recipe.above):
+        raise UserError(
+            "this denoiser draws after the plan of a level above; join both with slicewise pyramid"
+            if recipe.above
+            else "this denoiser sees no level above"
+        )
     step_mm = recipe.spacing_mm[0] * (1 if settings.direction == "down" else -1)
     size = (recipe.size, recipe.size)
     if start is None:
@@ -126,7 +137,8 @@ def chain(
     denoise: Denoiser | Replayed = denoiser if torch.device(device).type == "cpu" else Replayed(denoiser)
     run, ended = np.full(len(volumes), 0 if start is None else SHORTEST), np.zeros(len(volumes), bool)
     for index in range(limit):
-        hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, before, position, device)
+        seen = None if above is None else _slices_above(above, index)
+        hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, before, position, device, seen)
         if calibrate is not None:
             hu = calibrate(hu, before[-1])
         slices = round_hu(hu)
@@ -138,6 +150,12 @@ def chain(
             return
         before = [*before, slices][-(recipe.slices - 1) :]
         position += step_mm
+
+
+def _slices_above(above: np.ndarray, index: int) -> np.ndarray:
+    """(B, 3, h, w): those at index - 1, index and index + 1; air beyond the ends."""
+    air = np.full_like(above[:, 0], HU_MIN)
+    return np.stack([above[:, z] if 0 <= z < above.shape[1] else air for z in range(index - 1, index + 2)], axis=1)
 
 
 def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
@@ -170,6 +188,7 @@ def _sample_slice(
     before: list[np.ndarray],
     position: float,
     device: str,
+    above: np.ndarray | None,
 ) -> np.ndarray:
     """One new slice for each volume, HU in float64 (B, H, W), not rounded."""
     recipe = denoiser.recipe
@@ -189,7 +208,12 @@ def _sample_slice(
     positions = torch.full((batch,), last_mm, dtype=torch.float32, device=device)
     channels = k if recipe.joint else 1
     noise = SliceNoise(seed, volumes, index, (channels, size, size), device)
-    fixed = SliceNoise(seed, volumes, index, (k, size, size), device)(0, KNOWN)
+    extra = 0 if above is None else above.shape[1]
+    fixed = SliceNoise(seed, volumes, index, (k + extra, size, size), device)(0, KNOWN)
+    if above is not None:
+        seen = enlarged(torch.from_numpy(above).to(device), recipe.above)
+        known_x = torch.cat([known_x, scale.encode(seen).double()], dim=1)
+        mask = torch.cat([mask, mask.new_ones(1, extra, 1, 1)], dim=1)
 
     if recipe.joint:
         # The paper's way: all K slices are sampled, and known ones are put back at the current noise level.
@@ -202,8 +226,9 @@ def _sample_slice(
         # Known slices come in nearly clean, missing ones as pure noise; only the wanted slice is sampled.
         impose = samplers.nothing_known
         level = max(settings.known_sigma, recipe.sigma_min)
-        levels = torch.full((batch, k), recipe.sigma_max, dtype=torch.float64)
-        levels[:, is_known] = level
+        levels = torch.full((batch, k + extra), recipe.sigma_max, dtype=torch.float64)
+        levels[:, :k][:, is_known] = level
+        levels[:, k:] = max(settings.above_sigma, recipe.sigma_min)
         levels = levels.to(device)
         context = torch.where(mask, known_x, torch.zeros_like(known_x)) + levels[:, :, None, None] * fixed
 

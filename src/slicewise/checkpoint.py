@@ -81,15 +81,26 @@ def load_model(
         )
     if meta["kind"] not in kinds:
         raise UserError(f"{path}: holds a network of kind {meta['kind']}, expected {' or '.join(kinds)}")
+    return fitted(meta["kind"], meta["network"], tensors, path, build), meta
+
+
+def fitted(
+    kind: str,
+    config: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    name: object,
+    build: Callable[[str, dict[str, Any]], nn.Module] = build_network,
+) -> nn.Module:
+    """A network in eval mode with these weights; `UserError`, which calls it `name`, where they do not fit."""
     try:
-        network = build(meta["kind"], meta["network"])
-        network.load_state_dict(tensors)
+        network = build(kind, config)
+        network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: weights do not fit the network it names ({reason}); it is from another version"
+            f"{name}: weights do not fit the network it names ({reason}); it is from another version"
         ) from None
-    return network.eval().to(memory_format=torch.channels_last), meta  # type: ignore[call-overload]
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def load_denoiser(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Denoiser:

@@ -26,6 +26,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   prepare      DICOM and NIfTI archives to a store of training data
   train        train the denoiser on a store
   train-icnet  train IC-Net, the intensity calibration network, on a store
+  pyramid      join a plan and what draws after it into one checkpoint
   train-slice-vae  train a baseline: the slice-to-3D VAE
   train-gan    train a baseline: StyleGAN2 or StyleGAN3, of single slices
   generate     generate volumes with a checkpoint
@@ -284,6 +285,29 @@ def train_icnet(argv: list[str]) -> None:
     report_training(training.train_icnet(open_store(a.data), a.out, a.settings))
 
 
+def pyramid(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.pyramid import join
+
+    @dataclass(frozen=True)
+    class JoinLevels:
+        """Join levels that were trained for one another into one checkpoint, which generate takes: a plan of the whole
+        head (train --pool), then what draws after it (train --above).
+
+        Attributes
+        ----------
+        levels : run folders or weights, the plan first.
+        out : .safetensors file to write.
+        """
+
+        levels: Annotated[tuple[Path, ...], tyro.conf.Positional]
+        out: Path
+
+    a = parse("pyramid", JoinLevels, argv)
+    print(f"checkpoint: {join(a.levels, a.out)}")
+
+
 def generate(argv: list[str]) -> None:
     import tyro
 
@@ -536,6 +560,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
     "train": train,
     "train-icnet": train_icnet,
+    "pyramid": pyramid,
     "train-slice-vae": _in_module("cli_baselines", "train_slice_vae"),
     "train-gan": _in_module("cli_baselines", "train_gan"),
     "generate": generate,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import slicewise
-from slicewise.ascii import ChainSettings, chain, trim
+from slicewise.ascii import Calibrate, ChainSettings, chain, trim
 from slicewise.baselines.sampling import KINDS, Baseline, draw_volume, load_baseline
 from slicewise.calibrate import calibrate_chains, calibrate_slice
 from slicewise.checkpoint import kind_of, load_denoiser, load_icnet, weights_file
@@ -30,6 +30,8 @@ from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import sha256
+from slicewise.pyramid import KIND as PYRAMID
+from slicewise.pyramid import Pyramid, draw, load_pyramid
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
 from slicewise.volume import Volume
 
@@ -124,7 +126,7 @@ def generate(
         with _writing(process.device) as write:
             for first in range(0, len(mine), settings.batch):
                 numbers = mine[first : first + settings.batch]
-                if isinstance(model, Denoiser):
+                if not isinstance(model, Baseline):
                     batch = _batch(model, net, settings, seed, numbers, device, made, progress)
                 else:
                     batch = _drawn(model, settings, numbers)
@@ -141,9 +143,16 @@ def generate(
         return about
 
 
-def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) -> Denoiser | Baseline:
-    """The denoiser or baseline that a checkpoint holds; `UserError` for settings that a baseline has no use for."""
-    if kind_of(checkpoint) not in KINDS:
+def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) -> Denoiser | Pyramid | Baseline:
+    """The denoiser, pyramid or baseline that a checkpoint holds; `UserError` for settings that it has no use for."""
+    kind = kind_of(checkpoint)
+    if kind == PYRAMID:
+        if settings.seed_volume is not None:
+            raise UserError(
+                f"--seed-volume: {checkpoint} plans whole heads and cannot go on from a slice; leave it out"
+            )
+        return load_pyramid(checkpoint, core_dtype(device, settings.core), str(device))
+    if kind not in KINDS:
         return load_denoiser(checkpoint, core_dtype(device, settings.core), str(device))
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
@@ -159,7 +168,7 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
 
 
 def describe(
-    settings: GenerateSettings, model: Denoiser | Baseline, checkpoint: Path, icnet: Path | None
+    settings: GenerateSettings, model: Denoiser | Pyramid | Baseline, checkpoint: Path, icnet: Path | None
 ) -> dict[str, Any]:
     """What decides the voxels of a run: settings, networks, evaluations of the network a slice."""
     shown = asdict(settings)
@@ -207,7 +216,7 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
 
 
 def _batch(
-    denoiser: Denoiser,
+    denoiser: Denoiser | Pyramid,
     net: "ICNet | None",
     settings: GenerateSettings,
     seed: Seed | None,
@@ -220,20 +229,18 @@ def _batch(
     inside = (lambda hu, before: calibrate_slice(net, hu, before)) if net and settings.calibrate == "inside" else None
     start, start_mm = None, 0.0
     if seed is not None:
+        assert isinstance(denoiser, Denoiser)
         k = denoiser.recipe.slices - 1
         window = slice(max(0, seed.index - k + 1), seed.index + 1)
         if settings.chain.direction == "up":
             window = slice(seed.index, seed.index + k)
         start, start_mm = seed.volume.hu[window], seed.position_mm
 
-    def begin(share: list[int]) -> Iterator[np.ndarray]:
-        return chain(denoiser, settings.chain, settings.seed, share, start, start_mm, inside, device)
-
-    shares = _shares(numbers, torch.get_num_threads() if device == "cpu" else 1)
-    stacks = _side_by_side([begin(share) for share in shares], lambda slices: progress(made, slices))
-    made_hu = [hu for stack in stacks for hu in stack]
-    if not settings.chain.slices:
-        made_hu = [trim(hu, begun=seed is not None, most=denoiser.recipe.scale.air) for hu in made_hu]
+    if isinstance(denoiser, Pyramid):
+        done = lambda slices: progress(made, slices)  # noqa: E731
+        made_hu = draw(denoiser, settings.chain, settings.seed, numbers, inside, device, done)
+    else:
+        made_hu = _chains(denoiser, settings, numbers, start, start_mm, inside, device, lambda n: progress(made, n))
     volumes = [_place(hu, denoiser, seed, settings.chain.direction) for hu in made_hu]
     if net is None or settings.calibrate != "after":
         yield from ((number, None, volume) for number, volume in zip(numbers, volumes))
@@ -242,6 +249,29 @@ def _batch(
     calibrated = calibrate_chains(net, [volume.hu[order] for volume in volumes], seeded=seed is not None)
     for number, volume, hu in zip(numbers, volumes, calibrated):
         yield number, volume, volume.with_hu(round_hu(hu[order]))
+
+
+def _chains(
+    denoiser: Denoiser,
+    settings: GenerateSettings,
+    numbers: list[int],
+    start: np.ndarray | None,
+    start_mm: float,
+    inside: Calibrate | None,
+    device: str,
+    progress: Callable[[int], None],
+) -> list[np.ndarray]:
+    """The heads of one batch, (Z, H, W) each in the order of generation, ended where they end."""
+
+    def begin(share: list[int]) -> Iterator[np.ndarray]:
+        return chain(denoiser, settings.chain, settings.seed, share, start, start_mm, inside, device)
+
+    shares = _shares(numbers, torch.get_num_threads() if device == "cpu" else 1)
+    stacks = _side_by_side([begin(share) for share in shares], progress)
+    made = [hu for stack in stacks for hu in stack]
+    if settings.chain.slices:
+        return made
+    return [trim(hu, begun=start is not None, most=denoiser.recipe.scale.air) for hu in made]
 
 
 def _shares(numbers: list[int], threads: int) -> list[list[int]]:
@@ -273,7 +303,7 @@ def _drawn(baseline: Baseline, settings: GenerateSettings, numbers: list[int]) -
         yield number, None, Volume.regular(hu, baseline.recipe.spacing_mm)
 
 
-def _place(hu: np.ndarray, denoiser: Denoiser, seed: Seed | None, direction: str) -> Volume:
+def _place(hu: np.ndarray, denoiser: Denoiser | Pyramid, seed: Seed | None, direction: str) -> Volume:
     """Generated slices (in the order of generation) as a Volume; with a seed, its slice first (or last, upward)."""
     if seed is None:
         return Volume.regular(np.ascontiguousarray(hu), denoiser.recipe.spacing_mm)

@@ -86,6 +86,8 @@ def processes(device: str = "auto") -> Iterator[Process]:
     control = None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        # TF32 has half a HU in its last place: what is to be float32 is float32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if world > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")

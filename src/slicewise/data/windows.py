@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from slicewise.codec import codec
 from slicewise.data.store import Record, Store
@@ -208,12 +209,12 @@ class Windows:
         """Number of the window at which the chain of a head starts: its last slice is the vertex."""
         return int(self.heads.starts[head]) + head
 
-    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """(B, K) rows of windows (B,); -1 where there is air."""
+    def rows(self, numbers: torch.Tensor, margin: int = 0) -> torch.Tensor:
+        """(B, K) rows of windows (B,), -1 where there is air; with a `margin`, so many more at either end."""
         ends = torch.from_numpy(self.heads.ends) + torch.arange(1, len(self.records) + 1)
         head = torch.searchsorted(ends, numbers, right=True)
         last = numbers - head  # the row it would be, were there no window of air after each head
-        rows = last[:, None] + torch.arange(1 - self.slices, 1)
+        rows = last[:, None] + torch.arange(1 - self.slices - margin, 1 + margin)
         first, end = self.heads.starts[head], torch.from_numpy(self.heads.ends)[head]
         return torch.where((rows < first[:, None]) | (rows >= end[:, None]), -1, rows)
 
@@ -223,10 +224,16 @@ class Windows:
         head = torch.searchsorted(ends, numbers, right=True)
         return ((numbers - head - self.heads.starts[head]) * self.records[0].spacing_mm[0]).float()
 
-    def whole(self, numbers: torch.Tensor) -> Cut:
-        """The windows (B,), uncut."""
+    def about(self, numbers: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """(B, 3) rows of the slices above, at and below those at `place` (B,) in windows (B,); -1 where there is
+        air."""
+        return self.rows(numbers, margin=1).gather(1, place[:, None] + torch.arange(3))
+
+    def whole(self, numbers: torch.Tensor, rows: torch.Tensor | None = None) -> Cut:
+        """The windows (B,), or other rows (B, K), uncut."""
         zero = torch.zeros(len(numbers), dtype=torch.int64)
-        return Cut(self.rows(numbers), zero, zero, zero.bool(), (self.heads.side, self.heads.side))
+        rows = self.rows(numbers) if rows is None else rows
+        return Cut(rows, zero, zero, zero.bool(), (self.heads.side, self.heads.side))
 
     def read(self, number: int) -> tuple[np.ndarray, float]:
         """One window: int16 HU (K, Y, X), and the position of its last slice in mm below the vertex."""
@@ -235,7 +242,13 @@ class Windows:
 
 
 def draw_cut(
-    windows: Windows, numbers: torch.Tensor, sides: tuple[int, int], fold: int, flip: bool, draws: Draws
+    windows: Windows,
+    numbers: torch.Tensor,
+    sides: tuple[int, int],
+    fold: int,
+    flip: bool,
+    draws: Draws,
+    grain: int = 0,
 ) -> tuple[Cut, torch.Tensor]:
     """Parts of windows, and their frames.
 
@@ -244,15 +257,17 @@ def draw_cut(
     numbers : (B,) windows.
     sides : rows and columns of the parts; 0 takes all. Along each axis a part holds the head, or lies within it where
         the head is longer, and is random beyond that.
-    fold : pixels whose multiple the first row and column of a part are.
+    fold : pixels that a network folds into one.
     flip : mirror half of the windows left to right.
+    draws : the random numbers of these samples.
+    grain : pixels whose multiple the first row and column of a part are; 0 takes `fold`.
 
     Returns
     -------
     The cut, and float32 (B, 4): top, left, bottom and right of each part, where the whole spans -1 … 1 between the
     centres of its first and last `fold` pixels.
     """
-    side, rows = windows.heads.side, windows.rows(numbers)
+    side, rows, grain = windows.heads.side, windows.rows(numbers), grain or fold
     mirrored = draws.uniform(1)[:, 0] < 0.5 if flip else torch.zeros(len(numbers), dtype=torch.bool)
     extents = torch.from_numpy(windows.heads.extents)[rows.clamp_min(0)]
     air = (rows < 0)[:, :, None]
@@ -266,10 +281,10 @@ def draw_cut(
     firsts = []
     for axis, length in enumerate(shape):
         a, b = end[:, axis] - length, begin[:, axis]
-        low = (torch.minimum(a, b).clamp_min(0) + fold - 1) // fold
-        high = torch.maximum(a, b).clamp(0, side - length) // fold
+        low = (torch.minimum(a, b).clamp_min(0) + grain - 1) // grain
+        high = torch.maximum(a, b).clamp(0, side - length) // grain
         choices = (torch.maximum(low, high) - low + 1)[:, None]
-        firsts.append(fold * (low + draws.integers(choices)[:, 0]))
+        firsts.append(grain * (low + draws.integers(choices)[:, 0]))
     top, left = firsts
     span = max(1.0, side / fold - 1)
     edges = torch.stack([top / fold, left / fold, (top + shape[0]) / fold - 1, (left + shape[1]) / fold - 1], dim=1)
@@ -281,10 +296,29 @@ def training_windows(store: Store, split: str, slices: int, device: torch.device
     return Windows(Heads(store, split, device), slices)
 
 
-def root_mean_square(windows: Windows, scale: HUScale, count: int = 256, seed: int = 0) -> float:
-    """sigma_data: root mean square of x over randomly chosen windows (EDM assumes data of mean zero; with the mean in
-    it, c_in still scales the network's input to unit power)."""
+def pooled(hu: torch.Tensor, factor: int) -> torch.Tensor:
+    """Slices (B, K, H, W) on pixels `factor` times as large: the means of factor x factor pixels, float32 HU."""
+    return F.avg_pool2d(hu.float(), factor) if factor > 1 else hu.float()
+
+
+def enlarged(hu: torch.Tensor, factor: int) -> torch.Tensor:
+    """Slices (B, K, h, w) of a coarser level on pixels `factor` times as small, bilinear between pixel centres, the
+    border repeated; float32 HU."""
+    return F.interpolate(hu.float(), scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def as_level(hu: torch.Tensor, slices: int, pool: int, above: int) -> torch.Tensor:
+    """What a level of a pyramid sees of HU on the store's pixels, (B, K, H/pool, W/pool) float32: the window's `slices`
+    on its own pixels, then the others as the level above has them, on pixels `above` times as large, enlarged."""
+    window = pooled(hu[:, :slices], pool)
+    return torch.cat([window, enlarged(pooled(hu[:, slices:], pool * above), above)], dim=1) if above else window
+
+
+def root_mean_square(windows: Windows, scale: HUScale, pool: int = 1, count: int = 256, seed: int = 0) -> float:
+    """sigma_data: root mean square of x over randomly chosen windows, on pixels `pool` times as large (EDM assumes data
+    of mean zero; with the mean in it, c_in still scales the network's input to unit power)."""
     chosen = torch.from_numpy(np.random.default_rng(seed).integers(0, len(windows), count))
     encode = codec(scale, windows.heads.device).encode
-    squares = [encode(windows.heads.cut(windows.whole(part))).double().square().mean() for part in chosen.split(16)]
+    parts = (pooled(windows.heads.cut(windows.whole(part)), pool) for part in chosen.split(16))
+    squares = [encode(part).double().square().mean() for part in parts]
     return float(torch.stack(squares).mean().sqrt())

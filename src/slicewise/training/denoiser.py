@@ -1,5 +1,6 @@
 """Train the denoiser: its settings, its batches, its loss and its validation, for the loop of `training.run`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from slicewise import checkpoint
 from slicewise.checkpoint import build_network
 from slicewise.codec import codec
 from slicewise.data.store import Store
-from slicewise.data.windows import Cut, Windows, draw_cut, root_mean_square, slices_of, training_windows
+from slicewise.data.windows import Cut, Windows, as_level, draw_cut, root_mean_square, slices_of, training_windows
 from slicewise.diffusion.denoiser import Denoiser, Recipe, position_condition
 from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
 from slicewise.diffusion.precondition import c_noise, posterior
@@ -48,6 +49,11 @@ class DenoiserTraining(RunSettings):
     network : "unet" (lean) or "ncsnpp" (the paper's).
     unet, ncsnpp : shape of the chosen network; its number of slices and conditions follow from the fields below.
     slices : K, slices in a window.
+    pool : train on pixels so many times as large as the store's: the plan of a pyramid (see `pyramid`).
+    above : see the slices of a level whose pixels are so many times as large, too: those above, at and below the wanted
+        one, as a pyramid's drawer does; 0 for none.
+    above_sigma : largest noise on those, in units of x, drawn log-uniformly from a fifteenth of it upward: it decides
+        how far the drawer trusts a plan that is not quite right.
     task : joint (the paper) or per-slice noise levels, and how slices of a window are corrupted.
     sigma : distribution of noise levels.
     scale : window and companding of the HU scale.
@@ -74,6 +80,9 @@ class DenoiserTraining(RunSettings):
     unet: UNetConfig = field(default_factory=UNetConfig)
     ncsnpp: NCSNppConfig = field(default_factory=NCSNppConfig)
     slices: int = 3
+    pool: int = 1
+    above: int = 0
+    above_sigma: float = 0.05
     task: WindowTask = field(default_factory=WindowTask)
     sigma: SigmaDistribution = field(default_factory=SigmaDistribution)
     scale: HUScale = field(default_factory=lambda: HUScale(companding="half"))
@@ -92,9 +101,14 @@ class DenoiserTraining(RunSettings):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: Literal["auto", "on", "off"] = "auto"
 
+    @property
+    def grain(self) -> int:
+        """Store pixels whose multiple the first row and column of a part are: whole pixels of every level."""
+        return self.pool * math.lcm(self.unet.fold, self.above or 1)
+
     def check(self) -> None:
         super().check()
-        for name, least in (("slices", 2), ("validation_windows", 1), ("micro_batch", 0)):
+        for name, least in (("slices", 2), ("pool", 1), ("above", 0), ("validation_windows", 1), ("micro_batch", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
         if not 0 < self.sigma.sigma_min < self.sigma.sigma_max:
@@ -165,10 +179,16 @@ class Batches:
         head = draws.integers(len(windows.records))[:, 0]
         start = windows.heads.starts[head] + head
         numbers = torch.where(draws.uniform(1)[:, 0] < s.starts, start, own)
-        cut, frame = draw_cut(windows, numbers, s.crop, s.unet.fold, s.flip, draws)
+        cut, frame = draw_cut(windows, numbers, s.crop, s.pool * s.unet.fold, s.flip, draws, s.grain)
         sigma, wanted = s.task.draw(draws, s.slices, s.sigma)
         faded = (draws.uniform(1) < s.fade) & ~wanted
         contrast, mottle = draws.uniform(2 * s.slices).unflatten(1, (2, s.slices)).unbind(1)
+        if s.above:
+            last_wanted = s.slices - 1 - wanted.flip(1).int().argmax(dim=1)
+            cut = replace(cut, rows=torch.cat([cut.rows, windows.about(numbers, last_wanted)], dim=1))
+            fraction = draws.uniform(3).double()
+            sigma = torch.cat([sigma, s.above_sigma * torch.exp((fraction - 1.0) * math.log(15.0))], dim=1)
+            wanted = torch.cat([wanted, torch.zeros(len(wanted), 3, dtype=torch.bool)], dim=1)
         return {
             "step": step,
             "cut": cut,
@@ -190,7 +210,7 @@ class Batches:
         """The batch that a plan describes; `hu` where it has been cut already."""
         s, device = self.settings, self.windows.heads.device
         cut: Cut = plan["cut"]
-        hu_values = (self.windows.heads.cut(cut) if hu is None else hu).float()
+        hu_values = as_level(self.windows.heads.cut(cut) if hu is None else hu, s.slices, s.pool, s.above)
         count, shape = hu_values[0].numel(), hu_values.shape
         samples = torch.arange(self.share.start, self.share.stop, device=device)
         noise = Draws(s.seed, samples, 0, plan["step"], TRAIN_NOISE, device)
@@ -211,8 +231,9 @@ class Batches:
 def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     """Settings of the chosen network with what follows from the data and the recipe filled in; `UserError` where they
     do not fit one another or slices of `size` pixels."""
-    condition = 1 if settings.position else 0
+    condition, slices = 1 if settings.position else 0, settings.slices + (3 if settings.above else 0)
     multiple = settings.unet.multiple if settings.network == "unet" else 2 ** (len(settings.ncsnpp.multipliers) - 1)
+    multiple = math.lcm(multiple * settings.pool, settings.grain)
     if any(side < 0 or side > size or side % multiple for side in settings.crop):
         raise UserError(
             f"--crop {settings.crop[0]} {settings.crop[1]}: must be multiples of {multiple} up to {size}, or 0 for all"
@@ -223,18 +244,19 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
             raise UserError("--unet.channels, --unet.blocks, --unet.attention: give as many of each, one a level")
         if len(shape.window) != len(shape.window_mean) or any(side < 1 or side % 2 == 0 for side in shape.window_mean):
             raise UserError("--unet.window, --unet.window-mean: give as many of each, the means odd and above 0")
-        if size % shape.multiple:
+        if size % multiple:
+            pooling = f", --pool {settings.pool}" if settings.pool > 1 else ""
             raise UserError(
-                f"slices of {size} pixels do not divide by {shape.multiple}, as {len(shape.channels)} levels and "
-                f"--unet.fold {shape.fold} need; prepare another size or take fewer levels"
+                f"slices of {size} pixels do not divide by {multiple}, as {len(shape.channels)} levels and "
+                f"--unet.fold {shape.fold}{pooling} need; prepare another size or take fewer levels"
             )
-        return asdict(replace(settings.unet, slices=settings.slices, condition=condition))
+        return asdict(replace(settings.unet, slices=slices, condition=condition))
     return asdict(
         replace(
             settings.ncsnpp,
-            in_channels=settings.slices,
-            out_channels=settings.slices,
-            slices=settings.slices,
+            in_channels=slices,
+            out_channels=slices,
+            slices=slices,
             condition=condition,
             image_size=size,
         )
@@ -279,8 +301,9 @@ class DenoiserTrainer:
         self.width: float | None = settings.ema
         self.heads = training_heads(store, out, process)
         windows = Windows(self.heads, settings.slices)
-        size, device = self.heads.side, process.device
-        self.config = network_config(settings, size)
+        size, device = self.heads.side // settings.pool, process.device
+        self.config = network_config(settings, self.heads.side)
+        dz, dy, dx = self.heads.records[0].spacing_mm
         torch.manual_seed(settings.seed)
         network = build_network(settings.network, self.config).to(device)
         sharded = settings.parallel == "fsdp" and process.world > 1
@@ -290,14 +313,16 @@ class DenoiserTrainer:
             slices=settings.slices,
             joint=settings.task.joint,
             size=size,
-            spacing_mm=self.heads.records[0].spacing_mm,
+            spacing_mm=(dz, dy * settings.pool, dx * settings.pool),
             scale=settings.scale,
-            sigma_data=root_mean_square(windows, settings.scale),
+            sigma_data=root_mean_square(windows, settings.scale, settings.pool),
             sigma_min=settings.sigma.sigma_min,
             sigma_max=settings.sigma.sigma_max,
             position=settings.position,
             min_slices=0,
             max_slices=0,
+            above=settings.above,
+            above_sigma=settings.above_sigma if settings.above else 0.0,
         )
         if init is not None:
             self.recipe = _start_from(network, self.config, self.recipe, init)
@@ -305,8 +330,9 @@ class DenoiserTrainer:
             _place_brain(network, self.recipe)
         if settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"):
             assert isinstance(network, UNet | NCSNpp)
+            torch._dynamo.config.recompile_limit = 64  # a graph for each shape of block, of which there are a dozen
             for block in network.blocks():
-                block.compile()
+                block.compile(dynamic=False)
         self.core = core_dtype(device, settings.core)
         objective = Objective(network, self.recipe.sigma_data, settings.balance, self.core).to(device)
         if sharded:
@@ -409,11 +435,13 @@ class DenoiserTrainer:
         recipe = replace(self.recipe, min_slices=min(lengths), max_slices=max(lengths))
         return self.settings.network, self.config, {"recipe": recipe.to_dict(), "training": asdict(self.settings)}
 
+    @torch.compiler.set_stance("force_eager")  # other shapes than training's are not worth a minute of compiling
     def validate(self) -> dict[str, Any]:
         s = self.settings
-        rows = validate(self.denoiser(), self.validation, s.validation_windows, self.micro, s.seed)
+        rows = validate(self.denoiser(), self.validation, s.validation_windows, self.micro, s.seed, s.pool)
         return {"validation": rows, "score": score(rows), "noise_hu": self.noise_hu}
 
+    @torch.compiler.set_stance("force_eager")
     def sample(self, path: Path) -> None:
         """One generated volume as a montage. All processes sample it, since FSDP's network needs them all; the first
         writes it."""
@@ -442,6 +470,7 @@ class DenoiserTrainer:
         if isinstance(self.objective.network, UNet):
             _place_brain(self.objective.network, self.recipe)
 
+    @torch.compiler.set_stance("force_eager")
     def finish(self) -> None:
         s = self.settings
         if s.residual_windows:

@@ -77,12 +77,14 @@ def weights_of_snapshots(
     steps: Sequence[int], widths: Sequence[float], step: int, sigma_rel: float
 ) -> np.ndarray:
     """Weights (N,) float64 with which snapshots of power averages, taken after `steps` with relative `widths`, add up
-    to the average of relative width `sigma_rel` after `step`: least squares of their profiles in time (algorithm 3)."""
+    to the average of relative width `sigma_rel` after `step`: least squares of their profiles in time (algorithm 3),
+    brought to a sum of one, so that few snapshots do not shrink what never changed."""
     t, gamma = np.array(steps, np.float64), np.array([exponent(width) for width in widths])
     wanted_t, wanted = np.array([step], np.float64), np.array([exponent(sigma_rel)])
     gram = _inner(t[:, None], gamma[:, None], t[None], gamma[None])
     right = _inner(t[:, None], gamma[:, None], wanted_t[None], wanted[None])[:, 0]
-    return np.linalg.lstsq(gram, right, rcond=1e-10)[0]
+    weights = np.linalg.lstsq(gram, right, rcond=1e-10)[0]
+    return weights / weights.sum()
 
 
 def _inner(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:

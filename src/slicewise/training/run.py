@@ -51,6 +51,8 @@ from slicewise.training.trainer import RunSettings, Trainer
 
 # Steps between looks at the loss, which a GPU has to be waited for, and at a store that may have grown.
 LOG_EVERY = 20
+# Seconds between them: heads may come faster than memory takes them in.
+INTAKE_SECONDS = 10.0
 # Snapshots of both averages in a run, from which others are made at its end.
 SNAPSHOTS = 16
 
@@ -112,7 +114,7 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
     began = since = time.monotonic()
     passed, saved = place.seconds, time.monotonic()
     longest = 0.0  # seconds that a validation takes: the last one is to end within the run's minutes
-    manifest = _written(trainer.heads.store)
+    manifest, looked = _written(trainer.heads.store), 0.0
     with counting_bar(process.is_main) as bar:
         task = bar.add_task(
             trainer.name, total=round(place.now(settings)[1]), completed=round(place.now(settings)[0]), note=""
@@ -146,7 +148,8 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
                     about = {"lr": rates[0][1] * factor, "images_per_s": round(speed, 2), "seconds": place.seconds}
                     log.write(step=place.step, **means, **{k: float(f"{v:.5g}") for k, v in about.items()})
                 seen, since = [], time.monotonic()
-                manifest = _take_in(trainer.heads, manifest, process)
+                if process.agree(time.monotonic() - looked if process.is_main else 0.0)[0] >= INTAKE_SECONDS:
+                    manifest, looked = _take_in(trainer.heads, manifest, process), time.monotonic()
             share = place.share(settings)
             if trainer.width is not None and place.averaged and _due(before, share, SNAPSHOTS):
                 snapshot(trainer, out, process, place.averaged)
