@@ -25,7 +25,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, A
     if chromium() is None:
         pytest.fail("Chromium is missing; make tools (or apt-get install chromium) brings it")
     tmp: Path = tmp_path_factory.mktemp("pages")
-    create(tmp / "study", *folders(tmp, 3, 2), DESIGN)
+    create(tmp / "study", *folders(tmp, 3, 2), DESIGN, allow_leak=True)
     study = open_study(tmp / "study")
     with served(study_app(study)) as base, browser() as opened:
         page = opened.new_page(viewport={"width": 1024, "height": 768}, color_scheme="light")

@@ -29,6 +29,7 @@ from slicewise.io.nifti import write_nifti
 from slicewise.viewer.app import viewer
 from slicewise.viewer.display import WINDOWS, curve, encode, evenly, show, slice_means, windows
 from slicewise.viewer.server import address, host_names, is_loopback, listen, require_server
+from slicewise.viewer.server import server as server_of
 from slicewise.viewer.shelf import Entry, Shelf, entries
 from slicewise.volume import Volume
 
@@ -169,11 +170,9 @@ def test_shelf_keeps_a_few_and_reads_each_once():
 
 @contextmanager
 def served(app: Any) -> Iterator[str]:
-    """The address of the app, served by uvicorn in a thread."""
-    import uvicorn
-
+    """The address of the app, served in a thread as the commands serve it."""
     bound = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    server = server_of(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from slicewise.errors import UserError
 from slicewise.viewer.display import windows
-from slicewise.viewer.server import application, asset, asset_routes, host_names, page
+from slicewise.viewer.server import application, asset, asset_routes, host_names, page, redirect
 from slicewise.viewer.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
         Route("/volumes/{index:int}/curve", means),
         *asset_routes(PACKAGE),
     ]
-    return application([Mount(f"/{token}", routes=routes)], host_names(host)), f"/{token}/"
+
+    async def slash(request: Any) -> "Response":
+        return redirect(f"{token}/")
+
+    mounted = [Route(f"/{token}", slash), Mount(f"/{token}", routes=routes)]
+    return application(mounted, host_names(host)), f"/{token}/"
 
 
 def _json(value: Any, status: int = 200) -> "Response":
