@@ -16,6 +16,7 @@ def view(argv: list[str]) -> None:
     import webbrowser
 
     from slicewise.viewer.app import viewer
+    from slicewise.viewer.labels import read_labels
     from slicewise.viewer.shelf import Shelf, entries
 
     @dataclass(frozen=True)
@@ -25,12 +26,14 @@ def view(argv: list[str]) -> None:
         Attributes
         ----------
         paths : DICOM folders, NIfTI files, prepared stores or runs of slicewise generate.
+        labels : DICOM segmentations or NIfTI label maps to lay over the volumes that they belong to.
         host : address to bind to; other than 127.0.0.1 lets other machines look.
         port : port to bind to; 0 takes a free one.
         browser : open the page in a browser.
         """
 
         paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+        labels: tuple[Path, ...] = ()
         host: str = "127.0.0.1"
         port: int = 0
         browser: bool = True
@@ -40,8 +43,9 @@ def view(argv: list[str]) -> None:
     found, left_out = entries(a.paths)
     for left in left_out:
         print(f"left out  {left.source}: {left.reason}")
+    shelf = Shelf(found, [read_labels(labels) for labels in a.labels])
     bound = listen(a.host, a.port)
-    app, path = viewer(Shelf(found), a.host)
+    app, path = viewer(shelf, a.host)
     link = address(bound) + path
     print(f"{len(found)} volume{'s' if len(found) > 1 else ''} at {link}   (Ctrl-C ends it)", flush=True)
     if a.browser:
