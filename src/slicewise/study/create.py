@@ -97,9 +97,9 @@ def create(
 
 def leak_text(leak: Leak) -> str:
     """One phrase on what the leak test found."""
-    area = leak.auc
+    areas = [f"{area.value:.2f} ({area.lower:.2f} to {area.upper:.2f})" for area in (leak.auc, leak.form)]
     return (
-        f"leak test AUC {area.value:.2f} ({area.lower:.2f} to {area.upper:.2f}); best alone: {leak.feature}, "
+        f"leak test AUC {areas[0]}, by file, codes, extremes and air alone {areas[1]}; best alone: {leak.feature}, "
         f"{leak.feature_auc:.2f}"
     )
 
@@ -205,7 +205,12 @@ def _build(
     csv.writer(table).writerows([("reader", "token"), *readers.items()])
     _write(folder / STUDY, _json(study))
     _write(folder / READERS, table.getvalue().encode())
-    found = {"auc": asdict(leak.auc), "feature": leak.feature, "feature_auc": leak.feature_auc}
+    found = {
+        "auc": asdict(leak.auc),
+        "form": asdict(leak.form),
+        "feature": leak.feature,
+        "feature_auc": leak.feature_auc,
+    }
     _write(folder / KEY, _json({"seed": seed, "leak": found, "cases": {case: key[case] for case in sorted(key)}}))
     os.chmod(folder, 0o700)
     return study, leak

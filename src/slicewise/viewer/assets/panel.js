@@ -10,9 +10,13 @@ export const VIEWS = {
   all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL,
   "3D": SLICE_TYPE.RENDER,
 };
-const ALWAYS = 1; // SHOW_RENDER.ALWAYS, which NiiVue's bundle does not export
+const [NEVER, ALWAYS] = [0, 1]; // of SHOW_RENDER, which NiiVue's bundle does not export
+// Voxels from which the 3D picture beside the planes would take seconds a frame, where there is no graphics card.
+const MOST_WITHOUT_CARD = 8e6;
 const CROSS_MM = 1;
 const FIRST_VOXEL = 352; // of the .nii files that the server sends
+// Blue where there is less, red where there is more, black where nothing differs.
+const DIVERGING = { R: [90, 40, 0, 230, 255], G: [200, 90, 0, 90, 220], B: [255, 230, 0, 30, 120], A: [255, 255, 255, 255, 255], I: [0, 64, 128, 192, 255] };
 const START_3D = { azimuth: 160, elevation: 15 };
 
 // `stage` is an element to fill. `tell` = { moved(panel), windowed(lo, hi), hovered(panel, hit | null), touched(panel) }.
@@ -28,6 +32,9 @@ export async function createPanel(stage, label, tell) {
     isForceMouseClickToVoxelCenters: true, isOrientationTextVisible: false, loadingText: "", logLevel: "error",
   });
   await nv.attachToCanvas(canvas);
+  nv.addColormap("difference", DIVERGING);
+  const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
+  const hasCard = !/swiftshader|llvmpipe|software/i.test(nv.gl.getParameter(info ? info.UNMASKED_RENDERER_WEBGL : nv.gl.RENDERER));
 
   const panel = {
     nv, canvas, about: null, tool: "slices", slabAxis: 2,
@@ -42,6 +49,8 @@ export async function createPanel(stage, label, tell) {
     async show(buffer, about, lo, hi, colormap = "gray") {
       panel.about = null;
       while (nv.volumes.length) nv.removeVolume(nv.volumes.at(-1));
+      const voxels = (buffer.byteLength - FIRST_VOXEL) / 2;
+      nv.opts.multiplanarShowRender = hasCard || voxels < MOST_WITHOUT_CARD ? ALWAYS : NEVER;
       nv.addVolume(await NVImage.loadFromUrl({ url: buffer, name: "volume.nii", colormap, cal_min: lo, cal_max: hi }));
       panel.buffer = buffer;
       panel.original = nv.volumes[0].img;

@@ -233,7 +233,7 @@ async function subtract() {
     return;
   }
   const slice = first.panel.voxel();
-  await second.panel.show(difference(second.panel.buffer, first.panel.buffer), about, (state.lo - state.hi) / 2, (state.hi - state.lo) / 2, "blue2red");
+  await second.panel.show(difference(second.panel.buffer, first.panel.buffer), about, (state.lo - state.hi) / 2, (state.hi - state.lo) / 2, "difference");
   second.panel.isDifference = true;
   dress(second);
   second.panel.goTo(slice);
