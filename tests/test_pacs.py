@@ -248,8 +248,9 @@ def test_from_a_run_through_a_pacs_into_a_store(servers, tmp_path, capsys):
     assert main("pull", ORTHANC, "--patient", "SYN-RUN-1", "--out", tmp_path / "in", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "would pull  CT series 2.25." in out and "12 images" in out
-    assert main("pull", ORTHANC, "--patient", "SYN-RUN-*", "--out", tmp_path / "in") == 0
-    assert "2 series in" in capsys.readouterr().out
+    for n in range(2):
+        assert main("pull", ORTHANC, "--patient", f"SYN-RUN-{n}", "--out", tmp_path / "in") == 0
+        assert "1 series in" in capsys.readouterr().out
     assert main("prepare", tmp_path / "in", "--out", tmp_path / "store", "--size", "32", "--workers", "1") == 0
     assert "prepared 2 volumes" in capsys.readouterr().out
 

@@ -7,11 +7,14 @@ import json
 import math
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ def folders(tmp: Path, real: int = 5, synthetic: int = 5) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     tmp = tmp_path_factory.mktemp("study")
-    about, left_out = create(tmp / "study", *folders(tmp), SMALL)
+    about, left_out, _ = create(tmp / "study", *folders(tmp), SMALL, allow_leak=True)
     assert left_out == []
     return tmp / "study", about
 
@@ -170,22 +173,28 @@ def test_case_files_are_alike_but_for_their_voxels(made):
     folder, about = made
     files = sorted((folder / "cases").iterdir())
     key = json.loads((folder / "key.json").read_text())["cases"]
-    assert {f.stem for f in files} == set(key) and len(files) == 8
-    assert sorted(v["kind"] for v in key.values()) == ["real"] * 4 + ["synthetic"] * 4
+    assert {f.stem for f in files} == set(key) and sum("again" not in v for v in key.values()) == 8
+    assert sorted(v["kind"] for v in key.values() if "again" not in v) == ["real"] * 4 + ["synthetic"] * 4
     assert len({(f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_mode, f.read_bytes()[:352]) for f in files}) == 1
+    extremes = set()
     assert all(len(f.stem) == 12 and int(f.stem, 16) >= 0 for f in files)
     for file in files:
         hu = np.asarray(nib.load(file).dataobj)
         grid = about["grid"]
         assert hu.shape == (grid["size"], grid["size"], grid["slices"])
-        assert (hu[[0, -1]] == -1024).all() and hu.max() > 500, "a head, and nothing but air around it"
+        assert (hu[[0, -1]] == -1000).all() and hu.max() > 500, "a head, and nothing but air around it"
+        extremes.add((int(hu.min()), int(hu.max()), int(hu[hu > -1000].min()) >= -800, len(np.unique(hu[hu < -800]))))
+    assert len(extremes) == 1, "one air, one largest HU"
     # Names are in no order of kinds: over many studies that would show; here, they are not the order of drawing.
     assert list(key) == sorted(key)
 
 
 def test_nothing_the_server_reads_says_which_is_which(made):
     folder, _ = made
-    text = json.dumps({k: v for k, v in read_study(folder).items() if k != "consent"})
+    about = read_study(folder)
+    practice = {case for plan in about["readers"].values() for case in plan["practice"]}
+    assert set(about["feedback"]) == practice, "of practice alone, which is told when it is over"
+    text = json.dumps({k: v for k, v in about.items() if k not in ("consent", "feedback")})
     for word in ("real", "synthetic", "r0", "s0", "seed"):
         assert word not in text, word
     assert folder.stat().st_mode & 0o077 == 0, "for the owner's eyes"
@@ -194,10 +203,11 @@ def test_nothing_the_server_reads_says_which_is_which(made):
 def test_the_same_seed_draws_the_same_and_no_seed_another(tmp_path):
     real, synthetic = folders(tmp_path, 4, 4)
     fixed = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="0+0", seed=7)
-    plans = [create(tmp_path / n, real, synthetic, fixed)[0]["readers"]["Reader 1"]["cases"] for n in "ab"]
+    made = [create(tmp_path / n, real, synthetic, fixed, allow_leak=True)[0] for n in "ab"]
+    plans = [about["readers"]["Reader 1"]["cases"] for about in made]
     assert plans[0] == plans[1]
     free = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="0+0")
-    assert create(tmp_path / "c", real, synthetic, free)[0]["readers"]["Reader 1"]["cases"] != plans[0]
+    assert create(tmp_path / "c", real, synthetic, free, allow_leak=True)[0]["readers"]["Reader 1"]["cases"] != plans[0]
 
 
 def test_bad_input_makes_no_study(tmp_path):
@@ -218,7 +228,7 @@ def test_bad_input_makes_no_study(tmp_path):
             create(out, real, synthetic, small, tmp_path / "absent.txt")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["real", "synthetic"], "nothing half made is left"
     (tmp_path / "consent.txt").write_text("First.\n\nSecond.\n")
-    about, _ = create(out, real, synthetic, small, tmp_path / "consent.txt")
+    about, _, _ = create(out, real, synthetic, small, tmp_path / "consent.txt", allow_leak=True)
     assert about["consent"] == ["First.", "Second."] and read_study(out) == json.loads(json.dumps(about))
     with pytest.raises(UserError, match="is there already"):
         create(out, real, synthetic, small)
@@ -283,6 +293,7 @@ def test_a_whole_reading_is_blind(study):
         assert total == 2 + 6 + 2
         for place in range(total):
             state = reader.state()
+            assert state.pop("back") == (place > 2), "one case back, but not into practice"
             assert state["place"] == place and state["answers"] == {}
             status, headers, body = reader.ask(f"volume/{place}")
             headers.pop("date")
@@ -322,7 +333,10 @@ def test_only_the_open_case_takes_answers_and_only_possible_ones(study):
     assert reader.answer(0, "s0", "3", active_ms=-1) == 400
     assert reader.ask("answers", b" " * 20000)[0] == 413
     assert reader.answer(0, "comment", "x" * 4001) == 400
-    assert reader.answer(0, "done") == 400, "not everything is answered"
+    for text in ("\ud800", "a\udfff"):
+        assert reader.answer(0, "comment", text) == reader.answer(0, text, "3") == 400, "lone surrogates are no text"
+    assert reader.ask("answers", b"[" * 8000 + b"]" * 8000)[0] == 400
+    assert reader.answer(0, "done") == 409, "not everything is answered"
     assert reader.state()["answers"] == {}, "none of it was stored"
     for foreign in ("wrong", tokens[0][:-1], tokens[0] + "x", "%00", "é".encode().hex()):
         stranger = Client(base, foreign)
@@ -332,6 +346,8 @@ def test_only_the_open_case_takes_answers_and_only_possible_ones(study):
 
 def test_reading_goes_on_where_it_stopped_and_the_last_answer_counts(study):
     held, base, tokens = study
+    times = iter(range(10**6))
+    held.answers.clock = lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=7 * next(times))
     first = Client(base, tokens[1])
     first.answer(-1, "done")
     first.answer(0, "s0", "1", session="a", active_ms=4000)
@@ -339,10 +355,123 @@ def test_reading_goes_on_where_it_stopped_and_the_last_answer_counts(study):
     first.answer(0, "comment", "a\nb")
     elsewhere = Client(base, tokens[1])
     assert elsewhere.state()["answers"] == {"s0": "2", "comment": "a\nb"}
+    elsewhere.answer(0, "opened", session="b")
     elsewhere.answer(0, "s1", "0", session="b", active_ms=2500)
     assert held.answers.seconds("Reader 2")[0] == 8.5, "both visits"
+    elsewhere.answer(0, "s1", "1", session="b", active_ms=10**9)
+    assert held.answers.seconds("Reader 2")[0] == 6 + 14, "no longer than the server's clock has run since then"
     assert [r[3] for r in held.answers.all() if r[2] == "s0"] == ["1", "2"], "what was changed stays on record"
     assert Client(base, tokens[0]).state()["place"] == -1, "others stand where they stood"
+
+
+def test_a_second_showing_is_another_file_of_the_same_case(made):
+    """Other bytes, one case: noise of 1 HU apart, and readings of both find each other."""
+    folder, about = made
+    key = json.loads((folder / "key.json").read_text())["cases"]
+    shown = {name: np.asarray(nib.load(folder / "cases" / f"{name}.nii").dataobj).astype(int) for name in key}
+    twins = {name: entry["again"] for name, entry in key.items() if "again" in entry}
+    assert len(twins) >= 2
+    for name, first in twins.items():
+        apart = (shown[name] - shown[first])[shown[first] > -800]
+        assert np.abs(apart).max() <= 12 and 0.5 < apart.std() < 2.5
+    for plan in about["readers"].values():
+        assert len(set(plan["cases"])) == len(plan["cases"]) and sum(c in twins for c in plan["cases"]) == 2
+        assert all(plan["cases"].index(twins[c]) < i for i, c in enumerate(plan["cases"]) if c in twins)
+
+
+def test_one_case_back_and_no_further(study):
+    held, base, tokens = study
+    reader = Client(base, tokens[0])
+    reader.answer(-1, "done")
+    for place in range(2):
+        assert reader.answer(place, "back") == 409, "practice does not come back"
+        reader.read_case(place)
+    assert reader.answer(2, "back") == 409, "nor is it gone back to"
+    for place in (2, 3):
+        reader.read_case(place)
+    assert reader.state()["back"] and reader.answer(4, "back") == 200
+    state = reader.state()
+    assert (state["place"], state["back"], state["answers"]["guess"]) == (3, False, "real")
+    assert reader.answer(3, "back") == 409 and reader.ask("volume/3")[0] == 200 and reader.ask("volume/4")[0] == 409
+    assert reader.answer(3, "guess", "synthetic") == 200 and reader.answer(3, "done") == 200
+    assert reader.state()["place"] == 4 and held.answers.latest("Reader 1", 3)["guess"] == "synthetic"
+    for place in range(4, 10):
+        reader.read_case(place)
+    assert reader.state()["place"] == 10 and reader.answer(10, "back") == 200 and reader.state()["place"] == 9
+
+
+def test_practice_is_told_and_nothing_else(study, made):
+    _, base, tokens = study
+    key = json.loads((made[0] / "key.json").read_text())["cases"]
+    held, reader = study[0], Client(base, tokens[0])
+    reader.answer(-1, "done")
+    for place, case in enumerate(held.sequence("Reader 1")[:4]):
+        for item, value in (("s0", "3"), ("s1", "2"), ("guess", "real"), ("confidence", "2")):
+            reader.answer(place, item, value)
+        told = json.loads(reader.ask("answers", {"place": place, "item": "done", "value": ""})[2])
+        assert told == {"saved": "done", **({"truth": key[case]["kind"]} if place < 2 else {})}
+
+
+def test_done_closes_a_case_for_answers_that_race_it(study):
+    """Fifty answers and one "done" at once, from two servers of one file: none is stored after it."""
+    held, base, tokens = study
+    reader = Client(base, tokens[0])
+    reader.answer(-1, "done")
+    for item, value in (("s0", "3"), ("s1", "2"), ("guess", "real"), ("confidence", "2")):
+        reader.answer(0, item, value)
+    other = open_study(held.folder)
+    with served(study_app(other)) as second:
+        clients = [Client(b, tokens[0]) for b in [base, second] * 25]
+        jobs = [threading.Thread(target=c.answer, args=(0, "comment", str(i))) for i, c in enumerate(clients)]
+        jobs.insert(20, threading.Thread(target=Client(second, tokens[0]).answer, args=(0, "done")))
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+    other.answers.close()
+    items = [item for name, place, item, _, _ in held.answers.all() if place == 0]
+    assert items.count("done") == 1 and items[-1] == "done"
+
+
+def test_a_closed_study_takes_nothing(study, capsys):
+    held, base, tokens = study
+    reader = Client(base, tokens[0])
+    reader.answer(-1, "done")
+    assert reader.answer(0, "s0", "3") == 200 and not reader.state()["closed"]
+    assert run("study", "close", held.folder) == 0 and "Reader 1: 0 of 10" in capsys.readouterr().out
+    assert reader.answer(0, "s0", "2") == 409 and reader.answer(0, "done") == 409 and reader.state()["closed"]
+    assert held.answers.latest("Reader 1", 0) == {"s0": "3"}
+
+
+def test_redirects_stay_with_the_browsers_scheme_and_host(study):
+    _, base, tokens = study
+    connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=30)
+    for path, status in ((f"/r/{tokens[0]}", 307), (f"/r/{tokens[0]}/state/", 404), ("/assets/study.js/", 404)):
+        connection.request("GET", path, headers={"Host": "127.0.0.1", "X-Forwarded-Proto": "https"})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status and answer.getheader("Location", "x/").find(":") == -1, path
+    connection.close()
+
+
+def test_bodies_have_a_limit_however_they_are_sent_and_requests_an_end(study, monkeypatch):
+    _, base, tokens = study
+    host, port = base.removeprefix("http://").split(":")
+    chunked = http.client.HTTPConnection(host, int(port), timeout=30)
+    chunked.request("POST", f"/r/{tokens[0]}/answers", iter([b" " * 8192] * 400), encode_chunked=True,
+                    headers={"Transfer-Encoding": "chunked"})  # fmt: skip
+    assert chunked.getresponse().status == 413
+    chunked.close()
+    monkeypatch.setattr("slicewise.viewer.server.REQUEST_S", 0.5)
+    head = f"POST /r/{tokens[0]}/answers HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+    for start in (b"", b"GET / HT", head, head + b"Content-Length: 100\r\n\r\n{"):
+        with socket.create_connection((host, int(port)), timeout=20) as slow:
+            slow.sendall(start)
+            begun = time.monotonic()
+            while slow.recv(4096):
+                pass
+            assert time.monotonic() - begun < 5, start
+    assert Client(base, tokens[0]).state()["place"] == -1, "others are served"
 
 
 def test_twenty_readers_at_once(made, tmp_path):
@@ -564,6 +693,7 @@ def test_create_answer_report(tmp_path, capsys):
         "--structures",
         "Skull",
         "Sulci",
+        "--allow-leak",
     ]
     assert run("study", "create", out, "--real", real, "--synthetic", synthetic, *flags) == 0
     assert "2 readers read 8 each" in capsys.readouterr().out
@@ -571,6 +701,8 @@ def test_create_answer_report(tmp_path, capsys):
     assert "no answers yet" in capsys.readouterr().err
     key = json.loads((out / "key.json").read_text())["cases"]
     held = open_study(out)
+    seconds = iter(range(10**6))
+    held.answers.clock = lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=10 * next(seconds))
     for name in held.about["readers"]:
         held.answers.add(name, -1, "done", "")
         for place, case in enumerate(held.sequence(name)):

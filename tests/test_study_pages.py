@@ -13,8 +13,10 @@ from browser import Listener, browser, chromium
 from slicewise.study.app import Study, open_study, study_app
 from slicewise.study.create import create, read_links
 from slicewise.study.design import StudySettings
+from slicewise.study.report import write_report
 from test_study import folders
 from test_viewer import served, settle, until
+from test_viewer_tools import accessible
 
 DESIGN = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="1+0", structures=("Skull", "Ventricles"))
 
@@ -25,7 +27,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, A
     if chromium() is None:
         pytest.fail("Chromium is missing; make tools (or apt-get install chromium) brings it")
     tmp: Path = tmp_path_factory.mktemp("pages")
-    create(tmp / "study", *folders(tmp, 3, 2), DESIGN)
+    create(tmp / "study", *folders(tmp, 3, 2), DESIGN, allow_leak=True)
     study = open_study(tmp / "study")
     with served(study_app(study)) as base, browser() as opened:
         page = opened.new_page(viewport={"width": 1024, "height": 768}, color_scheme="light")
@@ -56,6 +58,7 @@ def test_a_reader_from_consent_to_the_end(reading):
     # Consent.
     at(page, -1)
     begin = page.locator("#begin")
+    accessible(page)
     assert begin.is_disabled() and "well preserved" in page.locator("#intro").inner_text()
     page.check("#agree")
     begin.click()
@@ -76,9 +79,40 @@ def test_a_reader_from_consent_to_the_end(reading):
     until(page, "!document.getElementById('next').disabled")
     given = study.answers.latest("Reader 1", 0)
     assert (given["s0"], given["s1"], given["guess"], given["confidence"]) == ("3", "2", "real", "2")
+    # Ctrl+Enter while the last answer is on its way waits for it; then practice says what it was.
+    page.evaluate("""() => { const send = window.fetch; let slow = true;
+      window.fetch = async (...given) => { if (slow) { slow = false; await new Promise(r => setTimeout(r, 700)); }
+        return send(...given); }; }""")
+    page.keyboard.press("Escape")
+    page.keyboard.press("r")
+    page.locator("fieldset >> nth=3").locator("label >> nth=2").click()
     page.keyboard.press("Control+Enter")
+    until(page, "document.getElementById('feedback').open")
+    assert page.locator("#feedback-text").inner_text() == "Right: this volume is real; you said real."
+    assert study.answers.latest("Reader 1", 0)["confidence"] == "3"
+    accessible(page)
+    page.click("#understood")
     at(page, 1)
-    assert study.answers.latest("Reader 1", 0)["comment"] == "soft 123"
+    assert study.answers.latest("Reader 1", 0)["comment"] == "soft 123" and page.locator("#back").is_hidden()
+    accessible(page)
+    # A pause hides the case and stops the clock.
+    page.click("#pause")
+    assert page.locator("#paused").is_visible()
+    accessible(page)
+    counted = page.evaluate("fetch('state').then(() => document.getElementById('paused').open)")
+    page.click("#resume")
+    assert counted and page.locator("#paused").is_hidden()
+    # The tools of the viewer.
+    page.select_option("#slab", "average")
+    page.click("#tool-distance")
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.7 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.7 * box["height"], steps=3)
+    page.mouse.up()
+    settle(page)
+    read = page.locator("#readout").inner_text()
+    assert "slab of" in read and " mm" in read.split("slab of")[1]
     assert "Case 1 of 4" in page.locator("#where").inner_text() and not page.locator("#practice").is_visible()
     assert page.locator("fieldset input:checked").count() == 0 and page.input_value("#comment") == ""
     # Some answers, then the page is loaded anew: they are there.
@@ -114,10 +148,29 @@ def test_a_reader_from_consent_to_the_end(reading):
         until(page, "!document.getElementById('next').disabled")
         assert page.locator("#next").inner_text() == ("Finish" if place == 4 else "Next case")
         page.click("#next")
+        if place == 2:  # back once, and on again
+            at(page, 3)
+            page.click("#back")
+            at(page, 2)
+            assert page.locator("#back").is_hidden() and page.locator("fieldset input:checked").count() == 4
+            page.locator("fieldset >> nth=0").locator("label >> nth=0").click()
+            until(page, "!document.getElementById('next').disabled")
+            page.click("#next")
+            at(page, 3)
+            assert study.answers.latest("Reader 1", 2)["s0"] == "1"
     at(page, 5)
     assert page.locator("#end").is_visible() and study.place("Reader 1") == 5
     assert all(0 < seconds < 600 for place, seconds in study.answers.seconds("Reader 1").items() if place >= 0)
     assert page.heard.errors == []
     assert all(url.startswith((page.base, "data:", "blob:")) for url in page.heard.requests)
+    accessible(page)
     held = " ".join(page.heard.requests)
     assert not any(case in held for case in study.sequence("Reader 1")), "no address names a case"
+    # Closed, and reported.
+    study.answers.close_study()
+    page.reload()
+    until(page, "!document.getElementById('closed').hidden")
+    accessible(page)
+    write_report(study.folder, study.folder / "report")
+    page.goto((study.folder / "report" / "report.html").as_uri())
+    accessible(page)

@@ -29,6 +29,7 @@ from slicewise.io.nifti import write_nifti
 from slicewise.viewer.app import viewer
 from slicewise.viewer.display import WINDOWS, curve, encode, evenly, show, slice_means, windows
 from slicewise.viewer.server import address, host_names, is_loopback, listen, require_server
+from slicewise.viewer.server import server as server_of
 from slicewise.viewer.shelf import Entry, Shelf, entries
 from slicewise.volume import Volume
 
@@ -169,11 +170,9 @@ def test_shelf_keeps_a_few_and_reads_each_once():
 
 @contextmanager
 def served(app: Any) -> Iterator[str]:
-    """The address of the app, served by uvicorn in a thread."""
-    import uvicorn
-
+    """The address of the app, served in a thread as the commands serve it."""
     bound = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    server = server_of(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:
@@ -310,7 +309,7 @@ def until(page: Any, truth: str) -> None:
 
 
 def box(page: Any, side: int) -> dict[str, float]:
-    return page.locator(".stage canvas").nth(side).bounding_box()
+    return page.locator(".stage canvas[role=img]").nth(side).bounding_box()
 
 
 def slices(page: Any) -> list[int]:
@@ -318,8 +317,10 @@ def slices(page: Any) -> list[int]:
 
 
 def picture(page: Any, side: int) -> np.ndarray:
-    """uint8 (rows, columns): what is on the canvas."""
+    """uint8 (rows, columns): what is on the canvas, without the letters over it."""
+    page.evaluate("document.querySelectorAll('.overlay').forEach(o => { o.style.display = 'none'; })")
     shot = page.screenshot(clip={k: box(page, side)[k] for k in ("x", "y", "width", "height")})
+    page.evaluate("document.querySelectorAll('.overlay').forEach(o => { o.style.display = ''; })")
     return np.asarray(Image.open(io.BytesIO(shot)).convert("L"))
 
 
@@ -420,7 +421,7 @@ def test_scrolling_is_linked_and_can_be_unlinked(page):
 
 def test_another_head_is_linked_by_its_vertex_and_the_plot_leads_to_a_slice(page):
     fresh(page)
-    page.locator("select").nth(1).select_option("2")
+    page.locator(".panel select").nth(1).select_option("2")
     until(page, "slicewise.sides[1].panel.about && slicewise.sides[1].panel.about.shape[0] === 20")
     vertex = page.evaluate("slicewise.sides.map(s => s.panel.about.vertex)")
     page.evaluate("slicewise.sides[0].panel.goToSlice(6)")
@@ -434,7 +435,7 @@ def test_another_head_is_linked_by_its_vertex_and_the_plot_leads_to_a_slice(page
     settle(page)
     assert slices(page)[1] == 19 or slices(page)[0] == 11, "the end of the curve is the last slice"
     assert page.locator("#curve polyline").count() >= 2
-    page.locator("select").nth(1).select_option("1")
+    page.locator(".panel select").nth(1).select_option("1")
     until(page, "slicewise.sides[1].panel.about && slicewise.sides[1].panel.about.shape[0] === 12")
 
 
@@ -448,12 +449,13 @@ def test_everything_is_reached_by_keyboard_and_fits_a_tablet(page):
     assert page.evaluate("slicewise.view") != view
     page.evaluate("document.activeElement.blur()")
     seen = set()
-    for _ in range(40):
+    for _ in range(70):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     assert {"two", "link", "swap", "help", "SELECT", "CANVAS", "curve", "theme"} <= seen
     background = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
+    page.evaluate("document.activeElement.blur()")
     page.keyboard.press("d")
     assert page.evaluate(background) != dark
     page.set_viewport_size({"width": 768, "height": 1024})

@@ -1,4 +1,4 @@
-"""Tissue labels as a DICOM Segmentation (PS3.3 A.51) of the CT series that they belong to, through highdicom."""
+"""Tissue labels as a DICOM Segmentation (PS3.3 A.51) of the CT series that they belong to, and back; by highdicom."""
 
 import json
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from slicewise.io.dicom import load, one_series
 from slicewise.io.dicom_write import name_uid
 from slicewise.io.geometry import volume_from_affine
 from slicewise.io.nifti import RAS_TO_LPS
+from slicewise.volume import Acquisition, Volume
 
 # SNOMED CT concepts of labels, by their names in pydicom's dictionary; others are coded in a scheme of our own.
 SNOMED = {
@@ -49,10 +50,11 @@ def write_segmentation(labels: Path, series: Path, out: Path, names: Path | None
     files = {tuple(s.position): s.path for s in found.slices}
     if len({s.path for s in found.slices}) != len(reading.hu) or len(files) != len(reading.hu):
         raise UserError(f"{series}: a series of one file a slice, each at its own place, is expected")
-    voxels, positions = _label_map(labels)
+    found_labels = read_label_map(labels)
+    voxels, positions = found_labels.hu, found_labels.positions
     if voxels.shape != reading.hu.shape or np.abs(positions - reading.positions).max() > 0.01:
         raise UserError(f"{labels}: not on the grid of {series}: {voxels.shape} voxels against {reading.hu.shape}")
-    named = _names(names or labels.with_name("labels.json"))
+    named = label_names(names or labels.with_name("labels.json"))
     present = [int(v) for v in np.unique(voxels) if v]
     unnamed = [v for v in present if v not in named]
     if unnamed or not present:
@@ -118,8 +120,27 @@ def _code(label: int, name: str) -> Any:
     return getattr(codes.SCT, SNOMED[name]) if name in SNOMED else Code(str(label), SCHEME, name)
 
 
-def _label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, uint8 (Z, Y, X), in the order of a Volume, and the positions of its slices."""
+def read_segmentation(file: Path) -> tuple[Volume, dict[int, str]]:
+    """A DICOM Segmentation as labels, a Volume of whole numbers (the last segment counts where several lie on a voxel),
+    and the names of its segments. Raises `UserError` where the file is none."""
+    try:
+        import highdicom
+    except ModuleNotFoundError:
+        raise UserError("highdicom is not installed; pip install 'slicewise[clinic]'") from None
+    try:
+        found = highdicom.seg.segread(file)
+        names = {n: str(found.get_segment_description(n).segment_label) for n in found.segment_numbers}
+        held = found.get_volume(combine_segments=True, skip_overlap_checks=True)
+        order = [2, 1, 0, 3]  # its axes are (slice, row, column)
+        frame = Acquisition(frame_of_reference_uid=str(found.FrameOfReferenceUID), source=str(file))
+        return volume_from_affine(held.array.astype(np.int16).transpose(2, 1, 0), held.affine[:, order], frame), names
+    except Exception as error:  # highdicom and pydicom raise many kinds on what is no segmentation
+        kind = type(error).__name__
+        raise UserError(f"{file}: no DICOM segmentation, or damaged ({kind}); give a label map") from error
+
+
+def read_label_map(file: Path) -> Volume:
+    """Labels of a NIfTI file, whole numbers from 0 to `MOST_LABELS`, as a Volume; `UserError` where it has others."""
     try:
         image: Any = nib.load(file)
         values = np.asanyarray(image.dataobj)
@@ -127,13 +148,13 @@ def _label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{file}: not a NIfTI file, or damaged ({type(error).__name__}); give a label map") from error
     if values.ndim != 3 or (values != np.rint(values)).any() or values.min() < 0 or values.max() > MOST_LABELS:
         raise UserError(f"{file}: a 3D map of whole labels from 0 to {MOST_LABELS} is expected")
-    volume = volume_from_affine(values.astype(np.int16), RAS_TO_LPS @ image.affine)
-    return volume.hu.astype(np.uint8), volume.positions
+    return volume_from_affine(values.astype(np.int16), RAS_TO_LPS @ image.affine)
 
 
-def _names(file: Path) -> dict[int, str]:
+def label_names(file: Path) -> dict[int, str]:
+    """The names in a JSON file {name: label}. Raises `UserError` where it is none."""
     try:
         table = json.loads(file.read_text())
         return {int(label): str(name) for name, label in table.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        raise UserError(f"{file}: no names of labels; give --names, a JSON file like {{\"skull\": 4}}") from None
+        raise UserError(f'{file}: no names of labels; give --names, a JSON file like {{"skull": 4}}') from None

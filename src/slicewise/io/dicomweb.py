@@ -3,11 +3,14 @@ dicomweb-client."""
 
 import json
 import logging
+import math
+import re
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any
 
 import pydicom
@@ -15,6 +18,9 @@ from pydicom.dataset import Dataset
 
 from slicewise.errors import UserError
 from slicewise.io.peer import (
+    MOST_ROW_BYTES,
+    MOST_ROWS,
+    SEARCH_TIMEOUTS,
     Address,
     Credentials,
     Instance,
@@ -23,11 +29,14 @@ from slicewise.io.peer import (
     Query,
     RemoteSeries,
 )
+from slicewise.io.received import TooMuch, parts
 
 # One request carries so many instances, and bytes, at most: it is held in memory, and is what a cut costs again.
 BATCH_INSTANCES, BATCH_BYTES = 32, 32 << 20
 # Rows of one answer to a search; services may give fewer.
 PAGE = 1000
+# Of an answer so much is read at a time, and so much must come within the time-out.
+_CHUNK = 1 << 16
 # What may pass: request time-out, too many requests, and a server or gateway in trouble.
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -38,16 +47,24 @@ def connect(address: Address, settings: PeerSettings, credentials: Credentials) 
     import requests
     from dicomweb_client import DICOMwebClient
 
+    watch = _Watch(settings.timeout_s)
+
     class Session(requests.Session):
-        """One in which --ca stands above REQUESTS_CA_BUNDLE of the environment."""
+        """One in which --ca stands above REQUESTS_CA_BUNDLE of the environment, and whose answers are watched."""
 
         def merge_environment_settings(self, *arguments: Any) -> Any:
             merged = super().merge_environment_settings(*arguments)
             return {**merged, "verify": str(settings.ca)} if settings.ca else merged
 
+        def send(self, request: Any, **options: Any) -> Any:
+            with watch if request.method == "GET" else nullcontext():
+                return super().send(request, **options)
+
     for name in ("dicomweb_client", "urllib3", "retrying"):  # they would print what the errors below say better
         logging.getLogger(name).addHandler(logging.NullHandler())
     session: Any = Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _watched_adapter(watch))
     if credentials.token:
         session.auth = _bearer(credentials.token)
     elif credentials.user:
@@ -55,11 +72,11 @@ def connect(address: Address, settings: PeerSettings, credentials: Credentials) 
     if settings.certificate:
         session.cert = (str(settings.certificate), str(settings.key))
     session.headers["Accept"] = "application/dicom+json"  # of STOW-RS; searches and retrieval name their own
-    session.hooks["response"].append(_check_end)
+    session.hooks["response"].append(_limited(watch))
     client = DICOMwebClient(address.url, session, timeout=settings.timeout_s)
     client.set_http_retry_params(False)
-    with session:
-        yield WebPeer(address, settings, client)
+    with session, closing(watch):
+        yield WebPeer(address, settings, client, session, watch)
 
 
 def _bearer(token: str) -> Callable[[Any], Any]:
@@ -72,31 +89,111 @@ def _bearer(token: str) -> Callable[[Any], Any]:
     return sign
 
 
-def _check_end(response: Any, **_: Any) -> None:
-    """Have a multipart message without a length fail where its last delimiter is missing: it ends where the connection
-    does, so that nothing else tells a cut one from a whole one. The parts before the cut still arrive."""
+class _Watch:
+    """Cuts connections from which too little comes. The time-outs of sockets hold for one reading each, so that a peer
+    that drips, byte by byte, would be waited for forever: in its headers, within a chunk, in the TLS handshake."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s, self._deadline = timeout_s, math.inf
+        self._handles: list[socket.socket] = []
+        self._closed = threading.Event()
+        self.has_cut = False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def add(self, connection: socket.socket) -> None:
+        """Watch a connection, by a handle of our own: the socket itself may turn into one of TLS. The last few are
+        watched; more are not in use at a time."""
+        self._handles.append(connection.dup())
+        if len(self._handles) > 4:
+            self._handles.pop(0).close()
+
+    def __enter__(self) -> None:
+        """From now on something must come within the time-out."""
+        self._deadline = time.monotonic() + self._timeout_s
+
+    def __exit__(self, *_: Any) -> None:
+        """It came, or is no longer waited for."""
+        self._deadline = math.inf
+
+    def _run(self) -> None:
+        while not self._closed.wait(min(self._timeout_s / 10, 1.0)):
+            if time.monotonic() > self._deadline:
+                self.has_cut = True
+                for handle in tuple(self._handles):
+                    with suppress(OSError):  # closed meanwhile
+                        handle.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closed.set()
+        for handle in self._handles:
+            handle.close()
+
+
+def _watched_adapter(watch: _Watch) -> Any:
+    """An adapter of requests whose connections are watched, through a proxy or not."""
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> Any:
+            pool = super().get_connection_with_tls_context(*arguments, **options)
+            if not hasattr(pool.ConnectionCls, "is_watched"):
+                pool.ConnectionCls = watched(pool.ConnectionCls)
+            return pool
+
+    def watched(kind: Any) -> Any:
+        class Watched(kind):
+            is_watched = True
+
+            def _new_conn(self) -> socket.socket:
+                connection = super()._new_conn()
+                watch.add(connection)
+                return connection
+
+        return Watched
+
+    return Adapter()
+
+
+def _limited(watch: _Watch) -> Callable[..., None]:
+    """A hook of requests: answers are read in small pieces, watched, and up to a limit, as they are once decompressed;
+    without one where a multipart message was asked for, whose parts have their own."""
     import requests
 
-    headers, chunks = response.headers, response.iter_content
-    has_length = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
-
-    def checked(*arguments: Any, **options: Any) -> Iterator[bytes]:
-        tail = b""
-        for chunk in chunks(*arguments, **options):
-            tail = (tail + chunk)[-8:]
-            yield chunk
-        if not tail.rstrip().endswith(b"--"):
+    def limit(response: Any, **_: Any) -> None:
+        if watch.has_cut:  # headers that end early pass for whole ones
             raise requests.ConnectionError
+        chunks = response.iter_content
+        most = math.inf if response.request.headers["Accept"].startswith("multipart/") else MOST_ROW_BYTES
 
-    if headers.get("Content-Type", "").lower().startswith("multipart/") and not has_length:
-        response.iter_content = checked
+        def watched(*_: Any, **__: Any) -> Iterator[bytes]:
+            size, stream = 0, chunks(_CHUNK)
+            while True:
+                piece = bytearray()
+                with watch:
+                    for chunk in stream:
+                        piece += chunk
+                        if len(piece) >= _CHUNK:
+                            break
+                if not piece:
+                    return
+                size += len(piece)
+                if size > most:
+                    response.close()
+                    raise TooMuch(f"an answer of more than {MOST_ROW_BYTES >> 20} MB")
+                yield bytes(piece)
+
+        response.iter_content = watched
+
+    return limit
 
 
 class WebPeer:
     """A `Peer` over DICOMweb."""
 
-    def __init__(self, address: Address, settings: PeerSettings, client: Any) -> None:
+    def __init__(self, address: Address, settings: PeerSettings, client: Any, session: Any, watch: _Watch) -> None:
         self._address, self._settings, self._client = address, settings, client
+        self._session, self._watch = session, watch
 
     def check(self) -> None:
         """See `Peer`."""
@@ -112,7 +209,8 @@ class WebPeer:
             if query.patient or query.date:
                 asked = {"PatientID": query.patient, "StudyInstanceUID": query.study, "StudyDate": query.date}
                 rows = self._rows(self._client.search_for_studies, search_filters={k: v for k, v in asked.items() if v})
-                studies = list(dict.fromkeys(_value(row, "0020000D") for row in rows))
+                mine = [r for r in rows if query.patient in ("", _value(r, "00100020").strip() or query.patient)]
+                studies = list(dict.fromkeys(_value(row, "0020000D") for row in mine))
             rows = [
                 row
                 for study in studies
@@ -120,24 +218,22 @@ class WebPeer:
                     self._client.search_for_series, study_instance_uid=study, search_filters=dict(filters)
                 )
             ]
-        found = [
-            RemoteSeries(
-                study=_value(row, "0020000D"),
-                series=_value(row, "0020000E"),
-                modality=_value(row, "00080060"),
-                images=int(_value(row, "00201209") or 0) or None,
-            )
-            for row in rows
-        ]
+            found = [
+                RemoteSeries(
+                    study=_value(row, "0020000D"),
+                    series=_value(row, "0020000E"),
+                    modality=_value(row, "00080060"),
+                    images=int(_value(row, "00201209") or 0) or None,
+                )
+                for row in rows
+            ]
         return [s for s in found if query.modality in ("", s.modality) and query.series in ("", s.series)]
 
     def instances(self, study: str, series: str) -> dict[str, str] | None:
         """See `Peer`."""
         with self._errors():
-            rows = self._rows(
-                self._client.search_for_instances, study_instance_uid=study, series_instance_uid=series
-            )
-        return {_value(row, "00080018"): _value(row, "00080016") for row in rows}
+            rows = self._rows(self._client.search_for_instances, study_instance_uid=study, series_instance_uid=series)
+            return {_value(row, "00080018"): _value(row, "00080016") for row in rows}
 
     def store(self, instances: Sequence[Instance], told: Callable[[Instance, str], None]) -> None:
         """See `Peer`."""
@@ -174,29 +270,25 @@ class WebPeer:
             told(instance, refused.get(instance.uid, "not acknowledged by the peer" if silent else ""))
 
     def retrieve(
-        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[str, bytes], None]
+        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[bytes], bool]
     ) -> None:
         """See `Peer`."""
-        stored_syntax = (("application/dicom", "*"),)  # as it is there: nothing is decoded and encoded on the way
-        with self._errors():
-            if whole:
-                datasets = self._client.iter_series(series.study, series.series, media_types=stored_syntax)
-            else:
-                datasets = (
-                    self._client.retrieve_instance(series.study, series.series, uid, media_types=stored_syntax)
-                    for uid in wanted
-                )
-            for dataset in datasets:
-                self._check_received(dataset, series)
-                if dataset.SOPInstanceUID in wanted:
-                    stream = BytesIO()
-                    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
-                    keep(str(dataset.SOPInstanceUID), stream.getvalue())
+        place = f"{self._address.url}/studies/{series.study}/series/{series.series}"
+        for url in [place] if whole else [f"{place}/instances/{uid}" for uid in wanted]:
+            with self._errors():
+                for file in self._files(url):
+                    keep(file)
 
-    def _check_received(self, dataset: Dataset, series: RemoteSeries) -> None:
-        """Raise where a received instance is of another series than the one asked for."""
-        if (dataset.StudyInstanceUID, dataset.SeriesInstanceUID) != (series.study, series.series):
-            raise UserError(f"{self._address.url}: sent an instance of another series than the one asked for")
+    def _files(self, url: str) -> Iterator[bytes]:
+        """The DICOM files of an answer of WADO-RS, as they are there: nothing is decoded and encoded on the way."""
+        accept = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
+        with self._session.get(url, headers=accept, stream=True, timeout=self._settings.timeout_s) as answer:
+            answer.raise_for_status()
+            kind = answer.headers.get("Content-Type", "")
+            boundary = re.search(r'boundary="?([^";]+)', kind, re.IGNORECASE)
+            if not kind.lower().startswith("multipart/related") or boundary is None:
+                raise ValueError("no multipart message")
+            yield from parts(answer.iter_content(), boundary[1].strip().encode(), self._settings.max_image_mb << 20)
 
     def _rows(self, search: Callable[..., list[dict[str, Any]]], **arguments: Any) -> list[dict[str, Any]]:
         """All rows of a search, page by page; none where the service knows no such study or series (404: that there is
@@ -204,6 +296,7 @@ class WebPeer:
         from requests import HTTPError
 
         rows: list[dict[str, Any]] = []
+        deadline = time.monotonic() + SEARCH_TIMEOUTS * self._settings.timeout_s
         while True:
             try:
                 page = search(limit=PAGE, offset=len(rows), **arguments)
@@ -214,6 +307,8 @@ class WebPeer:
             if not page or page[0] in rows:
                 return rows
             rows += page
+            if len(rows) > MOST_ROWS or time.monotonic() > deadline:
+                raise TooMuch(f"answers to one search without end ({len(rows)} so far)")
 
     @contextmanager
     def _errors(self, passing: tuple[int, ...] = ()) -> Iterator[None]:
@@ -229,10 +324,16 @@ class WebPeer:
             if status in passing:
                 raise
             raise _http_failure(where, status) from None
-        except (ValueError, AttributeError, KeyError, TypeError, EOFError, pydicom.errors.InvalidDicomError) as error:
+        except TooMuch as error:
+            raise UserError(f"{where}: sends {error}; nothing more is taken from it") from None
+        except EOFError:
+            raise PeerUnavailable("its message ended early") from None
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
             kind = type(error).__name__
             raise UserError(f"{where}: answers, but not as a DICOMweb service does ({kind}); mend the path") from error
         except requests.RequestException as error:
+            if self._watch.has_cut:
+                raise PeerUnavailable(f"too little came of its answer within {self._settings.timeout_s:g} s") from None
             causes = list(_causes(error))
             if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
                 reason = next(c.verify_message for c in causes if isinstance(c, ssl.SSLCertVerificationError))

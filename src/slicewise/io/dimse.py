@@ -4,6 +4,7 @@ pynetdicom."""
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
@@ -30,6 +31,9 @@ from pydicom.uid import (
 
 from slicewise.errors import UserError
 from slicewise.io.peer import (
+    MOST_ROW_BYTES,
+    MOST_ROWS,
+    SEARCH_TIMEOUTS,
     Address,
     Credentials,
     Instance,
@@ -54,6 +58,10 @@ RECEIVED: list[list[str]] = [
 MOST_CONTEXTS = 128
 # Instances that one image-level C-GET or C-MOVE names.
 LIST_LENGTH = 64
+# The longest PDU that we let peers send, and take, bytes (PS3.8 D.1.1).
+LONGEST_PDU = 1 << 20
+# Messages that wait to be read; a peer that sends more meanwhile waits, too.
+_MOST_WAITING = 2
 # Statuses of C-STORE and C-GET for want of resources (PS3.4 B.2.3, C.4.2.1.5): they may pass.
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
 
@@ -75,6 +83,8 @@ class DimsePeer:
 
     def __init__(self, address: Address, settings: PeerSettings, credentials: Credentials) -> None:
         self._address, self._settings, self._credentials = address, settings, credentials
+        self._excess = ""  # what the peer sent too much of
+        self._heard = 0.0  # when it last sent something that was asked for, s
 
     def check(self) -> None:
         """See `Peer`."""
@@ -84,11 +94,15 @@ class DimsePeer:
 
     def find(self, query: Query) -> list[RemoteSeries]:
         """See `Peer`."""
+        with self._errors():
+            return self._matching(query)
+
+    def _matching(self, query: Query) -> list[RemoteSeries]:
         if query.series and not (query.study or query.patient or query.date):
             studies = [Dataset()]  # allowed to a peer that knows relational queries (PS3.4 C.4.1.2.2)
         else:
             asked = _keys("STUDY", PatientID=query.patient, StudyInstanceUID=query.study, StudyDate=query.date)
-            studies = self._asked(asked)
+            studies = [row for row in self._asked(asked) if _is_patient(row, query.patient)]
         found: list[RemoteSeries] = []
         for study in studies:
             uid = str(study.get("StudyInstanceUID", ""))
@@ -108,10 +122,11 @@ class DimsePeer:
 
     def instances(self, study: str, series: str) -> dict[str, str] | None:
         """See `Peer`."""
-        rows = self._find(_keys("IMAGE", StudyInstanceUID=study, SeriesInstanceUID=series, SOPClassUID=""))
-        if rows is None:
-            return None
-        return {str(row.SOPInstanceUID): str(row.get("SOPClassUID", "")) or CT_IMAGE for row in rows}
+        with self._errors():
+            rows = self._find(_keys("IMAGE", StudyInstanceUID=study, SeriesInstanceUID=series, SOPClassUID=""))
+            if rows is None:
+                return None
+            return {str(row.SOPInstanceUID): str(row.get("SOPClassUID", "")) or CT_IMAGE for row in rows}
 
     def store(self, instances: Sequence[Instance], told: Callable[[Instance, str], None]) -> None:
         """See `Peer`."""
@@ -135,7 +150,7 @@ class DimsePeer:
                 told(instance, self._refusal(status))
 
     def retrieve(
-        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[str, bytes], None]
+        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[bytes], bool]
     ) -> None:
         """See `Peer`."""
         from pynetdicom import evt
@@ -146,14 +161,15 @@ class DimsePeer:
 
         def on_store(event: Any) -> int:
             uid = str(event.request.AffectedSOPInstanceUID)
-            if uid not in wanted:
-                return 0x0000 if whole else 0x0124  # a whole series brings what we have already; else: not authorised
             try:
                 with lock:
-                    keep(uid, event.encoded_dataset())
+                    if not keep(event.encoded_dataset()):
+                        return 0xC000
                     missing.pop(uid, None)
+                    self._heard = time.monotonic()
             except Exception as error:  # it must reach the caller, through a thread that is not his
                 problems.append(error)
+                event.assoc.abort()  # or a peer could go on forever
                 return 0xA700
             return 0x0000
 
@@ -185,14 +201,14 @@ class DimsePeer:
         contexts = [(GET, PLAIN)]
         contexts += [(kind, each) for kind in kinds for each in syntaxes][: MOST_CONTEXTS - 1]
         roles = [build_role(kind, scp_role=True) for kind in kinds]
-        with self._association(contexts, roles, handlers) as association:
+        with self._association(contexts, roles, [*handlers, *self._limits()]) as association:
             if not any(c.abstract_syntax == GET for c in association.accepted_contexts):
                 raise UserError(
                     f"{self._address.url}: takes no C-GET; give --receive-port, and have the peer know our title "
                     f"{self._settings.ae_title}, to use C-MOVE"
                 )
             for keys in asked:
-                for status, _ in association.send_c_get(keys, GET):
+                for status, _ in self._bounded(association.send_c_get(keys, GET)):
                     self._retrieve_status(status, "C-GET")
 
     def _move(self, asked: Sequence[Dataset], kinds: Sequence[str], handlers: Sequence[Any]) -> None:
@@ -205,7 +221,8 @@ class DimsePeer:
         where = (self._settings.receive_host, self._settings.receive_port)
         tls = self._server_tls() if self._address.scheme == "dicoms" else None
         try:
-            server = receiver.start_server(where, block=False, evt_handlers=list(handlers), ssl_context=tls)
+            every = [*handlers, *self._limits()]
+            server = receiver.start_server(where, block=False, evt_handlers=every, ssl_context=tls)
         except OSError as error:
             raise UserError(
                 f"--receive-port {where[1]}: cannot listen on {where[0]} ({error.strerror}); choose another"
@@ -216,7 +233,7 @@ class DimsePeer:
             if not association.accepted_contexts:
                 raise UserError(f"{self._address.url}: takes no C-MOVE; leave out --receive-port to use C-GET")
             for keys in asked:
-                for status, _ in association.send_c_move(keys, self._settings.ae_title, MOVE):
+                for status, _ in self._bounded(association.send_c_move(keys, self._settings.ae_title, MOVE)):
                     if status and status.Status == 0xA801:
                         raise UserError(
                             f"{self._address.url}: does not know our AE title {self._settings.ae_title} as a C-MOVE "
@@ -230,11 +247,31 @@ class DimsePeer:
         with self._association([(FIND, PLAIN)]) as association:
             if not association.accepted_contexts:
                 return None
-            for status, identifier in association.send_c_find(keys, FIND):
+            for status, identifier in self._bounded(association.send_c_find(keys, FIND)):
                 self._status(status, f"C-FIND at {keys.QueryRetrieveLevel} level")
                 if identifier is not None:
                     rows.append(identifier)
         return rows
+
+    def _bounded(self, answers: Iterable[Any]) -> Iterator[Any]:
+        """The answers to one request, up to a number, and a time since it was made or the last image came."""
+        self._heard = time.monotonic()
+        for count, answer in enumerate(answers):
+            if count > MOST_ROWS or time.monotonic() - self._heard > SEARCH_TIMEOUTS * self._settings.timeout_s:
+                raise self._too_much(f"answers to one request without end ({count} so far)")
+            yield answer
+
+    def _too_much(self, what: str) -> UserError:
+        return UserError(f"{self._address.url}: sends {what}; nothing more is taken from it")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What pydicom raises on answers that make no sense, as one line."""
+        try:
+            yield
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
+            kind = type(error).__name__
+            raise UserError(f"{self._address.url}: its answers to a query make no sense ({kind})") from error
 
     def _asked(self, keys: Dataset) -> list[Dataset]:
         """The answers to a C-FIND without which nothing can be pulled."""
@@ -249,7 +286,7 @@ class DimsePeer:
         if code in _OUT_OF_RESOURCES:
             raise PeerUnavailable(f"the peer is out of resources (status {code:04X}H)")
         if code not in (0x0000, 0xFF00, 0xFF01) and code >> 12 != 0xB:
-            comment = str(status.get("ErrorComment", "")).strip()
+            comment = "".join(c for c in str(status.get("ErrorComment", "")) if c.isprintable()).strip()
             raise UserError(
                 f"{self._address.url}: does not take our {what} (status {code:04X}H{': ' if comment else ''}{comment})"
             )
@@ -269,6 +306,8 @@ class DimsePeer:
         return "" if stored else f"status {code:04X}H"
 
     def _answered(self, status: Dataset) -> int:
+        if self._excess:
+            raise self._too_much(self._excess)
         if "Status" not in status:
             raise PeerUnavailable(f"the connection was cut, or no answer within {self._settings.timeout_s:g} s")
         return int(status.Status)
@@ -283,7 +322,7 @@ class DimsePeer:
         entity = AE(self._settings.ae_title)
         entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = self._settings.timeout_s
         entity.network_timeout = self._settings.timeout_s
-        entity.maximum_pdu_size = 0  # of what we take: any
+        entity.maximum_pdu_size = LONGEST_PDU
         return entity
 
     @contextmanager
@@ -313,11 +352,11 @@ class DimsePeer:
             address.port,
             contexts=[build_context(kind, syntaxes) for kind, syntaxes in contexts],
             ae_title=address.ae_title,
-            max_pdu=0,
+            max_pdu=LONGEST_PDU,
             ext_neg=[*roles, *self._identity()],
             tls_args=(self._client_tls(), address.host) if address.scheme == "dicoms" else None,
             evt_handlers=[
-                *handlers,
+                *(handlers or self._limits(MOST_ROW_BYTES)),
                 (evt.EVT_PDU_RECV, on_pdu),
                 (evt.EVT_CONN_OPEN, _unbuffered),
                 (evt.EVT_DATA_SENT, _acknowledge_at_once),
@@ -326,6 +365,8 @@ class DimsePeer:
         association.unbind(evt.EVT_PDU_RECV, on_pdu)
         _leave_answers_to_the_asker(association)
         if not association.is_established:
+            if self._excess:
+                raise self._too_much(self._excess)
             if rejections:
                 raise self._rejected(rejections[0])
             if association.acceptor.primitive is None:
@@ -338,6 +379,48 @@ class DimsePeer:
             association.abort()
             raise
         association.release()
+
+    def _limits(self, most_in_all: int = 0) -> list[Any]:
+        """Handlers by which an association takes no PDU and no message that is longer than it may be, or that does not
+        come within the time-out, and no more messages than are read; or so many bytes `most_in_all`. pynetdicom takes
+        what a peer claims."""
+        from pynetdicom import evt
+
+        most = most_in_all or self._settings.max_image_mb << 20
+        sizes: dict[Any, int] = {}
+
+        def on_open(event: Any) -> None:
+            association, transport = event.assoc, event.assoc.dul.socket
+
+            def recv(count: int) -> bytearray:
+                deadline = time.monotonic() + self._settings.timeout_s
+                while association.dimse.msg_queue.qsize() > _MOST_WAITING and time.monotonic() < deadline:
+                    time.sleep(0.0005)
+                sizes[association] = sizes.get(association, 0) + count
+                if count > LONGEST_PDU + 6:
+                    self._excess = f"a PDU of {count >> 20} MB where {LONGEST_PDU >> 20} MB was agreed on"
+                elif sizes[association] > most:
+                    what = "answers" if most_in_all else "an image"
+                    self._excess = f"{what} of more than {most >> 20} MB{'' if most_in_all else ' (--max-image-mb)'}"
+                if self._excess:
+                    raise OSError(self._excess)
+                got = bytearray()
+                while len(got) < count:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+                    transport.socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                    if not (piece := transport.socket.recv(count - len(got))):
+                        break
+                    got += piece
+                transport.socket.settimeout(self._settings.timeout_s)
+                return got
+
+            transport.recv = recv
+
+        def on_message(event: Any) -> None:
+            sizes[event.assoc] = 0
+
+        return [(evt.EVT_CONN_OPEN, on_open), *([] if most_in_all else [(evt.EVT_DIMSE_RECV, on_message)])]
 
     def _rejected(self, answer: Any) -> Exception:
         """What an A-ASSOCIATE-RJ (PS3.8 9.3.4) means to the user."""
@@ -413,6 +496,11 @@ def _keys(level: str, **keys: Any) -> Dataset:
     for keyword, value in {unique: "", **keys}.items():
         setattr(asked, keyword, value)
     return asked
+
+
+def _is_patient(row: Dataset, patient: str) -> bool:
+    """Whether a study is of the patient that was asked for, whatever else the peer takes for a match."""
+    return not patient or "PatientID" not in row or str(row.PatientID).strip() == patient
 
 
 def _leave_answers_to_the_asker(association: Any) -> None:

@@ -7,7 +7,7 @@ hidden folder, which nothing reads, and gets its name when it is whole.
 import os
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,10 +30,12 @@ from slicewise.io.peer import (
     Query,
     RemoteSeries,
     check_privacy,
+    is_code,
     is_uid,
     parse_address,
     read_credentials,
 )
+from slicewise.io.received import Damaged, TooMuch, Unasked, check_file
 
 # The longest wait before another attempt, s.
 MAX_WAIT_S = 60.0
@@ -189,21 +191,36 @@ def pull(
             have = _uids_in(partial)
         before.setdefault(series.series, len(have))
         missing = {uid: kind for uid, kind in wanted.items() if name(uid) not in have}
+        came, damage = 0, Counter[str]()
 
-        def keep(uid: str, file: bytes) -> None:
-            nonlocal fetched
+        def keep(file: bytes) -> bool:
+            nonlocal fetched, came
+            came += 1
+            try:
+                if came > 2 * len(wanted) + 16:
+                    raise Unasked("more images than it lists")
+                uid = check_file(file, series, settings.max_image_mb << 20)
+            except (Unasked, TooMuch) as error:
+                raise UserError(f"{address.url}: sends {error}; nothing more is taken from it") from None
+            except Damaged as error:
+                damage[str(error)] += 1  # as if it had not come: it is asked for again
+                return False
             if uid not in missing:
-                return  # sent twice
+                return True  # sent twice, or newer than the list
             with output_errors(out), atomic_file(partial / f"{name(uid)}.dcm") as stream:
                 stream.write(strip.file(file) if strip else file)
             del missing[uid]
             fetched += 1
             progress(fetched + sum(before.values()), total())
+            return True
 
         if missing:
             peer.retrieve(series, dict(missing), len(missing) == len(wanted), keep)
         if missing:
-            raise PeerUnavailable(f"{len(missing)} of {len(wanted)} images of series {series.series} did not come")
+            raise PeerUnavailable(
+                f"{len(missing)} of {len(wanted)} images of series {series.series} did not come"
+                + "".join(f"; it sent {what}" for what, _ in damage.most_common(1))
+            )
         with output_errors(out):
             os.replace(partial, final)
         return final
@@ -333,6 +350,8 @@ def _checked(found: Sequence[RemoteSeries], address: Address) -> list[RemoteSeri
     for series in found:
         if not (is_uid(series.study) and is_uid(series.series)):
             raise UserError(f"{address.url}: names a series by what is no UID; nothing is pulled")
+        if not is_code(series.modality):
+            raise UserError(f"{address.url}: names a modality by what is no code; nothing is pulled")
     return list({s.series: s for s in found}.values())
 
 

@@ -24,6 +24,12 @@ _PORTS = {"http": 80, "https": 443, "dicom": 104, "dicoms": 2762}
 # An application entity title (PS3.5 6.2, AE) as addresses can hold it.
 _AE_TITLE = re.compile(r"[!-.0-?A-\[\]-~]{1,16}")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+# A Patient ID (PS3.5 6.2, LO) without what a query takes for wildcards (PS3.4 C.2.2.2.4); a code string (CS).
+_PATIENT = re.compile(r"[^\\*?]{0,64}")
+_CODE = re.compile(r"[A-Z0-9 _]{0,16}")
+# Ceilings on what one search may bring: answers, bytes in all, and how many of the time-outs it may take. A hospital's
+# day is some thousand series.
+MOST_ROWS, MOST_ROW_BYTES, SEARCH_TIMEOUTS = 100_000, 64 << 20, 10
 
 
 class PeerUnavailable(Exception):
@@ -74,9 +80,11 @@ class PeerSettings:
     ae_title : our application entity title (DIMSE).
     receive_port : port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET.
     receive_host : address to receive on by C-MOVE.
-    timeout_s : seconds without an answer after which a connection is given up.
+    timeout_s : seconds without an answer after which a connection is given up; an answer of less than 64 KiB in that
+        time is none.
     retries : further attempts after one that brought nothing.
     backoff_s : wait before the first of them; each next waits twice as long.
+    max_image_mb : largest image that is taken from the peer, MB; more is refused.
     """
 
     credentials: Path | None = None
@@ -89,6 +97,7 @@ class PeerSettings:
     timeout_s: float = 30.0
     retries: int = 4
     backoff_s: float = 1.0
+    max_image_mb: int = 512
 
     def __post_init__(self) -> None:
         if not _AE_TITLE.fullmatch(self.ae_title):
@@ -98,6 +107,8 @@ class PeerSettings:
                 f"--timeout-s {self.timeout_s:g} --retries {self.retries} --backoff-s {self.backoff_s:g} "
                 f"--receive-port {self.receive_port}: the time-out must be positive, the others 0 or more"
             )
+        if self.max_image_mb < 1:
+            raise UserError(f"--max-image-mb {self.max_image_mb}: must be 1 or more")
         if (self.certificate is None) != (self.key is None):
             raise UserError("--certificate and --key go together: give both PEM files, or neither")
         for flag in ("ca", "certificate", "key"):
@@ -128,8 +139,14 @@ class Query:
                 raise UserError(f"--{flag} {uid}: not a DICOM UID (digits and dots, 64 at most)")
         if self.date and not re.fullmatch(r"\d{8}|\d{8}-(\d{8})?|-\d{8}", self.date):
             raise UserError(f"--date {self.date}: expected YYYYMMDD, or YYYYMMDD-YYYYMMDD for a range")
-        if "\\" in self.patient or not self.patient.isprintable():
-            raise UserError("--patient: a Patient ID holds no backslash and no control characters")
+        patient = self.patient.strip()
+        if not _PATIENT.fullmatch(patient) or not patient.isprintable() or (self.patient and not patient):
+            raise UserError(
+                f"--patient {self.patient!r}: expected one Patient ID of up to 64 characters, without * and ?, which "
+                "would match others, backslash and control characters; pull by --study where the ID holds them"
+            )
+        if not is_code(self.modality):
+            raise UserError(f"--modality {self.modality!r}: expected a code such as CT, or nothing for all")
 
 
 @dataclass(frozen=True)
@@ -171,15 +188,20 @@ class Peer(Protocol):
         """Send files. `told` hears of each as it is acknowledged: "" for stored, else the reason of its refusal."""
 
     def retrieve(
-        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[str, bytes], None]
+        self, series: RemoteSeries, wanted: Mapping[str, str], whole: bool, keep: Callable[[bytes], bool]
     ) -> None:
         """Fetch the `wanted` instances of a series (SOP Class by UID), which are all of it where `whole`; `keep` gets
-        each one's UID and its DICOM file."""
+        each DICOM file, says whether it is whole, and raises where it is not what was asked for."""
 
 
 def is_uid(text: str) -> bool:
     """Whether a text is a DICOM UID (PS3.5 9.1), and so also safe as a file name."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def is_code(text: str) -> bool:
+    """Whether a text is a code string (PS3.5 6.2, CS), and so also safe to print."""
+    return _CODE.fullmatch(text) is not None
 
 
 def parse_address(text: str) -> Address:

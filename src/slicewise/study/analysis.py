@@ -59,7 +59,8 @@ def readings(about: dict[str, Any], key: dict[str, dict[str, Any]], answers: Ans
     found = []
     for reader, plan in about["readers"].items():
         seconds, done, seen = answers.seconds(reader), answers.finished(reader), set()
-        for place, case in enumerate(plan["cases"], start=len(plan["practice"])):
+        for place, shown in enumerate(plan["cases"], start=len(plan["practice"])):
+            case = key[shown].get("again", shown)  # a second showing is a file of its own
             again = case in seen
             seen.add(case)
             if place not in done:

@@ -1,7 +1,7 @@
 """The server of a reading study. It knows no truth: the key stays closed, so no answer of its can depend on it.
 
 Every reader sees a sequence of places, practice first. Only the place where a reader stands can be looked at and
-answered; answers are stored one by one, before they are acknowledged.
+answered, and the one before it taken up once more; answers are stored one by one, before they are acknowledged.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from slicewise.study.create import ANSWERS, CASES, read_study
 from slicewise.study.design import CONFIDENCE, KINDS, NOT_JUDGED, SCALE
-from slicewise.study.store import Answers
+from slicewise.study.store import Answers, Refused
 from slicewise.viewer.display import windows
-from slicewise.viewer.server import application, asset, asset_routes, host_names, page
+from slicewise.viewer.server import application, asset, asset_routes, body_of, host_names, page, redirect
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -61,7 +61,7 @@ class Study:
         """Whether an answer is one that can be given."""
         if item == "comment":
             return len(value) <= _COMMENT_LENGTH
-        if item in ("opened", "done"):
+        if item in ("opened", "done", "back"):
             return value == ""
         allowed = {"guess": KINDS, "confidence": [str(i + 1) for i in range(len(CONFIDENCE))]}
         scale = [str(v) for v in (NOT_JUDGED, *SCALE)]
@@ -83,6 +83,9 @@ def study_app(study: Study, host: str = "127.0.0.1", url: str = "") -> "Starlett
 
     def known(request: Request) -> str | None:
         return study.reader(request.path_params["token"])
+
+    async def slash(request: Request) -> "Response":
+        return redirect(f"{request.path_params['token']}/")
 
     async def start(request: Request) -> "Response":
         return page(front, "text/html") if known(request) else _unknown()
@@ -107,12 +110,13 @@ def study_app(study: Study, host: str = "127.0.0.1", url: str = "") -> "Starlett
         reader = known(request)
         if not reader:
             return _unknown()
-        if int(request.headers.get("content-length") or _BODY_BYTES + 1) > _BODY_BYTES:
+        body = await body_of(request, _BODY_BYTES)
+        if body is None:
             return _json({"error": "too long"}, 413)
-        body = await request.body()
         return await run_in_threadpool(_store, study, reader, body)
 
     routes = [
+        Route("/r/{token}", slash),
         Route("/r/{token}/", start),
         Route("/r/{token}/state", state),
         Route("/r/{token}/volume/{place:int}", volume),
@@ -141,6 +145,9 @@ def _state(study: Study, reader: str) -> dict[str, Any]:
         "total": total,
         "answers": study.answers.latest(reader, place) if 0 <= place < total else {},
         "shape": [grid["slices"], grid["size"], grid["size"]],
+        "spacing": [grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]],
+        "back": place > practice and not study.answers.is_reopened(reader, place),
+        "closed": bool(study.answers.closed_at()),
     }
 
 
@@ -150,27 +157,36 @@ def _store(study: Study, reader: str, body: bytes) -> "Response":
         given = json.loads(body)
         place, item, value = given["place"], given["item"], given["value"]
         session, active = given.get("session", ""), given.get("active_ms", 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        kinds = [(place, int), (item, str), (value, str), (session, str), (active, int)]
+        fits = all(type(v) is kind for v, kind in kinds) and len(session) <= 64 and 0 <= active < 2**40
+        f"{item}{value}{session}".encode()  # lone surrogates are no text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
         return _json({"error": "not an answer"}, 400)
-    kinds = [(place, int), (item, str), (value, str), (session, str), (active, int)]
-    if any(type(v) is not kind for v, kind in kinds) or len(session) > 64 or not 0 <= active < 2**40:
-        return _json({"error": "not an answer"}, 400)
-    if place != study.place(reader) or place == len(study.sequence(reader)):
+    if place != study.place(reader) or (place == len(study.sequence(reader)) and item != "back"):
         return _json({"error": "another case is open"}, 409)
-    if place == CONSENT_PLACE:
-        if (item, value) != ("done", ""):
-            return _json({"error": "consent comes first"}, 409)
-    elif not study.fits(item, value):
+    if place == CONSENT_PLACE and (item, value) != ("done", ""):
+        return _json({"error": "consent comes first"}, 409)
+    if place != CONSENT_PLACE and not study.fits(item, value):
         return _json({"error": f"no such answer: {item[:40]} = {value[:40]}"}, 400)
-    elif item == "done":
-        missing = [name for name in study.required() if name not in study.answers.latest(reader, place)]
-        if missing:
-            return _json({"error": f"not answered yet: {', '.join(missing)}"}, 400)
+    practice = len(study.about["readers"][reader]["practice"])
+    required = study.required() if place != CONSENT_PLACE else ()
     try:
-        study.answers.add(reader, place, item, value, session, active)
+        if item == "back":
+            if place <= practice:
+                raise Refused("practice is over")
+            study.answers.reopen(reader, place)
+        else:
+            study.answers.add(reader, place, item, value, session, active, required)
+    except Refused as refusal:
+        return _json({"error": str(refusal)}, 409)
     except sqlite3.Error as error:
         return _json({"error": f"not stored: {error}"}, 503)
-    return _json({"saved": item})
+    saved = {"saved": item}
+    if item == "done" and 0 <= place < practice:
+        saved["truth"] = study.about["feedback"][study.sequence(reader)[place]]
+    return _json(saved)
 
 
 def _unknown() -> "Response":

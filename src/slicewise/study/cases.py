@@ -1,5 +1,6 @@
 """Volumes made alike, so that nothing but the picture tells real from synthetic: one grid, one number of slices, one
-frame, the same air outside the head, files of one size with one header."""
+frame, the same air in and around the head, the same largest HU, no HU that never occurs, files of one size with one
+header."""
 
 from collections.abc import Sequence
 
@@ -8,13 +9,20 @@ from scipy import ndimage
 
 from slicewise.data.resample import Grid, body_mask, crop_above, remove_table, resample_volume
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN
+from slicewise.hu import HU_MIN, round_hu
 from slicewise.io.geometry import axial, volume_from_affine
 from slicewise.viewer.display import encode
 from slicewise.volume import Volume
 
 # Fewer slices show no structure from end to end.
 MIN_SLICES = 8
+# Air in and around the head, HU; what is below `_AIR_BELOW` is set to it. Air has noise in a scan, and none, or
+# another, in a synthetic volume; lung does not occur in a head, and mastoid cells are denser.
+AIR = -1000
+_AIR_BELOW = -800
+# Standard deviation of the noise that every case gets, HU: a third of a scan's quantum noise or less, it fills codes
+# that rescaling left empty, and makes the second showing of a case another file.
+DITHER = 1.0
 # Spacings that differ by less than this share of themselves are one.
 _SAME = 1e-3
 
@@ -48,6 +56,14 @@ def on_grid(volume: Volume, grid: Grid) -> np.ndarray:
         volume = remove_table(volume)
     _, y, x = ndimage.center_of_mass(head)
     return _window(crop_above(volume).hu, y, x, grid.size)
+
+
+def alike(hu: np.ndarray, ceiling: int, rng: np.random.Generator) -> np.ndarray:
+    """int16 HU of the same shape with what is no anatomy made the same in all cases: air, the largest HU, and which
+    codes occur. `ceiling` is one that every case reaches; some voxels of each end on it."""
+    noisy = round_hu(hu + rng.normal(0.0, DITHER, hu.shape))
+    noisy[hu >= ceiling] = ceiling
+    return np.where(hu < _AIR_BELOW, np.int16(AIR), np.clip(noisy, _AIR_BELOW, ceiling)).astype(np.int16)
 
 
 def case_file(hu: np.ndarray, grid: Grid) -> bytes:

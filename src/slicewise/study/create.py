@@ -1,8 +1,8 @@
 """Make a reading study: draw the cases, make them alike, hide which is which, order them for every reader.
 
 <study>/study.json    what is asked, and every reader's order; nothing about which case is real
-<study>/cases/ID.nii  one file a case, all of one size and date, named at random
-<study>/key.json      which case is real and where it came from; the server never opens it
+<study>/cases/ID.nii  one file a case and one a second showing, all of one size and date, named at random
+<study>/key.json      which case is real, where it came from, and what the leak test found; the server never opens it
 <study>/readers.csv   the readers' personal tokens
 <study>/answers.sqlite  appears when the study is served
 """
@@ -27,8 +27,9 @@ from slicewise.data.resample import Grid
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_scan import LeftOut
-from slicewise.study.cases import MIN_SLICES, case_file, common_grid, on_grid
+from slicewise.study.cases import MIN_SLICES, alike, case_file, common_grid, on_grid
 from slicewise.study.design import KINDS, StudySettings, order, pair
+from slicewise.study.leak import MOST_AUC, Leak, features, leak_test
 from slicewise.viewer.shelf import Entry, entries
 
 STUDY, CASES, KEY, READERS, ANSWERS = "study.json", "cases", "key.json", "readers.csv", "answers.sqlite"
@@ -50,15 +51,18 @@ def create(
     synthetic: Path,
     settings: StudySettings,
     consent: Path | None = None,
+    *,
+    allow_leak: bool = False,
     progress: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Any], list[LeftOut]]:
-    """Write a study into the new folder `out`; returns what study.json says, and what was left out and why.
+) -> tuple[dict[str, Any], list[LeftOut], Leak]:
+    """Write a study into the new folder `out`; returns what study.json says, what was left out and why, and how well a
+    program tells its cases apart (see `slicewise.study.leak`).
 
     `real` and `synthetic` are folders of DICOM or NIfTI, stores, or runs of slicewise generate. `consent` is a text
     file to show on the first page, a paragraph a line, in place of `CONSENT`.
 
-    Raises `UserError` where a folder holds too few usable volumes, both are one, or `out` is there or cannot be
-    written. The folder appears whole or not at all.
+    Raises `UserError` where a folder holds too few usable volumes, both are one, `out` is there or cannot be written,
+    and where the cases can be told apart, unless `allow_leak`. The folder appears whole or not at all.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; choose another folder, so that no study is overwritten")
@@ -78,11 +82,26 @@ def create(
         spacings = [spacing for kind in drawn for _, spacing in kind]
         grid = common_grid(spacings, settings.pixel_mm, settings.slice_mm, settings.fov_mm, settings.remove_table)
         with output_errors(out):
-            study = _build(building, drawn, grid, settings, seed, rng, _consent(consent), progress)
+            study, leak = _build(building, drawn, grid, settings, seed, rng, _consent(consent), progress)
+            if leak.tells and not allow_leak:
+                raise UserError(
+                    f"the cases can be told apart without looking at them: {leak_text(leak)}, where {MOST_AUC} is the "
+                    "most that is taken; bring both sets through the same steps (give --real the prepared store), or "
+                    "add --allow-leak and say so in the paper"
+                )
             os.rename(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return study, left_out
+    return study, left_out, leak
+
+
+def leak_text(leak: Leak) -> str:
+    """One phrase on what the leak test found."""
+    areas = [f"{area.value:.2f} ({area.lower:.2f} to {area.upper:.2f})" for area in (leak.auc, leak.form)]
+    return (
+        f"leak test AUC {areas[0]}, by file, codes, extremes and air alone {areas[1]}; best alone: {leak.feature}, "
+        f"{leak.feature_auc:.2f}"
+    )
 
 
 def _draw(
@@ -120,8 +139,8 @@ def _build(
     rng: np.random.Generator,
     consent: list[str],
     progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Everything in the study's folder."""
+) -> tuple[dict[str, Any], Leak]:
+    """Everything in the study's folder, and how well its cases are told apart."""
     names = _names(sum(map(len, drawn)), rng)
     by_kind = [names[: len(drawn[0])], names[len(drawn[0]) :]]
     key: dict[str, Any] = {}
@@ -142,29 +161,42 @@ def _build(
                 f"fewer than {least} slices on the study's grid: {', '.join(short[:5])}; leave them out"
                 + (" or lower --slices" if settings.slices > MIN_SLICES else "")
             )
+        practised = pair("--practice", settings.practice)
+        practice = [case for ids, n in zip(by_kind, practised) for case in ids[:n]]
+        readers = {f"Reader {i + 1}": secrets.token_urlsafe(24) for i in range(settings.readers)}
+        orders = {
+            name: order(
+                by_kind[0][practised[0] :], by_kind[1][practised[1] :], pair("--repeats", settings.repeats), rng
+            )
+            for name in readers
+        }
+        twice = sorted({case for plan in orders.values() for case in plan if plan.count(case) == 2})
+        second = dict(zip(twice, _names(len(twice), rng, taken=names)))
+        ceiling = min(int(_load(scratch, case)[:slices].max()) for case in names)
         (folder / CASES).mkdir()
-        for case in sorted(names):  # in the order of their names, which are random
-            hu = np.load(Path(scratch) / f"{case}.npy", allow_pickle=False)
-            file = folder / CASES / f"{case}.nii"
-            _write(file, case_file(hu[:slices], grid))
+        told: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+        for case, shown in sorted([*((n, n) for n in names), *second.items()], key=lambda pair: pair[1]):
+            hu = alike(_load(scratch, case)[:slices], ceiling, rng)
+            file, data = folder / CASES / f"{shown}.nii", case_file(hu, grid)
+            _write(file, data)
             os.utime(file, (_DATE, _DATE))
-    practised = pair("--practice", settings.practice)
-    readers = {f"Reader {i + 1}": secrets.token_urlsafe(24) for i in range(settings.readers)}
+            if shown == case and case not in practice:
+                told[key[case]["kind"]].append(features(data, hu))
+    leak = leak_test(told[KINDS[0]], told[KINDS[1]])
+    key |= {shown: {**key[case], "again": case} for case, shown in second.items()}
     study = {
         "version": slicewise.__version__,
         "settings": {k: v for k, v in asdict(settings).items() if k != "seed"},
         "consent": consent,
         "grid": {"pixel_mm": grid.fov_mm / grid.size, "slice_mm": grid.slice_mm, "size": grid.size, "slices": slices},
+        "feedback": {case: key[case]["kind"] for case in sorted(practice)},
         "readers": {
             name: {
                 "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
-                "practice": [str(c) for c in rng.permutation([c for k, n in zip(by_kind, practised) for c in k[:n]])],
-                "cases": order(
-                    by_kind[0][practised[0] :],
-                    by_kind[1][practised[1] :],
-                    pair("--repeats", settings.repeats),
-                    rng,
-                ),
+                "practice": [str(case) for case in rng.permutation(practice)],
+                "cases": [
+                    second[case] if case in orders[name][:place] else case for place, case in enumerate(orders[name])
+                ],
             }
             for name, token in readers.items()
         },
@@ -173,17 +205,28 @@ def _build(
     csv.writer(table).writerows([("reader", "token"), *readers.items()])
     _write(folder / STUDY, _json(study))
     _write(folder / READERS, table.getvalue().encode())
-    _write(folder / KEY, _json({"seed": seed, "cases": {case: key[case] for case in sorted(key)}}))
+    found = {
+        "auc": asdict(leak.auc),
+        "form": asdict(leak.form),
+        "feature": leak.feature,
+        "feature_auc": leak.feature_auc,
+    }
+    _write(folder / KEY, _json({"seed": seed, "leak": found, "cases": {case: key[case] for case in sorted(key)}}))
     os.chmod(folder, 0o700)
-    return study
+    return study, leak
 
 
-def _names(count: int, rng: np.random.Generator) -> list[str]:
-    """Random names, none twice."""
-    names: dict[str, None] = {}
-    while len(names) < count:
+def _load(scratch: str, case: str) -> np.ndarray:
+    return np.load(Path(scratch) / f"{case}.npy", allow_pickle=False)
+
+
+def _names(count: int, rng: np.random.Generator, taken: Iterable[str] = ()) -> list[str]:
+    """Random names, none twice and none that is taken."""
+    names = dict.fromkeys(taken)
+    before = len(names)
+    while len(names) < before + count:
         names[rng.bytes(6).hex()] = None
-    return list(names)
+    return list(names)[before:]
 
 
 def _consent(path: Path | None) -> list[str]:

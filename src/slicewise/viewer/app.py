@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from slicewise.errors import UserError
 from slicewise.viewer.display import windows
-from slicewise.viewer.server import application, asset, asset_routes, host_names, page
+from slicewise.viewer.server import application, asset, asset_routes, host_names, page, redirect
 from slicewise.viewer.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
         return page(front, "text/html")
 
     async def listing(request: Any) -> "Response":
-        return _json({"volumes": [e.title for e in shelf.entries], "windows": windows()})
+        labels = [
+            {"title": held.title, "names": {str(label): name for label, name in held.names.items()}}
+            for held in shelf.labels
+        ]
+        return _json({"volumes": [e.title for e in shelf.entries], "windows": windows(), "labels": labels})
 
     # Plain functions: Starlette runs them in threads, so reading a volume stops nobody.
     def about(request: Any) -> "Response":
@@ -38,6 +42,15 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
 
     def means(request: Any) -> "Response":
         return _of(request, lambda index: _json(shelf.curve(index)))
+
+    def information(request: Any) -> "Response":
+        return _of(request, lambda index: _json(shelf.information(index)))
+
+    def labelled(request: Any) -> "Response":
+        labels = request.path_params["labels"]
+        if labels >= len(shelf.labels):
+            return _json({"error": f"there are no labels {labels}"}, 404)
+        return _of(request, lambda index: page(shelf.labelled(index, labels), "application/octet-stream"))
 
     def _of(request: Any, answer: Any) -> "Response":
         index = request.path_params["index"]
@@ -54,9 +67,16 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
         Route("/volumes/{index:int}", about),
         Route("/volumes/{index:int}.nii", voxels),
         Route("/volumes/{index:int}/curve", means),
+        Route("/volumes/{index:int}/information", information),
+        Route("/volumes/{index:int}/labels/{labels:int}.nii", labelled),
         *asset_routes(PACKAGE),
     ]
-    return application([Mount(f"/{token}", routes=routes)], host_names(host)), f"/{token}/"
+
+    async def slash(request: Any) -> "Response":
+        return redirect(f"{token}/")
+
+    mounted = [Route(f"/{token}", slash), Mount(f"/{token}", routes=routes)]
+    return application(mounted, host_names(host)), f"/{token}/"
 
 
 def _json(value: Any, status: int = 200) -> "Response":

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
 KINDS = {"js": "text/javascript", "css": "text/css", "LICENSE": "text/plain"}
+# A request must be whole within so many seconds of its connection, or of the answer before it.
+REQUEST_S = 20.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
     "connect-src 'self' data: blob:; worker-src 'self' blob:; font-src 'self' data:; frame-ancestors 'none'; "
@@ -80,7 +82,26 @@ def application(routes: "Sequence[BaseRoute]", hosts: Sequence[str]) -> "Starlet
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    return Starlette(routes=list(routes), middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+    app = Starlette(routes=list(routes), middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+    app.router.redirect_slashes = False  # it names the scheme and host that reach us, not the proxy's before us
+    return app
+
+
+def redirect(path: str) -> "Response":
+    """To a path relative to the one asked for, so that it stays with the scheme and the host that the browser knows."""
+    response = page(b"", "text/plain", 307)
+    response.headers["Location"] = path
+    return response
+
+
+async def body_of(request: Any, most: int) -> bytes | None:
+    """The body of a request, however it is sent; None where it has more than `most` bytes, of which no more is read."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            return None
+    return bytes(body)
 
 
 def host_names(host: str) -> list[str]:
@@ -113,10 +134,46 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Any, bound: socket.socket) -> None:
     """Answer requests until Ctrl-C. No access log: links hold personal tokens."""
-    import uvicorn
+    server(app).run(sockets=[bound])
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, proxy_headers=False)
-    uvicorn.Server(config).run(sockets=[bound])
+
+def server(app: Any) -> Any:
+    """A uvicorn server of the app that gives up on requests which are not whole within `REQUEST_S`."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        """Closes connections on which a request has begun, or none, and not ended: uvicorn waits for headers and body
+        as long as they take."""
+
+        _due: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect_request()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._due.cancel()
+            super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._expect_request()
+
+        def _expect_request(self) -> None:
+            if self._due is not None:
+                self._due.cancel()
+            self._due = self.loop.call_later(REQUEST_S, self._give_up)
+
+        def _give_up(self) -> None:
+            answering = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+            if not answering:
+                self.transport.close()
+
+    config = uvicorn.Config(
+        app, http=Impatient, ws="none", log_level="warning", access_log=False, server_header=False, proxy_headers=False
+    )
+    return uvicorn.Server(config)
 
 
 def address(bound: socket.socket) -> str:

@@ -2,13 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 
 from slicewise.data.store import MANIFEST, open_store
 from slicewise.errors import UserError
@@ -16,7 +17,8 @@ from slicewise.io.archive import find, read_volume
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import LeftOut
 from slicewise.io.nifti import load_nifti
-from slicewise.viewer.display import Shown, curve, show
+from slicewise.viewer.display import Shown, curve, encode, show
+from slicewise.viewer.labels import Labels, on_grid
 from slicewise.volume import Volume
 
 # Volumes kept ready for the browser: both sides, and the two before.
@@ -25,11 +27,13 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Entry:
-    """A volume that can be shown: its title, how to read it, and whether it is finished (calibrated, in a run)."""
+    """A volume that can be shown: its title, how to read it, whether it is finished (calibrated, in a run), and a DICOM
+    file of it, where it has one, whose header tells of the series."""
 
     title: str
     read: Callable[[], Volume]
     finished: bool = True
+    header: str = ""
 
 
 def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
@@ -54,7 +58,7 @@ def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
             for series in archive.series:
                 a = series.acquisition
                 title = f"{_short(a.source)} {a.series_description}".strip()
-                found.append(Entry(title, partial(lambda s: load(s).volume, series)))
+                found.append(Entry(title, partial(lambda s: load(s).volume, series), header=series.slices[0].path))
             found += [Entry(_short(file), partial(lambda f: load_nifti(f).volume, file)) for file in archive.nifti]
     if not found:
         reasons = "; ".join(f"{entry.source}: {entry.reason}" for entry in left_out[:3])
@@ -66,11 +70,12 @@ def _run(path: Path) -> list[Entry]:
     """Every volume of a generate run, before calibration first where it was kept."""
     found = []
     for folder in sorted((path / "dicom").iterdir()):
+        header = str(min(folder.iterdir(), default=""))
         raw = path / "raw" / f"{folder.name}.npy"
         if raw.is_file():
-            found.append(Entry(f"{folder.name} before calibration", partial(_uncalibrated, folder, raw), False))
+            found.append(Entry(f"{folder.name} before calibration", partial(_uncalibrated, folder, raw), False, header))
         name = f"{folder.name} calibrated" if raw.is_file() else folder.name
-        found.append(Entry(name, partial(lambda f: read_volume(f).volume, folder)))
+        found.append(Entry(name, partial(lambda f: read_volume(f).volume, folder), header=header))
     return found
 
 
@@ -82,11 +87,29 @@ def _short(source: str) -> str:
     return "/".join(Path(source).parts[-2:])
 
 
+# What the page tells of a series, by keyword and as it names it; nothing that says who the patient is.
+_TOLD = {
+    "SeriesDescription": "Series", "Manufacturer": "Manufacturer", "ManufacturerModelName": "Model", "KVP": "kV",
+    "ConvolutionKernel": "Kernel", "SliceThickness": "Slice thickness, mm", "ImageType": "Image type",
+    "DerivationDescription": "Derivation", "SyntheticData": "Synthetic data",
+}  # fmt: skip
+
+
+def series_information(entry: Entry, volume: Volume) -> dict[str, str]:
+    """What is known of a volume: its grid, and what a DICOM header says of the series (PS3.3 C.7.3, C.8.2.1)."""
+    found = {"Voxels (z, y, x)": " × ".join(map(str, volume.hu.shape))}
+    found["Spacing, mm"] = " × ".join(f"{s:.4g}" for s in volume.spacing)
+    if entry.header:
+        header = pydicom.dcmread(entry.header, stop_before_pixels=True, specific_tags=list(_TOLD), force=True)
+        found |= {name: str(header[keyword].value) for keyword, name in _TOLD.items() if header.get(keyword)}
+    return found
+
+
 class Shelf:
     """Entries, and the last few of them in the form that the browser takes. Safe to use from several threads."""
 
-    def __init__(self, held: list[Entry]) -> None:
-        self.entries = held
+    def __init__(self, held: list[Entry], labels: Sequence[Labels] = ()) -> None:
+        self.entries, self.labels = held, tuple(labels)
         self._ready: OrderedDict[int, Shown] = OrderedDict()
         self._curves: dict[int, dict[str, Any]] = {}
         self._lock, self._curve_lock = threading.Lock(), threading.Lock()
@@ -100,6 +123,15 @@ class Shelf:
             while len(self._ready) > KEPT:
                 self._ready.popitem(last=False)
             return self._ready[index]
+
+    def information(self, index: int) -> dict[str, str]:
+        """What is known of the volume at `index`."""
+        return series_information(self.entries[index], self.shown(index).volume)
+
+    def labelled(self, index: int, labels: int) -> bytes:
+        """Labels on the grid of the volume at `index`, as the browser takes them. Raises `UserError` where they belong
+        to another."""
+        return encode(on_grid(self.labels[labels], self.shown(index).volume))
 
     def curve(self, index: int) -> dict[str, Any]:
         """The curve of the volume at `index`; others can be shown meanwhile."""

@@ -1,19 +1,22 @@
 // The reader's pages: consent, then case by case the viewer and the form. The server says where the reader stands; every
 // answer is sent at once and sent again until the server has it.
 import { createPanel, navigate, number, VIEWS, windowOf } from "./panel.js";
+import { createTools } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
 const session = crypto.getRandomValues(new Uint32Array(3)).join("-");
-let state = null, panel = null, lo = 0, hi = 1;
+let state = null, panel = null, tools = null, lo = 0, hi = 1;
 
 async function refresh() {
   state = await (await fetch("state")).json();
   document.title = state.title;
-  const reading = state.place >= 0 && state.place < state.total;
-  $("intro").hidden = state.place >= 0;
-  $("end").hidden = state.place < state.total;
+  const reading = state.place >= 0 && state.place < state.total && !state.closed;
+  $("closed").hidden = !state.closed;
+  $("intro").hidden = state.place >= 0 || state.closed;
+  $("end").hidden = state.place < state.total || state.closed;
+  $("back-end").hidden = !state.back;
   $("reading").hidden = !reading;
-  if (state.place < 0) intro();
+  if (!$("intro").hidden) intro();
   if (reading) await open();
   document.body.dataset.place = state.place;
 }
@@ -44,6 +47,7 @@ async function open() {
     : `Case ${state.place - state.practice + 1} of ${state.total - state.practice}`;
   $("practice").hidden = !practice;
   $("progress").value = state.place / state.total;
+  $("back").hidden = !state.back;
   $("next").textContent = state.place + 1 === state.total ? "Finish" : "Next case";
   for (const set of document.querySelectorAll("fieldset"))
     for (const input of set.querySelectorAll("input")) input.checked = state.answers[set.dataset.item] === input.value;
@@ -58,6 +62,7 @@ async function open() {
     await panel.load(`volume/${state.place}`, { shape: state.shape, range: [-1024, 3071] }, lo, hi);
     $("cover").hidden = true;
     setView("all");
+    tools.adopt(panel);
     press();
     read(null);
     panel.canvas.focus();
@@ -83,7 +88,8 @@ async function build() {
     button.onclick = () => setView(name);
     $("views").append(button);
   }
-  $("tool").onclick = () => { panel.tool = panel.tool === "window" ? "slices" : "window"; press(); };
+  tools = createTools($("tools"), { panels: () => [panel], windowed: setWindow, changed: () => read(null) });
+  $("pause").onclick = pause;
   $("theme").onclick = () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -112,7 +118,7 @@ function options(set, values) {
 }
 
 const answered = () => [...document.querySelectorAll("fieldset")].every((set) => set.querySelector("input:checked"));
-function ready() { $("next").disabled = !answered() || waiting > 0; }
+function ready() { $("next").disabled = !answered() || waiting > 0 || finishing; }
 
 let typing = null;
 $("comment").addEventListener("input", () => {
@@ -126,27 +132,60 @@ function comment() {
   if (($("comment").value || "") !== (state.answers.comment ?? "")) save("comment", $("comment").value);
 }
 
-$("form").addEventListener("submit", async (event) => {
+$("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if ($("next").disabled) return;
-  $("next").disabled = true;
-  if (typing) comment();
-  await save("done", "");
-  await refresh();
+  finish();
 });
+
+// On to the next case, once everything before is saved.
+let finishing = false;
+async function finish() {
+  if (!answered() || finishing) return;
+  finishing = true;
+  ready();
+  if (typing) comment();
+  const answer = await save("done", "");
+  if (answer?.truth) await feedback(answer.truth);
+  finishing = false;
+  await refresh();
+}
+
+async function feedback(truth) {
+  const right = state.answers.guess === truth;
+  $("feedback-text").textContent = `${right ? "Right" : "Wrong"}: this volume is ${truth}; you said ${state.answers.guess}.`;
+  $("feedback").showModal();
+  await new Promise((done) => { $("feedback").onclose = done; });
+}
+$("understood").onclick = () => $("feedback").close();
+
+async function back() {
+  await chain;
+  await save("back", "");
+  await refresh();
+}
+$("back").onclick = back;
+$("back-end").onclick = back;
+
+function pause() {
+  tools.play(false);
+  $("paused").showModal();
+}
+$("resume").onclick = () => $("paused").close();
 
 // Saving --------------------------------------------------------------------------------------------------------------
 
-let chain = Promise.resolve(), waiting = 0, active = 0;
+let chain = Promise.resolve(), waiting = 0, active = 0, refused = false;
 function save(item, value) {
   const place = state.place;
+  value = value.toWellFormed?.() ?? value;
   state.answers[item] = value;
   waiting += 1;
   tell("saving …");
-  chain = chain.then(() => send({ place, item, value, session, active_ms: Math.round(active) })).then(() => {
+  chain = chain.then(() => send({ place, item, value, session, active_ms: Math.round(active) })).then((answer) => {
     waiting -= 1;
-    if (!waiting) tell("saved");
+    if (!waiting && !refused) tell("saved");
     ready();
+    return answer;
   });
   return chain;
 }
@@ -155,10 +194,15 @@ async function send(answer) {
   for (let pause = 500; ; pause = Math.min(pause * 2, 8000)) {
     try {
       const reply = await fetch("answers", { method: "POST", body: JSON.stringify(answer), headers: { "Content-Type": "application/json" } });
-      if (reply.ok) return;
-      if (reply.status < 500) { // open elsewhere at another case, or refused: what the server has is what counts
+      if (reply.ok) { refused = false; return await reply.json(); }
+      if (reply.status === 409) { // open elsewhere at another case, or closed: what the server has is what counts
         if (answer.item !== "opened") setTimeout(() => location.reload(), 800);
-        return;
+        return null;
+      }
+      if (reply.status < 500) { // this one answer cannot be stored; the others go on
+        refused = true;
+        tell(`not saved: ${(await reply.json()).error}`, true);
+        return null;
       }
     } catch { /* the network or the server is away */ }
     tell("not saved yet, trying again", true);
@@ -178,7 +222,7 @@ for (const kind of ["pointermove", "pointerdown", "wheel", "keydown", "touchmove
   addEventListener(kind, () => { touched = performance.now(); }, { passive: true, capture: true });
 setInterval(() => {
   const now = performance.now();
-  if (!document.hidden && now - touched < 60000) active += Math.min(now - last, 2000);
+  if (!document.hidden && !$("paused").open && now - touched < 60000) active += Math.min(now - last, 2000);
   last = now;
 }, 250);
 
@@ -199,19 +243,21 @@ function press() {
     const [l, h] = windowOf(state.windows, i, panel.about ?? { range: [-1024, 3071] });
     button.setAttribute("aria-pressed", String(l === lo && h === hi));
   });
-  $("tool").setAttribute("aria-pressed", String(panel.tool === "window"));
+  tools.window(lo, hi);
 }
 function read(hit) {
   if (!panel?.about) return;
   const at = hit ?? { voxel: panel.voxel(), hu: panel.hu(panel.voxel()) };
   $("readout").innerHTML =
     `<span><b>${number(at.hu)}</b> HU ${hit ? "under the cursor" : "at the crosshair"}</span>` +
-    `<span>slice ${state.shape[0] - at.voxel[2]} of ${state.shape[0]}</span><span>W ${number(hi - lo)} L ${number((hi + lo) / 2)}</span>`;
+    `<span>slice ${state.shape[0] - at.voxel[2]} of ${state.shape[0]}</span><span>W ${number(hi - lo)} L ${number((hi + lo) / 2)}</span>` +
+    (panel.slab ? `<span>slab of ${panel.slab.mm.toFixed(1)} mm</span>` : "") +
+    (tools.said(panel) ? `<span><b>${tools.said(panel)}</b></span>` : "");
 }
 
 addEventListener("keydown", (event) => {
-  if (!state || $("reading").hidden) return;
-  if (event.key === "Enter" && event.ctrlKey) { event.preventDefault(); $("form").requestSubmit(); return; }
+  if (!state || $("reading").hidden || document.querySelector("dialog[open]")) return;
+  if (event.key === "Enter" && event.ctrlKey) { event.preventDefault(); finish(); return; } // waits for what is being saved
   if (event.key === "Escape") { panel.canvas.focus(); return; }
   const set = event.target.closest?.("fieldset");
   if (set) {
@@ -227,7 +273,7 @@ addEventListener("keydown", (event) => {
   }
   if (event.target.closest?.("textarea, input, select")) return;
   if (event.target.closest?.("button") && ["Enter", " "].includes(event.key)) return;
-  if (navigate(panel, event, setWindow, state.windows)) { event.preventDefault(); return; }
+  if (tools.key(event) || navigate(panel, event, setWindow, state.windows)) { event.preventDefault(); return; }
   if (event.key.toLowerCase() === "r" && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
     const open = [...document.querySelectorAll("fieldset")].find((s) => !s.querySelector("input:checked"));

@@ -2,13 +2,21 @@
 // Shared by the viewer and the reading study. NiiVue's own keys, contrast drag and reset are kept from it: windows come
 // from the server's presets and the volume's own metadata, never from NiiVue's estimate of a range.
 
+import { createOverlay } from "./overlay.js";
+import { slab } from "./slab.js";
+
 const { Niivue, NVImage, SLICE_TYPE, MULTIPLANAR_TYPE } = window.niivue;
 export const VIEWS = {
   all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL,
   "3D": SLICE_TYPE.RENDER,
 };
-const ALWAYS = 1; // SHOW_RENDER.ALWAYS, which NiiVue's bundle does not export
+const [NEVER, ALWAYS] = [0, 1]; // of SHOW_RENDER, which NiiVue's bundle does not export
+// Voxels from which the 3D picture beside the planes would take seconds a frame, where there is no graphics card.
+const MOST_WITHOUT_CARD = 8e6;
 const CROSS_MM = 1;
+const FIRST_VOXEL = 352; // of the .nii files that the server sends
+// Blue where there is less, red where there is more, black where nothing differs.
+const DIVERGING = { R: [90, 40, 0, 230, 255], G: [200, 90, 0, 90, 220], B: [255, 230, 0, 30, 120], A: [255, 255, 255, 255, 255], I: [0, 64, 128, 192, 255] };
 const START_3D = { azimuth: 160, elevation: 15 };
 
 // `stage` is an element to fill. `tell` = { moved(panel), windowed(lo, hi), hovered(panel, hit | null), touched(panel) }.
@@ -21,20 +29,31 @@ export async function createPanel(stage, label, tell) {
     backColor: [0, 0, 0, 1], crosshairColor: [0.35, 0.75, 1, 0.8], crosshairWidth: CROSS_MM, crosshairGap: 8, crosshairWidthUnit: "mm",
     show3Dcrosshair: false, isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false,
     multiplanarLayout: MULTIPLANAR_TYPE.GRID, multiplanarShowRender: ALWAYS, isColorbar: false, isOrientCube: false,
-    isForceMouseClickToVoxelCenters: true, fontMinPx: 11, loadingText: "", logLevel: "error",
+    isForceMouseClickToVoxelCenters: true, isOrientationTextVisible: false, loadingText: "", logLevel: "error",
   });
   await nv.attachToCanvas(canvas);
+  nv.addColormap("difference", DIVERGING);
+  const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
+  const hasCard = !/swiftshader|llvmpipe|software/i.test(nv.gl.getParameter(info ? info.UNMASKED_RENDERER_WEBGL : nv.gl.RENDERER));
 
   const panel = {
-    nv, canvas, about: null, tool: "slices",
+    nv, canvas, about: null, tool: "slices", slabAxis: 2,
 
     async load(url, about, lo, hi) {
       panel.about = null;
-      const answer = await fetch(url);
-      if (!answer.ok) throw new Error((await answer.text()).slice(0, 300));
-      const buffer = await answer.arrayBuffer();
-      while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
-      nv.addVolume(await NVImage.loadFromUrl({ url: buffer, name: "volume.nii", colormap: "gray", cal_min: lo, cal_max: hi }));
+      panel.isDifference = false;
+      await panel.show(await fetched(url), about, lo, hi);
+    },
+
+    // A .nii file as the server sends it; with a colour map for what is no CT.
+    async show(buffer, about, lo, hi, colormap = "gray") {
+      panel.about = null;
+      while (nv.volumes.length) nv.removeVolume(nv.volumes.at(-1));
+      const voxels = (buffer.byteLength - FIRST_VOXEL) / 2;
+      nv.opts.multiplanarShowRender = hasCard || voxels < MOST_WITHOUT_CARD ? ALWAYS : NEVER;
+      nv.addVolume(await NVImage.loadFromUrl({ url: buffer, name: "volume.nii", colormap, cal_min: lo, cal_max: hi }));
+      panel.buffer = buffer;
+      panel.original = nv.volumes[0].img;
       panel.about = about;
       panel.resetView();
       panel.middle();
@@ -48,7 +67,71 @@ export async function createPanel(stage, label, tell) {
       nv.updateGLVolume();
     },
 
-    setView(name) { nv.setSliceType(VIEWS[name]); },
+    // Labels over the picture, a .nii file of whole numbers with names, or none.
+    async setLabels(url, names) {
+      while (nv.volumes.length > 1) nv.removeVolume(nv.volumes.at(-1));
+      if (!url) return nv.updateGLVolume();
+      const overlay = await NVImage.loadFromUrl({ url: await fetched(url), name: "labels.nii", opacity: 0.45 });
+      nv.addVolume(overlay);
+      overlay.setColormapLabel(colours(names));
+      nv.updateGLVolume();
+    },
+
+    // The volume as it is shown, and its grid: mm of the first voxel, mm from voxel to voxel, voxels along x, y, z.
+    image() { return nv.volumes[0].img; },
+    grid() {
+      const dims = nv.volumes[0].dimsRAS.slice(1, 4), first = nv.frac2mm(nv.vox2frac([0, 0, 0]));
+      const second = nv.frac2mm(nv.vox2frac([1, 1, 1]));
+      return { dims, origin: Array.from(first).slice(0, 3), step: dims.map((_, axis) => second[axis] - first[axis]) };
+    },
+    crosshair() { return Array.from(nv.frac2mm(nv.scene.crosshairPos)).slice(0, 3); },
+
+    // A thick slab across the plane shown; axial where all planes are.
+    setSlab(kind, mm) {
+      if (!panel.about) return;
+      const axis = { coronal: 1, sagittal: 0 }[panel.view] ?? 2, half = Math.round((mm / panel.grid().step[axis] - 1) / 2);
+      const on = kind !== "off" && half > 0;
+      panel.slabAxis = axis;
+      panel.slab = on ? { kind, mm: (2 * half + 1) * panel.grid().step[axis] } : null;
+      panel.overlay.slabMm = panel.slab?.mm ?? 0;
+      const next = on ? slab(panel.original, panel.grid().dims, axis, half, kind) : panel.original;
+      panel.slabKind = [kind, mm];
+      if (nv.volumes[0].img === next) return panel.draw();
+      nv.volumes[0].img = next;
+      nv.updateGLVolume();
+    },
+
+    draw() { nv.drawScene(); },
+
+    // The next slice of a film, the first after the last.
+    cine() {
+      if (!panel.about) return;
+      const axis = { coronal: 1, sagittal: 0 }[panel.view] ?? 2, at = panel.voxel(), count = panel.grid().dims[axis];
+      at[axis] = axis === 2 ? (at[2] + count - 1) % count : (at[axis] + 1) % count;
+      panel.goTo(at);
+    },
+
+    // What is on the screen as a picture, with a line of text below.
+    async picture(line) {
+      const shot = document.createElement("canvas"), size = Math.round(18 * (window.devicePixelRatio || 1));
+      [shot.width, shot.height] = [canvas.width, canvas.height + 2 * size];
+      const context = shot.getContext("2d");
+      context.fillStyle = "#000";
+      context.fillRect(0, 0, shot.width, shot.height);
+      panel.draw();
+      context.drawImage(canvas, 0, 0);
+      panel.overlay.draw(shot);
+      context.fillStyle = "#fff";
+      context.font = `${size * 0.8}px system-ui, sans-serif`;
+      context.fillText(line, size / 2, canvas.height + 1.3 * size);
+      return new Promise((done) => shot.toBlob(done));
+    },
+
+    setView(name) {
+      panel.view = name;
+      nv.setSliceType(VIEWS[name]);
+      if (panel.slab) panel.setSlab(...panel.slabKind);
+    },
     setNearest(on) { nv.setInterpolation(on); },
     setCrosshair(on) { nv.opts.crosshairWidth = on ? CROSS_MM : 0; nv.drawScene(); },
 
@@ -124,11 +207,41 @@ export async function createPanel(stage, label, tell) {
     },
   };
 
+  panel.overlay = createOverlay(panel, stage);
+  const drawScene = nv.drawScene.bind(nv);
+  nv.drawScene = () => {
+    const drawn = drawScene();
+    panel.overlay.draw();
+    return drawn;
+  };
   listen(panel, stage, tell);
   return panel;
 }
 
-// Right drag (or left drag and touch with the window tool): across is width, up and down is level.
+async function fetched(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error((await answer.text()).slice(0, 300));
+  return answer.arrayBuffer();
+}
+
+// The difference of two volumes of one geometry, `b` from `a`, as a .nii file of HU.
+export function difference(a, b) {
+  const buffer = a.slice(0), out = new Int16Array(buffer, FIRST_VOXEL), other = new Int16Array(b, FIRST_VOXEL);
+  for (let i = 0; i < out.length; i++) out[i] -= other[i];
+  return buffer;
+}
+
+// A colour a label, far apart for numbers that are near; 0 shows nothing.
+function colours(names) {
+  const I = Object.keys(names).map(Number), around = (i, phase) => Math.round(127 + 127 * Math.cos(2.4 * i + phase));
+  return {
+    R: [0, ...I.map((i) => around(i, 0))], G: [0, ...I.map((i) => around(i, 2.1))], B: [0, ...I.map((i) => around(i, 4.2))],
+    A: [0, ...I.map(() => 255)], I: [0, ...I], labels: ["", ...Object.values(names)],
+  };
+}
+
+// Right drag (or left drag and touch with the window tool): across is width, up and down is level. Other tools take the
+// left drag and touch: the picture moves, or a measurement is drawn.
 function listen(panel, stage, tell) {
   const { canvas, nv } = panel;
   let drag = null;
@@ -136,23 +249,62 @@ function listen(panel, stage, tell) {
   stage.addEventListener("pointerdown", (event) => {
     tell.touched(panel);
     canvas.focus({ preventScroll: true });
-    if (!panel.about || (event.button !== 2 && panel.tool !== "window")) return;
-    const volume = nv.volumes[0];
-    drag = { x: event.clientX, y: event.clientY, lo: volume.cal_min, hi: volume.cal_max, live: true };
-    stage.setPointerCapture(event.pointerId);
+    if (!panel.about) return;
+    const tool = event.button === 2 ? "window" : panel.tool;
+    if (tool === "slices") return;
+    drag = start(tool, event);
+    if (drag) stage.setPointerCapture(event.pointerId);
   }, true);
+
+  function start(tool, event) {
+    const volume = nv.volumes[0], from = { x: event.clientX, y: event.clientY, live: true, tool };
+    if (tool === "window") return { ...from, lo: volume.cal_min, hi: volume.cal_max };
+    const at = panel.overlay.at(event.clientX, event.clientY);
+    if (!at) return null;
+    if (tool === "pan") return { ...from, tile: at.tile, pan: Array.from(nv.scene.pan2Dxyzmm) };
+    const last = panel.overlay.shapes.at(-1);
+    if (tool === "angle" && last?.kind === "angle" && last.open && last.normal === at.tile.normal) {
+      last.points[2] = at.mm;
+      delete last.open;
+      panel.draw();
+      return { ...from, shape: last, point: 2, tile: at.tile };
+    }
+    const shape = { kind: tool, normal: at.tile.normal, points: [at.mm, [...at.mm]], open: tool === "angle" };
+    panel.overlay.shapes.push(shape);
+    return { ...from, shape, point: 1, tile: at.tile };
+  }
+
   stage.addEventListener("pointermove", (event) => {
     tell.hovered(panel, panel.at(event.clientX, event.clientY));
     if (!drag?.live) { if (event.buttons) moved(); return; }
-    const width = (drag.hi - drag.lo) * Math.exp((event.clientX - drag.x) / 200);
-    const level = (drag.hi + drag.lo) / 2 + ((event.clientY - drag.y) * (drag.hi - drag.lo)) / 300;
-    const wide = Math.min(Math.max(width, 2), 8192);
-    tell.windowed(Math.round(level - wide / 2), Math.round(level + wide / 2));
+    if (drag.tool === "window") {
+      const width = (drag.hi - drag.lo) * Math.exp((event.clientX - drag.x) / 200);
+      const level = (drag.hi + drag.lo) / 2 + ((event.clientY - drag.y) * (drag.hi - drag.lo)) / 300;
+      const wide = Math.min(Math.max(width, 2), 8192);
+      tell.windowed(Math.round(level - wide / 2), Math.round(level + wide / 2));
+      return;
+    }
+    const [x0, y0] = panel.overlay.spot(drag.x, drag.y), [x1, y1] = panel.overlay.spot(event.clientX, event.clientY);
+    if (drag.tool === "pan") {
+      const { tile } = drag, pan = [...drag.pan];
+      pan[tile.across] += ((x1 - x0) / tile.perMm) * (tile.falling ? -1 : 1) * pan[3];
+      pan[tile.up] -= ((y1 - y0) / tile.perMm) * pan[3];
+      nv.setPan2Dxyzmm(pan);
+      tell.moved(panel);
+    } else {
+      drag.shape.points[drag.point] = drag.tile.toMm(x1, y1, drag.shape.points[0][drag.tile.normal]);
+      panel.draw();
+      tell.moved(panel);
+    }
   }, true);
   stage.addEventListener("pointerleave", () => tell.hovered(panel, null));
   const end = () => {
     if (!drag) { moved(); return; }
     drag.live = false;
+    const { shape } = drag;
+    if (shape && shape.points.every((p) => p.every((v, axis) => v === shape.points[0][axis]))) panel.overlay.shapes.pop(); // a click
+    panel.draw();
+    tell.moved(panel);
     setTimeout(() => { drag = null; }); // after the mouseup that follows
   };
   stage.addEventListener("pointerup", end, true);

@@ -1,17 +1,26 @@
-// The viewer's page: one or two linked panels, window presets, and the curve of slice means below.
-import { createPanel, navigate, number, VIEWS, windowOf } from "./panel.js";
+// The viewer's page: one or two linked panels, window presets, tools, and the curve of slice means below.
+import { createPanel, difference, navigate, number, VIEWS, windowOf } from "./panel.js";
+import { createTools, pressed } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { volumes: [], windows: [], sides: [], active: 0, linked: true, two: false, view: "all", nearest: false, cross: true, lo: 0, hi: 1 };
+const state = {
+  volumes: [], windows: [], labels: [], sides: [], active: 0, linked: true, two: false, view: "all", nearest: false, cross: true, lo: 0, hi: 1,
+  difference: false, blink: null,
+};
 window.slicewise = state; // for the console and for tests
 
 const sides = () => state.sides.slice(0, state.two ? 2 : 1);
 const active = () => state.sides[state.active];
+const tools = createTools($("tools"), {
+  panels: () => [active(), ...state.sides.filter((s) => s !== active())].filter(Boolean).map((s) => s.panel),
+  windowed: (lo, hi) => setWindow(lo, hi), changed: () => sides().forEach(read),
+});
 
 async function start() {
   const listing = await (await fetch("volumes")).json();
   state.volumes = listing.volumes;
   state.windows = listing.windows;
+  state.labels = listing.labels;
   [state.lo, state.hi] = [state.windows[0].lo, state.windows[0].hi];
   buttons();
   state.two = state.volumes.length > 1;
@@ -24,11 +33,13 @@ async function start() {
 async function side(index) {
   const section = document.createElement("section");
   section.className = "panel";
-  section.innerHTML = '<select aria-label="Volume"></select><div class="stage"><div class="state">…</div></div><div class="readout"></div>';
+  section.innerHTML = '<select aria-label="Volume"></select><strong class="badge" hidden>Synthetic</strong>' +
+    '<div class="stage"><div class="state">…</div></div><div class="readout"></div>';
+  section.setAttribute("aria-label", index ? "Second volume" : "First volume");
   $("panels").append(section);
-  const [select, stage, readout] = section.children;
+  const [select, badge, stage, readout] = section.children;
   state.volumes.forEach((title, i) => select.add(new Option(title, i)));
-  const made = { section, select, stage, readout, cover: stage.firstChild, hit: null, volume: 0, panel: null, curve: null };
+  const made = { section, select, badge, stage, readout, cover: stage.firstChild, hit: null, volume: 0, panel: null, curve: null };
   made.panel = await createPanel(stage, `Volume ${index + 1}`, {
     moved: () => moved(made), windowed: setWindow, touched: () => activate(made),
     hovered: (_, hit) => { made.hit = hit; read(made); },
@@ -52,11 +63,10 @@ async function choose(side, volume) {
     if (side.volume !== volume) return; // another was chosen meanwhile
     const kept = side.panel.about && side.panel.slice();
     await side.panel.load(`volumes/${volume}.nii`, about, state.lo, state.hi);
-    side.panel.setView(state.view);
-    side.panel.setNearest(state.nearest);
-    side.panel.setCrosshair(state.cross);
+    dress(side);
     if (kept !== null && kept !== false) side.panel.goToSlice(Math.min(kept, about.shape[0] - 1));
     side.cover.hidden = true;
+    describe(side, volume);
     const lead = sides().find((s) => s !== side && s.panel.about);
     if (state.linked && lead) moved(lead);
     draw(side, volume);
@@ -64,6 +74,35 @@ async function choose(side, volume) {
     side.cover.textContent = String(error.message || error);
   }
   refresh();
+}
+
+// A panel that holds another volume, as the page is set.
+function dress(side) {
+  side.panel.setView(state.view);
+  side.panel.setNearest(state.nearest);
+  side.panel.setCrosshair(state.cross);
+  tools.adopt(side.panel);
+}
+
+async function describe(side, volume) {
+  const answer = await fetch(`volumes/${volume}/information`);
+  if (!answer.ok || side.volume !== volume) return;
+  side.information = await answer.json();
+  side.badge.hidden = side.information["Synthetic data"] !== "YES";
+  await label(side);
+  if (state.difference && state.sides.every((s) => s.panel?.about)) await subtract();
+}
+
+async function label(side) {
+  if (!state.labels.length) return;
+  const chosen = $("labels").value;
+  try {
+    await side.panel.setLabels(chosen && `volumes/${side.volume}/labels/${chosen}.nii`, state.labels[chosen]?.names);
+    side.trouble = "";
+  } catch (error) {
+    side.trouble = JSON.parse(error.message).error;
+  }
+  read(side);
 }
 
 // The curve comes after the picture.
@@ -102,12 +141,19 @@ function read(side) {
   readout.innerHTML =
     `<span><b class="hu">${number(at.hu)}</b> HU ${side.hit ? "under the cursor" : "at the crosshair"}</span>` +
     `<span>x ${x} y ${y} slice ${slices - z} of ${slices}</span>` +
+    (panel.slab ? `<span>${panel.slab.kind === "average" ? "average" : panel.slab.kind === "mip" ? "MIP" : "MinIP"} of ${panel.slab.mm.toFixed(1)} mm</span>` : "") +
+    (tools.said(panel) ? `<span><b>${tools.said(panel)}</b></span>` : "") + (side.trouble ? `<span class="bad"></span>` : "") +
     (side.curve ? `<span>mean of ${side.curve.of}: <b>${format(side.curve.values[panel.slice()])}</b> HU</span>` : "") +
     (panel.about.note ? `<span>${panel.about.note}</span>` : "");
+  const trouble = readout.querySelector(".bad");
+  if (trouble) trouble.textContent = side.trouble;
 }
 
 const shorten = (text, most) => (text.length > most ? `${text.slice(0, Math.max(most - 1, 4))}…` : text);
 const format = (value) => (value == null ? "–" : value.toFixed(1).replace("-", "\u2212"));
+
+// A difference has a window of the same width about 0.
+const windowFor = (side) => (side.panel.isDifference ? [(state.lo - state.hi) / 2, (state.hi - state.lo) / 2] : [state.lo, state.hi]);
 
 let wanted = null;
 function setWindow(lo, hi) {
@@ -115,7 +161,7 @@ function setWindow(lo, hi) {
   if (wanted === null)
     wanted = requestAnimationFrame(() => {
       wanted = null;
-      for (const s of state.sides) s.panel.setWindow(state.lo, state.hi);
+      for (const s of state.sides) s.panel.setWindow(...windowFor(s));
       press();
     });
 }
@@ -147,8 +193,16 @@ function buttons() {
     button.onclick = () => setView(name);
     $("views").append(button);
   }
-  $("tool-slices").onclick = () => setTool("slices");
-  $("tool-window").onclick = () => setTool("window");
+  $("blink").onclick = toggleBlink;
+  $("difference").onclick = toggleDifference;
+  $("shot").onclick = shoot;
+  $("information").onclick = inform;
+  $("close-about").onclick = () => $("about").close();
+  $("labels").hidden = !state.labels.length;
+  $("labels").add(new Option("No labels", ""));
+  state.labels.forEach((each, i) => $("labels").add(new Option(each.title, i)));
+  if (state.labels.length) $("labels").value = 0;
+  $("labels").onchange = () => sides().forEach(label);
   $("two").onclick = toggleTwo;
   $("link").onclick = toggleLink;
   $("swap").onclick = swap;
@@ -163,15 +217,63 @@ function setView(name) {
   state.sides.forEach((s) => s.panel.setView(name));
   press();
 }
-function setTool(tool) {
-  state.sides.forEach((s) => { s.panel.tool = tool; });
+async function toggleDifference() {
+  state.difference = !state.difference;
+  if (state.difference && !state.two) await toggleTwo();
+  else if (state.difference) await subtract();
+  else if (state.sides[1]) await choose(state.sides[1], state.sides[1].volume);
   press();
+}
+async function subtract() {
+  const [first, second] = state.sides, { about } = second.panel;
+  if (second.panel.isDifference) return;
+  if (about.geometry !== first.panel.about.geometry) {
+    second.cover.textContent = "No difference: the two volumes have different grids.";
+    second.cover.hidden = false;
+    return;
+  }
+  const slice = first.panel.voxel();
+  await second.panel.show(difference(second.panel.buffer, first.panel.buffer), about, (state.lo - state.hi) / 2, (state.hi - state.lo) / 2, "difference");
+  second.panel.isDifference = true;
+  dress(second);
+  second.panel.goTo(slice);
+  refresh();
+}
+function toggleBlink() {
+  clearInterval(state.blink);
+  const on = !state.blink && state.two;
+  document.body.classList.toggle("blink", on);
+  state.blink = on ? setInterval(() => state.sides.forEach((s) => s.section.classList.toggle("front")), 600) : null;
+  state.sides.forEach((s, i) => s.section.classList.toggle("front", on && i === 0));
+  refresh();
+}
+async function shoot() {
+  const { panel, volume, information } = active();
+  if (!panel?.about) return;
+  const words = [state.volumes[volume], panel.isDifference ? "difference" : `W ${state.hi - state.lo} L ${(state.hi + state.lo) / 2}`,
+    `slice ${panel.slice() + 1} of ${panel.about.shape[0]}`, information?.["Synthetic data"] === "YES" ? "SYNTHETIC" : ""];
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await panel.picture(words.filter(Boolean).join("   ")));
+  link.download = `${state.volumes[volume].replace(/[^\w.-]+/g, "-")}-${panel.slice() + 1}.png`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+function inform() {
+  const { information, volume } = active();
+  $("about-title").textContent = state.volumes[volume];
+  $("about-table").replaceChildren(...Object.entries(information ?? {}).map(([name, value]) => {
+    const row = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td");
+    Object.assign(head, { textContent: name, scope: "row" });
+    cell.textContent = value;
+    row.append(head, cell);
+    return row;
+  }));
+  $("about").showModal();
 }
 async function toggleTwo() {
   if (!state.two && state.sides.length < 2) {
     const made = await side(1);
     state.sides.push(made);
-    made.panel.tool = state.sides[0].panel.tool;
     state.two = true;
     refresh();
     return choose(made, Math.min(state.sides[0].volume + 1, state.volumes.length - 1));
@@ -203,7 +305,6 @@ function toggleTheme() {
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 }
 
-const pressed = (button, on) => button.setAttribute("aria-pressed", String(on));
 function press() {
   const own = active()?.panel.about;
   [...$("windows").querySelectorAll("button:not(#window-now)")].forEach((button, i) => {
@@ -212,12 +313,14 @@ function press() {
   });
   $("window-now").textContent = `W ${number(state.hi - state.lo)} L ${number((state.hi + state.lo) / 2)}`;
   [...$("views").children].forEach((button) => pressed(button, button.textContent === state.view));
-  pressed($("tool-slices"), state.sides[0]?.panel.tool === "slices");
-  pressed($("tool-window"), state.sides[0]?.panel.tool === "window");
+  pressed($("blink"), Boolean(state.blink));
+  pressed($("difference"), state.difference);
+  tools.window(state.lo, state.hi);
   pressed($("two"), state.two);
   pressed($("link"), state.linked);
   pressed($("nearest"), state.nearest);
-  $("link").hidden = $("swap").hidden = !state.two;
+  for (const id of ["link", "swap", "blink"]) $(id).hidden = !state.two;
+  $("difference").hidden = state.volumes.length < 2;
 }
 
 function refresh() {
@@ -302,15 +405,15 @@ new ResizeObserver(plot).observe($("plot"));
 // Keys ----------------------------------------------------------------------------------------------------------------
 
 addEventListener("keydown", (event) => {
-  if (event.target.closest("select, input, textarea, dialog[open]")) return;
+  if (event.target.closest("select, input, textarea, dialog[open]") || !state.sides.length) return;
   if (event.target.closest("button") && ["Enter", " "].includes(event.key)) return;
-  if (navigate(active()?.panel, event, setWindow, state.windows)) { event.preventDefault(); return; }
+  if (tools.key(event) || navigate(active()?.panel, event, setWindow, state.windows)) { event.preventDefault(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const names = Object.keys(VIEWS), side = active();
   const does = {
     v: () => setView(names[(names.indexOf(state.view) + 1) % names.length]),
     b: toggleTwo, l: toggleLink, x: swap, n: toggleNearest, d: toggleTheme,
-    w: () => setTool(state.sides[0].panel.tool === "window" ? "slices" : "window"),
+    f: toggleBlink, m: toggleDifference, s: shoot, i: inform,
     c: () => { state.cross = !state.cross; state.sides.forEach((s) => s.panel.setCrosshair(state.cross)); },
     j: () => choose(side, (side.volume + 1) % state.volumes.length),
     k: () => choose(side, (side.volume + state.volumes.length - 1) % state.volumes.length),
