@@ -205,9 +205,7 @@ def prepare(argv: list[str]) -> None:
     for left in report.left_out:
         print(f"left out  {left.source}: {left.reason}")
     for note in report.notes:
-        print(f"mended    {note}")
-    if report.clipped_voxels:
-        print(f"clipped   {report.clipped_voxels} voxels outside [-1024, 3071] HU")
+        print(f"note      {note}")
     verb = "would prepare" if a.dry_run else "prepared"
     splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
     print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")
@@ -380,10 +378,11 @@ def _generate(
 def calibrate(argv: list[str]) -> None:
     import tyro
 
-    from slicewise.calibrate import calibrate_volume, match_volume
+    from slicewise.calibrate import brain_shift, calibrate_volume, match_volume
     from slicewise.checkpoint import load_icnet
-    from slicewise.export import write_volume
+    from slicewise.export import check_target, write_volume
     from slicewise.io.archive import read_volume
+    from slicewise.io.provenance import EDITED, Step
     from slicewise.release import ICNET
 
     @dataclass(frozen=True)
@@ -393,11 +392,12 @@ def calibrate(argv: list[str]) -> None:
         Attributes
         ----------
         volume : DICOM folder or NIfTI file.
-        out : DICOM folder or .nii.gz file to write.
+        out : a .nii, .nii.gz, .png or .dcm (Enhanced CT) file, or a new folder for a DICOM series.
         icnet : run folder or weights of IC-Net; default: the release one.
         method : "icnet", or histogram matching to the slice before ("match-previous") or to the seed slice
             ("match-seed").
         seed_slice : slice that keeps its HU, 0 the most superior; without it IC-Net starts from air at the top.
+        patient_id : Patient ID to write; default: the volume's.
         """
 
         volume: Annotated[Path, tyro.conf.Positional]
@@ -405,35 +405,49 @@ def calibrate(argv: list[str]) -> None:
         icnet: Path = ICNET
         method: str = "icnet"
         seed_slice: int | None = None
+        patient_id: str = ""
 
     a = parse("calibrate", Calibrate, argv)
-    volume = read_volume(a.volume).volume
+    reading = read_volume(a.volume)
+    volume, source = reading.volume, reading.source.after(Step(f"slices calibrated with {a.method}", EDITED))
+    check_target(a.out, a.patient_id, source)
     if a.method == "icnet":
         done = calibrate_volume(load_icnet(a.icnet), volume, a.seed_slice)
     elif a.method in ("match-previous", "match-seed"):
         done = match_volume(volume, a.method.removeprefix("match-"), a.seed_slice or 0)
     else:
         raise UserError(f"--method {a.method}: unknown; choose icnet, match-previous or match-seed")
-    write_volume(done, a.out, patient_id="", description=f"Calibrated with {a.method}")
+    write_volume(done, a.out, patient_id=a.patient_id, description=f"Calibrated with {a.method}", source=source)
+    for note in reading.notes:
+        print(f"note      {note}")
     print(f"wrote {a.out}")
+    if not volume.acquisition.synthetic:
+        if shift := brain_shift(volume, done):
+            mean, worst = shift
+            print(f"note      a real volume: its brain moved by {mean:+.1f} HU on average, {worst:+.1f} HU where most")
+        if a.method == "icnet" and a.seed_slice is None:
+            print("          calibration began from air; --seed-slice names a slice that is right and keeps its HU")
 
 
 def export(argv: list[str]) -> None:
     import tyro
 
     from slicewise.data.resample import Grid, resample_volume
-    from slicewise.export import write_volume
+    from slicewise.export import check_target, write_volume
     from slicewise.io.archive import read_volume
+    from slicewise.io.provenance import RESAMPLED, Step
 
     @dataclass(frozen=True)
     class Export:
-        """Write any volume that slicewise reads in another form; its HU and geometry stay as they are.
+        """Write any volume that slicewise reads in another form. HU and geometry stay as they are, and so does what the
+        headers say of patient, study and origin.
 
         Attributes
         ----------
         volume : DICOM folder, NIfTI file, or STORE:ID for a volume of a prepared store.
         out : a .nii, .nii.gz, .png or .dcm (Enhanced CT, multi-frame) file, or a new folder for a DICOM series.
-        patient_id : Patient ID of a DICOM series; default: EXPORT.
+        patient_id : Patient ID to write; default: the volume's. With another one nothing is written that leads back to
+            the patient, the study or the images of the source.
         series_uid : which series, where the folder holds several.
         interpolate_missing : fill missing slices.
         slice_mm : resample an unevenly spaced or tilted scan to even axial slices this far apart, in mm (0 = leave).
@@ -442,7 +456,7 @@ def export(argv: list[str]) -> None:
 
         volume: Annotated[str, tyro.conf.Positional]
         out: Path
-        patient_id: str = "EXPORT"
+        patient_id: str = ""
         series_uid: str = ""
         interpolate_missing: bool = False
         slice_mm: float = 0.0
@@ -457,14 +471,19 @@ def export(argv: list[str]) -> None:
         found = [r for r in held.records if r.id == name]
         if not found:
             raise UserError(f"{store}: no volume {name}; slicewise info {store} lists them")
-        volume = held.volume(found[0])
+        reading = held.reading(found[0])
     else:
-        volume = read_volume(a.volume, series_uid=a.series_uid, interpolate_missing=a.interpolate_missing).volume
+        reading = read_volume(a.volume, series_uid=a.series_uid, interpolate_missing=a.interpolate_missing)
+    volume, source = reading.volume, reading.source
+    check_target(a.out, a.patient_id, source)
     if a.slice_mm:
         pixels = max(volume.hu.shape[1:])
         grid = Grid(size=pixels, fov_mm=pixels * min(volume.pixel_spacing), slice_mm=a.slice_mm, crop_air_above=False)
         volume = resample_volume(volume, grid)
-    write_volume(volume, a.out, patient_id=a.patient_id, syntax=a.syntax)
+        source = source.after(Step(f"resampled to even axial slices {a.slice_mm:g} mm apart", RESAMPLED))
+    write_volume(volume, a.out, patient_id=a.patient_id, syntax=a.syntax, source=source)
+    for note in reading.notes:
+        print(f"note      {note}")
     print(f"wrote {a.out}")
 
 

@@ -48,5 +48,5 @@ def _name(seed: int) -> str:
 
 def _store_one(out: Path, settings: PhantomSettings, fractions: tuple[float, float, float], seed: int) -> None:
     name = _name(seed)
-    volume = make_phantom(seed, settings).volume
-    put_volume(out, volume, id=name, patient=name, split=assign_split(name, fractions), source=f"phantom seed {seed}")
+    volume, split = make_phantom(seed, settings).volume, assign_split(name, fractions)
+    put_volume(out, volume, id=name, patient=name, split=split, source=f"phantom seed {seed}", synthetic=True)

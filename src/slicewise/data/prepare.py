@@ -101,7 +101,7 @@ class PrepareReport:
     left_out : what no volume was made of, and why.
     splits : volumes by split, in the whole store.
     clipped_voxels : voxels outside [-1024, 3071] HU in the volumes made by this run.
-    notes : "id: what was mended", for the volumes made by this run.
+    notes : "source: what was mended", clipped voxels too, for the volumes made by this run.
     """
 
     prepared: tuple[str, ...]
@@ -178,7 +178,7 @@ def prepare(
         left_out=tuple(left_out),
         splits=dict(Counter(total.values())),
         clipped_voxels=sum(record.clipped_voxels for record in records),
-        notes=tuple(f"{record.id}: {note}" for record in records for note in record.notes),
+        notes=tuple(f"{record.source}: {note}" for record in records for note in record.notes),
     )
 
 
@@ -261,7 +261,8 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         patient=job.patient,
         split=job.split,
         source=job.name,
-        clipped_voxels=reading.clipped_voxels,
+        clipped_voxels=reading.clipped.voxels,
+        synthetic=reading.volume.acquisition.synthetic,
         vertex_slice=0 if settings.crop_air_above else None,
         source_fingerprint=job.fingerprint,
         notes=reading.notes,

@@ -4,7 +4,7 @@ Tilted gantries, oblique and uneven slices are undone by asking, for every point
 lies: between which slices along their normal, and where in their plane.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -73,7 +73,8 @@ def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
     resampled = Volume.regular(
         round_hu(np.stack([values for values, _ in planes[first:last]])),
         (grid.slice_mm, pixel, pixel),
-        volume.acquisition,
+        # Upright slices of another thickness, none of them one of the source's.
+        replace(volume.acquisition, real_slices=(), slice_thickness_mm=None, gantry_tilt_deg=None),
         (float(x[0, 0]), float(y[0, 0]), float(places[first])),
     )
     if grid.remove_table:

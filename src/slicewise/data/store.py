@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom import Reading
+from slicewise.io.provenance import EDITED, RESAMPLED, Provenance, Step
 from slicewise.volume import Acquisition, Volume
 
 try:
@@ -56,6 +59,7 @@ class Record:
     vertex_slice : first slice that shows the head.
     source_fingerprint : SHA-256 over the source's files (names, sizes, times), or empty: what is done is known by it.
     notes : what was mended on the way (duplicates dropped, slices interpolated, table removed, …).
+    synthetic : whether the source said that it was made artificially.
     """
 
     id: str
@@ -71,6 +75,7 @@ class Record:
     vertex_slice: int = 0
     source_fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    synthetic: bool = False
 
     @staticmethod
     def from_json(text: str | bytes) -> "Record":
@@ -110,8 +115,18 @@ class Store:
 
     def volume(self, record: Record) -> Volume:
         """The prepared volume with its geometry (a copy in memory)."""
-        acquisition = Acquisition(patient_id=record.patient, source=record.source)
+        acquisition = Acquisition(patient_id=record.patient, source=record.source, synthetic=record.synthetic)
         return Volume.regular(np.array(self.hu(record)), record.spacing_mm, acquisition, record.origin_mm)
+
+    def reading(self, record: Record) -> Reading:
+        """The prepared volume, as if read from a file: with what was mended and where it came from, as far as a store
+        knows it."""
+        header = Dataset()
+        header.PatientID = record.patient
+        steps = [Step(note, EDITED) for note in record.notes]
+        if record.source_fingerprint:  # a phantom is made on the grid
+            steps.append(Step("resampled onto the grid of a prepared store", RESAMPLED))
+        return Reading(self.volume(record), notes=record.notes, source=Provenance(header, (), tuple(steps)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,6 +198,7 @@ def write_volume(
     vertex_slice: int | None = None,
     source_fingerprint: str = "",
     notes: Sequence[str] = (),
+    synthetic: bool = False,
 ) -> Record:
     """Write the .npy file of a volume and return its record, which is not yet in the manifest (see `append`).
 
@@ -220,6 +236,7 @@ def write_volume(
         vertex_slice=first_head_slice(volume.hu) if vertex_slice is None else vertex_slice,
         source_fingerprint=source_fingerprint,
         notes=tuple(notes),
+        synthetic=synthetic,
     )
 
 

@@ -9,7 +9,6 @@ from slicewise.errors import UserError
 from slicewise.io.dicom import Reading, load, one_series
 from slicewise.io.dicom_scan import LeftOut, Series, files_below, scan
 from slicewise.io.nifti import is_nifti, load_nifti
-from slicewise.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def read_volume(path: Path | str, *, series_uid: str = "", interpolate_missing: 
 
 def read_volumes(
     path: Path | str, left_out: Callable[[LeftOut], None] | None = None, *, interpolate_missing: bool = False
-) -> Iterator[Volume]:
+) -> Iterator[Reading]:
     """Every volume below a folder, one after the other; what is no volume goes to `left_out` with its reason."""
     archive = find([path])
     tell = left_out or (lambda entry: None)
@@ -56,11 +55,11 @@ def read_volumes(
         tell(entry)
     for series in archive.series:
         try:
-            yield load(series, interpolate_missing=interpolate_missing).volume
+            yield load(series, interpolate_missing=interpolate_missing)
         except UserError as error:
             tell(LeftOut(series.acquisition.source, str(error), series_uid=series.acquisition.series_uid))
     for file in archive.nifti:
         try:
-            yield load_nifti(file).volume
+            yield load_nifti(file)
         except UserError as error:
             tell(LeftOut(file, str(error)))

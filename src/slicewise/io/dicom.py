@@ -8,7 +8,7 @@ rounding are done.
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from slicewise.errors import UserError
-from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.hu import HU_MAX, HU_MIN, Clipped
 from slicewise.io.dicom_scan import Series, Slice, scan
 from slicewise.io.geometry import (
     MAX_INTERPOLATED_STEPS,
@@ -34,6 +34,7 @@ from slicewise.io.geometry import (
     interpolate_gaps,
     superior_first,
 )
+from slicewise.io.provenance import EDITED, Instance, Provenance, Step, read_header
 from slicewise.volume import Volume
 
 # No noise of air reaches this far down; what a scanner stores below is padding outside its field of view.
@@ -52,18 +53,21 @@ _DECODERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A volume as read, how many voxels were clipped to [-1024, 3071] HU, and what was mended on the way."""
+    """A volume as read, what was clipped to [-1024, 3071] HU, what was mended on the way (clipping too), and where it
+    came from."""
 
     volume: Volume
-    clipped_voxels: int = 0
+    clipped: Clipped = field(default_factory=Clipped)
     notes: tuple[str, ...] = ()
+    source: Provenance = field(default_factory=Provenance)
 
 
 @lru_cache(maxsize=256)
 def hu_table(
     bits_stored: int, high_bit: int, signed: bool, padding: tuple[int, int] | None, slope: float, intercept: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """HU of every 16-bit pattern, int16 (65536,), and where clipping counts, bool (65536,).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU of every 16-bit pattern, int16 (65536,), what they are before clipping, float64 (65536,), and where clipping
+    counts, bool (65536,).
 
     The pattern is cut to the bits stored (its sign extended), rescaled in float64, rounded half to even and clipped.
     Padding (a range of stored values, compared before any bit is cut) and everything below -1200 HU is air, -1024, and
@@ -78,7 +82,7 @@ def hu_table(
         air |= _is_padding(raw, signed, padding)
     clipped = ((hu < HU_MIN) | (hu > HU_MAX)) & ~air
     table = np.where(air, HU_MIN, np.clip(hu, HU_MIN, HU_MAX)).astype(np.int16)
-    return table, clipped
+    return table, hu, clipped
 
 
 def _is_padding(raw: np.ndarray, signed: bool, padding: tuple[int, int]) -> np.ndarray:
@@ -92,15 +96,15 @@ def _is_safe(padding: tuple[int, int], slope: float, intercept: float) -> bool:
     return max(slope * p + intercept for p in padding) <= SAFE_PADDING_HU
 
 
-def read_slice(s: Slice) -> tuple[np.ndarray, int]:
-    """The HU of one slice, int16 (Y, X), and how many voxels were clipped. Raises `UserError` naming the file."""
+def read_slice(s: Slice) -> tuple[np.ndarray, Clipped]:
+    """The HU of one slice, int16 (Y, X), and what of it was clipped. Raises `UserError` naming the file."""
     raw, p = _stored(s), s.pixels
-    table, clipped = hu_table(p.bits_stored, p.high_bit, p.signed, p.padding, s.slope, s.intercept)
+    table, whole, clipped = hu_table(p.bits_stored, p.high_bit, p.signed, p.padding, s.slope, s.intercept)
     hu = table.take(raw)
     if p.padding and not _is_safe(p.padding, s.slope, s.intercept):
         hu[_joined_to_border(_is_padding(raw, p.signed, p.padding))] = HU_MIN
     at_edge = hu.max() == HU_MAX or hu.min() == HU_MIN
-    return hu, int(np.count_nonzero(clipped.take(raw))) if at_edge else 0
+    return hu, Clipped.of(whole.take(raw[clipped.take(raw)])) if at_edge else Clipped()
 
 
 def _stored(s: Slice) -> np.ndarray:
@@ -160,33 +164,47 @@ def load(series: Series, *, interpolate_missing: bool = False, min_slices: int =
     slices, positions = [series.slices[i] for i in order], positions[order]
     hu = np.empty((len(slices), slices[0].pixels.rows, slices[0].pixels.columns), np.int16)
 
-    def read_into(z: int) -> int:
+    def read_into(z: int) -> Clipped:
         hu[z], clipped = read_slice(slices[z])
         return clipped
 
     workers = threads or min(8, os.cpu_count() or 1)
     if workers == 1:
-        clipped = np.array([read_into(z) for z in range(len(slices))])
+        clipped = [read_into(z) for z in range(len(slices))]
     else:
         with ThreadPoolExecutor(workers) as pool:
-            clipped = np.array(list(pool.map(read_into, range(len(slices)))))
+            clipped = list(pool.map(read_into, range(len(slices))))
 
-    keep, notes = _without_doubles(series, slices, hu, positions @ np.cross(row, column))
+    keep, doubles = _without_doubles(series, slices, hu, positions @ np.cross(row, column))
     if len(keep) < min_slices:
         raise UserError(
             f"{series.name}: {_count(len(keep), 'slice')} in {len(slices)} copies where {min_slices} or more are "
             "needed; point at a whole series"
         )
     if len(keep) < len(slices):
-        hu, positions, clipped = hu[keep], positions[keep], clipped[keep]
+        hu, positions, slices, clipped = hu[keep], positions[keep], *([a[z] for z in keep] for a in (slices, clipped))
     volume = Volume(hu, positions, row, column, slices[0].spacing, series.acquisition)
+    changes: list[str] = []
     gaps = find_gaps(volume.slice_steps)
     if gaps:
         volume = _mend_gaps(series, volume, gaps, interpolate_missing)
-        notes.append(f"{_count(sum(k - 1 for _, k in gaps), 'missing slice')} interpolated")
-    if clipped.any():
-        notes.append(f"{_count(int(clipped.sum()), 'voxel')} outside [{HU_MIN}, {HU_MAX}] HU clipped")
-    return Reading(axial(volume), int(clipped.sum()), (*series.notes, *notes))
+        changes.append(f"{_count(sum(k - 1 for _, k in gaps), 'missing slice')} interpolated")
+    total = sum(clipped, Clipped())
+    if total.voxels:
+        changes.append(str(total))
+    one_file = len({s.path for s in slices}) < len(slices)
+    instances = (Instance(s.uid, s.frame + 1 if one_file else 0, s.position) for s in slices)
+    source = read_header(slices[0].path, instances, (Step(text, EDITED) for text in changes))
+    return Reading(_with_real_slices(axial(volume), slices), total, (*series.notes, *doubles, *changes), source)
+
+
+def _with_real_slices(volume: Volume, slices: Sequence[Slice]) -> Volume:
+    """The volume with the places of the slices that say they are real among synthetic ones."""
+    real = {tuple(np.round(s.position, 3)) for s in slices if s.synthetic == "NO"}
+    if not real or not volume.acquisition.synthetic:
+        return volume
+    held = tuple(z for z, place in enumerate(volume.positions) if tuple(np.round(place, 3)) in real)
+    return replace(volume, acquisition=replace(volume.acquisition, real_slices=held))
 
 
 def read_series(

@@ -22,6 +22,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from slicewise.errors import UserError
+from slicewise.io.provenance import REAL_FRAME
 from slicewise.volume import Acquisition
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -58,7 +59,8 @@ class Pixels:
 @dataclass(frozen=True)
 class Slice:
     """One slice to be: a file, or one frame of a multi-frame file. `position`, `orientation` (Image Orientation
-    (Patient)) and `spacing` (rows, columns) in LPS mm; HU = slope x stored + intercept."""
+    (Patient)) and `spacing` (rows, columns) in LPS mm; HU = slope x stored + intercept; `uid` is the SOP Instance UID,
+    `synthetic` what the file says of itself (Synthetic Data, 0008,001C: "YES", "NO" or "")."""
 
     path: str
     frame: int
@@ -68,6 +70,8 @@ class Slice:
     slope: float
     intercept: float
     pixels: Pixels
+    uid: str = ""
+    synthetic: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]
     """One series of all files under one UID; strays in another geometry are left out, real mixtures are a problem."""
     slices = [s for _, found, _ in members for s in found]
     named = any(member.names_patient for member, _, _ in members)
-    acquisition = replace(members[0][0], names_patient=named)
+    synthetic = any(member.synthetic for member, _, _ in members)
+    acquisition = replace(members[0][0], names_patient=named, synthetic=synthetic)
     patients = {member.patient_id for member, _, _ in members}
     kinds = Counter(_kind(s) for s in slices)
     main, count = kinds.most_common(1)[0]
@@ -381,6 +386,7 @@ def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
             raise _Unfit("Image Orientation is not two unit vectors at right angles")
         if not 0 < min(spacing) <= max(spacing) < 100:
             raise _Unfit(f"Pixel Spacing {spacing} mm is absurd")
+        is_real = enhanced and _text(item("FrameContentSequence"), "FrameComments") == REAL_FRAME
         yield Slice(
             path=path,
             frame=index,
@@ -390,6 +396,8 @@ def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
             slope=rescale[0],
             intercept=rescale[1],
             pixels=pixels,
+            uid=_text(header, "SOPInstanceUID"),
+            synthetic="NO" if is_real else _text(header, "SyntheticData"),
         )
 
 
@@ -414,6 +422,7 @@ def _acquisition(header: Dataset) -> Acquisition:
         slice_thickness_mm=one("SliceThickness"),
         gantry_tilt_deg=one("GantryDetectorTilt"),
         names_patient=_names_patient(header),
+        synthetic=_text(header, "SyntheticData") == "YES",
     )
 
 
