@@ -26,7 +26,7 @@ LAYERS = (
     ("slicewise.viewer",),
     ("slicewise.study",),
     ("slicewise.cli", "slicewise.cli_baselines", "slicewise.cli_evaluate", "slicewise.cli_pacs", "slicewise.cli_study",
-     "slicewise.presets"),
+     "slicewise.cli_volumes", "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.

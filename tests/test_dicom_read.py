@@ -438,8 +438,14 @@ def bad_inputs():
         "RGB": (lambda f: one(f, **rgb), "colour picture"),
         "8 bit": (lambda f: one(f, BitsAllocated=8, BitsStored=8, HighBit=7), "8-bit"),
         "bits": (lambda f: one(f, BitsStored=12, HighBit=9), "High Bit 9"),
-        "not a number": (lambda f: one(f, ImagePositionPatient=[0, 0, float("inf")]), "has no place"),
-        "no rescale": (lambda f: one(f, RescaleSlope=None), "Rescale Slope and Intercept are missing"),
+        "not a number": (
+            lambda f: one(f, ImagePositionPatient=[0, 0, float("inf")]),
+            "is .0.0.0.0.inf., not 3 numbers",
+        ),
+        "no rescale": (
+            lambda f: one(f, RescaleSlope=None),
+            "Rescale Slope .0028,1053. is missing, so the values are not in HU",
+        ),
         "no position": (lambda f: one(f, ImagePositionPatient=None), "has no place"),
         "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "absurd"),
         "singular": (lambda f: one(f, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "Image Orientation"),

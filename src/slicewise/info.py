@@ -10,7 +10,7 @@ from slicewise.data.store import MANIFEST, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volumes
 from slicewise.io.dicom import Reading
-from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.files import LeftOut
 
 
 def describe(path: Path) -> str:
@@ -64,7 +64,8 @@ def _volume(reading: Reading) -> str:
         f"{a.source}: {_mm(volume.hu.shape)} voxels (z, y, x), {_mm(volume.spacing)} mm{even}{tilt}, "
         f"{volume.hu.min()} to {volume.hu.max()} HU, mean {volume.hu.mean():.1f} HU{kind}"
     ]
-    return "\n".join([*lines, *(f"  {note}" for note in reading.notes)])
+    doubt = [f"values may be no HU: {reading.doubt}"] if reading.doubt else []
+    return "\n".join([*lines, *(f"  {note}" for note in (*reading.notes, *doubt))])
 
 
 def _lines(values: dict[str, Any], indent: str = "") -> str:

@@ -9,22 +9,25 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from slicewise.data.resample import Grid, resample_volume
+from slicewise.data.resample import Grid, body_mask, crop_above, resample_volume, shear_note
 from slicewise.data.store import (
     MANIFEST,
     Record,
+    Store,
     append,
     assign_split,
+    fill_splits,
+    move_patients,
     open_store,
     write_left_out,
     write_settings,
@@ -33,12 +36,17 @@ from slicewise.data.store import (
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import load
-from slicewise.io.dicom_scan import LeftOut, Series
+from slicewise.io.dicom_scan import PLACEHOLDER, Series
+from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.progress import counting_bar
+from slicewise.volume import Volume
 
 # Below so many files a pool costs more than it saves while headers are read.
 POOLED_FILES = 3000
+# Widths of one head in two scans differ by less, below a vertex of this height.
+UNLIKE_MM = 15.0
+HEAD_TOP_MM = 100.0
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,19 @@ class PrepareSettings:
     crop_air_above : begin with the first slice that shows the head.
     min_coverage : least share of the head that the scan must cover in a slice (the ends of tilted scans are cut).
     remove_table : set table and head holder to air.
-    interpolate_missing : fill holes of one or two missing slices by linear interpolation; otherwise such a series is
-        left out.
+    interpolate_missing : fill holes by linear interpolation where no more than two slices are missing, of the series
+        or of the working grid; otherwise such a series is left out.
+    largest_part : of a scan with holes that are not filled take the longest part without one.
+    keep_tilt : lay slices in the plane of a tilted gantry instead of upright, so that thick ones are not interpolated
+        across.
+    trust_hu : take volumes whose values cannot be HU by their histogram (no air near -1000, soft tissue not near 30,
+        no bone), which are left out otherwise.
+    patient_from : what tells patients apart: "id", the Patient ID, and the path of NIfTI; or "path", the first folder
+        below the given one.
     min_slices : least number of slices, before and after resampling; shorter ones are left out.
     split : shares of patients for training, validation and test.
-    seed : seed of the split; a patient's place depends on it and on nothing else.
+    seed : seed of the split; a patient's place depends on it alone, but that a small store fills validation and test
+        from training. Into a store that is there new patients come by its own shares and seed.
     allow_names : take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no
         names, but the folders it comes from do).
     workers : processes; 0 takes one a processor.
@@ -70,6 +86,10 @@ class PrepareSettings:
     min_coverage: float = 0.85
     remove_table: bool = False
     interpolate_missing: bool = False
+    largest_part: bool = False
+    keep_tilt: bool = False
+    trust_hu: bool = False
+    patient_from: Literal["id", "path"] = "id"
     min_slices: int = 8
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
@@ -87,7 +107,15 @@ class PrepareSettings:
     @property
     def grid(self) -> Grid:
         """The working grid of these settings."""
-        return Grid(self.size, self.fov_mm, self.slice_mm, self.crop_air_above, self.min_coverage, self.remove_table)
+        return Grid(
+            self.size,
+            self.fov_mm,
+            self.slice_mm,
+            self.crop_air_above,
+            self.min_coverage,
+            self.remove_table,
+            self.keep_tilt,
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,8 @@ class PrepareReport:
     left_out : what no volume was made of, and why.
     splits : volumes by split, in the whole store.
     clipped_voxels : voxels outside [-1024, 3071] HU in the volumes made by this run.
+    others : how many files are no images, by the end of their names.
+    warnings : what to look at: Patient IDs that may stand for several people, patients moved between splits.
     notes : "source: what was mended", clipped voxels too, for the volumes made by this run.
     """
 
@@ -110,6 +140,8 @@ class PrepareReport:
     splits: dict[str, int]
     clipped_voxels: int
     notes: tuple[str, ...]
+    others: Mapping[str, int]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,6 +150,7 @@ class _Job:
 
     id: str
     patient: str
+    patient_id: str
     split: str
     name: str
     fingerprint: str
@@ -141,9 +174,16 @@ def prepare(
     if not inputs:
         raise UserError("nothing to prepare: name one or more folders or files")
     _check_store(out, settings)
-    done = {record.id: record for record in open_store(out).records} if (out / MANIFEST).exists() else {}
+    store = open_store(out) if (out / MANIFEST).exists() else None
+    done = {record.id: record for record in store.records} if store else {}
+    warnings: list[str] = []
+    if store and (rule := _split_of(store)) not in (None, (settings.split, settings.seed)):
+        settings = replace(settings, split=rule[0], seed=rule[1])
+        shares = " ".join(f"{share:g}" for share in settings.split)
+        warnings.append(f"new patients are split as the store is ({shares}, seed {settings.seed}); see slicewise split")
     with _pool(settings.workers) as pool, counting_bar(progress) as bar:
-        jobs, left_out = _find_jobs(inputs, settings, pool, bar)
+        jobs, left_out, others = _find_jobs(inputs, settings, pool, bar)
+        warnings += _shared_ids(jobs)
         if not jobs and not left_out:
             raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
         named = [job for job in jobs if isinstance(job.source, Series) and job.source.acquisition.names_patient]
@@ -169,6 +209,11 @@ def prepare(
         raise UserError(_nothing(inputs, left_out))
     if not dry_run:
         _write_left_out(out, left_out, jobs)
+        warnings += _unlike_heads(open_store(out), {record.patient for record in records})
+        moves = fill_splits(open_store(out), settings.split, settings.seed)
+        move_patients(open_store(out), moves)
+        records = [replace(record, split=moves.get(record.patient, record.split)) for record in records]
+        done = {id: replace(r, split=moves.get(r.patient, r.split)) for id, r in done.items()}
     total = {record.id: record.split for record in [*done.values(), *records]}
     if dry_run:
         total |= {job.id: job.split for job in todo}
@@ -179,13 +224,16 @@ def prepare(
         splits=dict(Counter(total.values())),
         clipped_voxels=sum(record.clipped_voxels for record in records),
         notes=tuple(f"{record.source}: {note}" for record in records for note in record.notes),
+        others=others,
+        warnings=tuple(warnings),
     )
 
 
 def _find_jobs(
     inputs: Iterable[Path | str], settings: PrepareSettings, pool: Executor | None, bar: Any
-) -> tuple[list[_Job], list[LeftOut]]:
-    """The volumes that can be made of the inputs, in a fixed order, and what is left out by its header."""
+) -> tuple[list[_Job], list[LeftOut], Mapping[str, int]]:
+    """The volumes that can be made of the inputs, in a fixed order, what is left out by its header, and how many other
+    files there are."""
 
     def map_headers(function: Any, files: Iterable[str]) -> Iterator[Any]:
         files = list(files)
@@ -208,16 +256,61 @@ def _find_jobs(
             left_out.append(LeftOut(series.name, reason, series_uid=about.series_uid))
         else:
             files = sorted({s.path for s in series.slices})
-            jobs.append(
-                _job(about.patient_id, f"{about.study_uid} {about.series_uid}", about.source, files, series, settings)
-            )
+            patient = _patient(about.patient_id, about.source, inputs, settings)
+            jobs.append(_job(patient, f"{about.study_uid} {about.series_uid}", about.source, files, series, settings))
     for file in archive.nifti:
-        jobs.append(
-            _job(
-                patient_of(file), os.path.basename(file) + _digest(os.path.abspath(file)), file, [file], file, settings
+        identity = os.path.basename(file) + _digest(os.path.abspath(file))
+        jobs.append(_job(_patient(patient_of(file), file, inputs, settings), identity, file, [file], file, settings))
+    return jobs, left_out, archive.others
+
+
+def _patient(known: str, source: str, inputs: Iterable[Path | str], settings: PrepareSettings) -> str:
+    """Whose scan a source is: as known, or the first folder or file below the input that it lies in."""
+    if settings.patient_from == "id":
+        return known
+    place = Path(os.path.abspath(source))
+    for root in (Path(os.path.abspath(path)) for path in inputs):
+        if place.is_relative_to(root):
+            return str(root / place.relative_to(root).parts[0]) if place != root else str(root)
+    return str(place)
+
+
+def _shared_ids(jobs: Sequence[_Job]) -> list[str]:
+    """Warnings of Patient IDs that name nobody and stand for several studies."""
+    studies: dict[str, set[str]] = defaultdict(set)
+    for job in jobs:
+        if isinstance(job.source, Series):
+            studies[job.patient_id].add(job.source.acquisition.study_uid)
+    return [
+        f"Patient ID {patient} stands for {len(uids)} studies, which are taken for one patient's; if they are of "
+        "several people, add --patient-from path"
+        for patient, uids in studies.items()
+        if len(uids) > 1 and PLACEHOLDER.fullmatch(patient)
+    ]
+
+
+def _unlike_heads(store: Store, patients: set[str]) -> list[str]:
+    """Warnings of patients whose heads are of clearly different width, which a grown-up's is for life."""
+    told = []
+    for patient in sorted(patients):
+        records = [record for record in store.records if record.patient == patient]
+        if len(records) < 2:
+            continue
+        widths = {record.id: _head_width_mm(store.volume(record)) for record in records}
+        narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
+        if widths[wide] - widths[narrow] > UNLIKE_MM:
+            told.append(
+                f"{narrow} and {wide} are one patient's by ID, but the heads are {widths[narrow]:.0f} and "
+                f"{widths[wide]:.0f} mm wide; if they are of several people, add --patient-from path"
             )
-        )
-    return jobs, left_out
+    return told
+
+
+def _head_width_mm(volume: Volume) -> float:
+    """Greatest width of the head in the 100 mm below its vertex, where there are no ears' worth of difference."""
+    below = max(1, round(HEAD_TOP_MM / volume.spacing[0]))
+    columns = body_mask(crop_above(volume))[:below].any(axis=1)
+    return float(columns.sum(axis=1).max()) * volume.pixel_spacing[1]
 
 
 def _job(
@@ -230,6 +323,7 @@ def _job(
     return _Job(
         id=f"{pseudonym}-{_digest(identity)[:8]}",
         patient=pseudonym,
+        patient_id=patient,
         split=assign_split(pseudonym, settings.split, settings.seed),
         name=name,
         fingerprint=_digest(text),
@@ -244,7 +338,16 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         if isinstance(job.source, str):
             reading = load_nifti(job.source)
         else:
-            reading = load(job.source, interpolate_missing=settings.interpolate_missing, threads=1)
+            reading = load(
+                job.source,
+                interpolate_missing=settings.interpolate_missing,
+                largest_part=settings.largest_part,
+                grid_mm=settings.slice_mm,
+                threads=1,
+            )
+        if reading.doubt and not settings.trust_hu:
+            raise UserError(f"{job.name}: values cannot be HU: {reading.doubt}; mend the file, or add --trust-hu")
+        shear = "" if settings.keep_tilt else shear_note(reading.volume)
         volume = resample_volume(reading.volume, settings.grid)
         if len(volume.hu) < settings.min_slices:
             made = f"{len(volume.hu)} slices of {settings.slice_mm:g} mm after resampling"
@@ -265,7 +368,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         synthetic=reading.volume.acquisition.synthetic,
         vertex_slice=0 if settings.crop_air_above else None,
         source_fingerprint=job.fingerprint,
-        notes=reading.notes,
+        notes=(*reading.notes, *filter(None, [reading.doubt and f"taken as HU though {reading.doubt}", shear])),
     )
 
 
@@ -321,8 +424,14 @@ def _workers(workers: int) -> int:
 def _saved(settings: PrepareSettings) -> dict[str, Any]:
     """The settings that a store's volumes depend on; neither the number of workers is one nor what is allowed."""
     saved = asdict(settings) | {"split": list(settings.split)}
-    del saved["workers"], saved["allow_names"]
+    del saved["workers"], saved["allow_names"], saved["trust_hu"]
     return saved
+
+
+def _split_of(store: Store) -> tuple[tuple[float, float, float], int] | None:
+    """Shares and seed by which a store is split; None where it does not say."""
+    held = store.settings
+    return (tuple(held["split"]), held["seed"]) if "split" in held and "seed" in held else None
 
 
 def _check_store(out: Path, settings: PrepareSettings) -> None:
@@ -334,8 +443,10 @@ def _check_store(out: Path, settings: PrepareSettings) -> None:
         before = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: damaged; restore it, or prepare into another folder") from error
-    now = _saved(settings)
-    changed = [f"{key} = {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+    defaults = _saved(PrepareSettings())  # of settings that are younger than the store
+    now = {key: value for key, value in _saved(settings).items() if key not in ("split", "seed")}
+    held = defaults | before
+    changed = [f"{key} = {held[key]}, now {value}" for key, value in now.items() if held[key] != value]
     if changed:
         raise UserError(f"{out}: prepared with other settings ({'; '.join(changed)}); prepare into another folder")
 

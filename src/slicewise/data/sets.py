@@ -10,7 +10,7 @@ from slicewise.data.store import MANIFEST, SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import Reading, load
-from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.volume import without_real_slices
 
@@ -78,9 +78,10 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
 def _judged(read: Callable[[], Reading]) -> Reading:
     """A volume without the slices of a real scan that a synthetic one went on from: they say nothing of the model."""
     reading = read()
+    doubt = (f"values may be no HU: {reading.doubt}",) if reading.doubt else ()
     real = len(reading.volume.acquisition.real_slices)
-    notes = (*reading.notes, f"{real} seed slice{'s' * (real > 1)} of a real scan left out") if real else reading.notes
-    return replace(reading, volume=without_real_slices(reading.volume), notes=notes)
+    left = (f"{real} seed slice{'s' * (real > 1)} of a real scan left out",) if real else ()
+    return replace(reading, volume=without_real_slices(reading.volume), notes=(*reading.notes, *doubt, *left))
 
 
 def _is_run(path: Path) -> bool:

@@ -13,8 +13,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -180,10 +180,50 @@ def assign_split(patient: str, fractions: Sequence[float] = (0.8, 0.1, 0.1), see
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"split fractions {tuple(fractions)}: give three shares (train, val, test) that sum to 1")
-    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    place = _place(patient, seed)
     train, val, _ = fractions
     return "train" if place < train else "val" if place < train + val else "test"
+
+
+def fill_splits(store: Store, fractions: Sequence[float], seed: int) -> dict[str, str]:
+    """Patients to move out of training so that a small store has something to judge by: two in validation and one in
+    test, as far as their shares are not 0 and one in two patients stays to train on. The ones are next whose hash is
+    nearest to the share that is short. Patient to split.
+    """
+    by_patient = {record.patient: record.split for record in store.records}
+    training = sorted((p for p, split in by_patient.items() if split == "train"), key=lambda p: _place(p, seed))
+    moves: dict[str, str] = {}
+    for split, share, least in (("val", fractions[1], 1), ("test", fractions[2], 1), ("val", fractions[1], 2)):
+        held = sum({**by_patient, **moves}[p] == split for p in by_patient)
+        if share > 0 and held < least and len(training) > max(1, len(by_patient) // 2):
+            moves[training.pop()] = split
+    return moves
+
+
+def move_patients(store: Store, splits: Mapping[str, str]) -> None:
+    """Give all volumes of some patients another split, in the manifest."""
+    for record in store.records:
+        if splits.get(record.patient, record.split) != record.split:
+            append(store.path, replace(record, split=splits[record.patient]))
+
+
+def split_store(path: Path | str, fractions: Sequence[float], seed: int) -> Store:
+    """Split a store anew, by patient, without touching a voxel; volumes that are added later follow the new shares.
+
+    Raises `UserError` for shares that do not sum to one, and where the store cannot be written.
+    """
+    store = open_store(path)
+    move_patients(store, {record.patient: assign_split(record.patient, fractions, seed) for record in store.records})
+    store = open_store(path)
+    move_patients(store, fill_splits(store, fractions, seed))
+    write_settings(path, store.settings | {"split": list(fractions), "seed": seed})
+    return open_store(path)
+
+
+def _place(patient: str, seed: int) -> float:
+    """A number in [0, 1) from the hash of a patient."""
+    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def write_volume(

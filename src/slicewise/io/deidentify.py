@@ -27,7 +27,9 @@ from pydicom.uid import UID
 
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom_scan import LeftOut, files_below, read_header
+from slicewise.io.dicom_scan import read_header
+from slicewise.io.files import LeftOut, files_below
+from slicewise.io.nifti import is_nifti
 
 KEY_FILE = ".deidentify-key"  # hidden, so that no scan reads it; not to be given away with the data
 REPORT_FILE = "deidentified.json"
@@ -63,12 +65,16 @@ def deidentify_files(
     Raises `UserError` where there is no CT image, and where `out` cannot be written; whole files stay.
     """
     out = Path(out)
-    files = [file for path in paths for file in files_below(path)]
+    files = files_below(paths)
     with output_errors(out):
         key = read_key(out)
-    attributes, left_out, written, before = _counted(out), [], 0, 0
-    for number, file in enumerate(files):
-        progress(number, len(files))
+    attributes, left_out, written, before = _counted(out), files.left_out, 0, 0
+    for number, file in enumerate(files.paths):
+        progress(number, len(files.paths))
+        if is_nifti(file):
+            reason = "NIfTI is not de-identified: see to its name, its header's texts and its JSON file yourself"
+            left_out.append(LeftOut(file, reason))
+            continue
         found = read_header(file)
         if found is None:
             continue

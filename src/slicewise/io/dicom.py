@@ -34,6 +34,8 @@ from slicewise.io.geometry import (
     interpolate_gaps,
     superior_first,
 )
+from slicewise.io.geometry import largest_part as longest_run
+from slicewise.io.plausible import hu_doubt
 from slicewise.io.provenance import EDITED, Instance, Provenance, Step, read_header
 from slicewise.volume import Volume
 
@@ -53,13 +55,14 @@ _DECODERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A volume as read, what was clipped to [-1024, 3071] HU, what was mended on the way (clipping too), and where it
-    came from."""
+    """A volume as read, what was clipped to [-1024, 3071] HU, what was mended on the way (clipping too), where it came
+    from, and why its values may be no HU (see `slicewise.io.plausible`; "" where they are)."""
 
     volume: Volume
     clipped: Clipped = field(default_factory=Clipped)
     notes: tuple[str, ...] = ()
     source: Provenance = field(default_factory=Provenance)
+    doubt: str = ""
 
 
 @lru_cache(maxsize=256)
@@ -139,13 +142,28 @@ def _joined_to_border(mask: np.ndarray) -> np.ndarray:
 # --- Series ---------------------------------------------------------------------------------------------------------
 
 
-def load(series: Series, *, interpolate_missing: bool = False, min_slices: int = 2, threads: int = 0) -> Reading:
+def load(
+    series: Series,
+    *,
+    interpolate_missing: bool = False,
+    largest_part: bool = False,
+    grid_mm: float = 0.0,
+    min_slices: int = 2,
+    threads: int = 0,
+) -> Reading:
     """Read a series into a Volume: slices sorted along the normal, superior first; doubles dropped; holes refused.
 
-    Positions are kept one a slice, so that gantry tilt and uneven spacing stay exact. Raises `UserError` for what
-    `scan` found wrong, fewer than `min_slices` slices, different images at one place, and missing slices (filled by
-    linear interpolation where `interpolate_missing` says so and the hole is at most two slices wide). `threads` 0: as
-    many as there are processors, eight at most.
+    Positions are kept one a slice, so that gantry tilt and uneven spacing stay exact.
+
+    Parameters
+    ----------
+    interpolate_missing : fill holes linearly where no more than two slices are missing, of the series or of a grid of
+        slices `grid_mm` apart that it will be resampled to.
+    largest_part : where a hole is not filled, take the longest run of slices without one.
+    min_slices : fewer are refused.
+    threads : 0 takes as many as there are processors, eight at most.
+
+    Raises `UserError` for what `scan` found wrong, too few slices, different images at one place, and missing slices.
     """
     if series.problem:
         raise UserError(series.problem)
@@ -187,15 +205,16 @@ def load(series: Series, *, interpolate_missing: bool = False, min_slices: int =
     changes: list[str] = []
     gaps = find_gaps(volume.slice_steps)
     if gaps:
-        volume = _mend_gaps(series, volume, gaps, interpolate_missing)
-        changes.append(f"{_count(sum(k - 1 for _, k in gaps), 'missing slice')} interpolated")
+        volume, mended = _mend_gaps(series, volume, gaps, interpolate_missing, largest_part, grid_mm)
+        changes += mended
     total = sum(clipped, Clipped())
     if total.voxels:
         changes.append(str(total))
     one_file = len({s.path for s in slices}) < len(slices)
     instances = (Instance(s.uid, s.frame + 1 if one_file else 0, s.position) for s in slices)
     source = read_header(slices[0].path, instances, (Step(text, EDITED) for text in changes))
-    return Reading(_with_real_slices(axial(volume), slices), total, (*series.notes, *doubles, *changes), source)
+    volume = _with_real_slices(axial(volume), slices)
+    return Reading(volume, total, (*series.notes, *doubles, *changes), source, hu_doubt(volume.hu))
 
 
 def _with_real_slices(volume: Volume, slices: Sequence[Slice]) -> Volume:
@@ -257,15 +276,33 @@ def _without_doubles(
     return np.array(keep), [f"{_count(dropped, 'double slice')} dropped"] if dropped else []
 
 
-def _mend_gaps(series: Series, volume: Volume, gaps: list[tuple[int, int]], interpolate: bool) -> Volume:
-    missing = _count(sum(k - 1 for _, k in gaps), "slice")
-    z = volume.positions[gaps[0][0], 2]
-    where = f"{series.name}: {missing} missing, the first below z = {z:.2f} mm"
-    if not interpolate:
-        raise UserError(f"{where}; restore the files, or interpolate them with --interpolate-missing")
-    if max(k for _, k in gaps) > MAX_INTERPOLATED_STEPS:
-        raise UserError(f"{where}: a hole of {max(k for _, k in gaps) - 1} slices is too wide to interpolate")
-    return interpolate_gaps(volume, gaps)
+def _mend_gaps(
+    series: Series, volume: Volume, gaps: list[tuple[int, int]], interpolate: bool, take_part: bool, grid_mm: float
+) -> tuple[Volume, list[str]]:
+    """The volume without holes, filled or cut at them, and what was done. Raises `UserError` with what can be done."""
+    steps = volume.slice_steps
+    wide = [(i, k) for i, k in gaps if steps[i] > MAX_INTERPOLATED_STEPS * max(steps[i] / k, grid_mm) + SAME_PLACE_MM]
+    refused = wide if interpolate else gaps
+    done = []
+    if refused:
+        missing = _count(sum(k - 1 for _, k in gaps), "slice")
+        part = longest_run(volume, refused)
+        top, bottom = (round(float(z), 2) + 0.0 for z in part.positions[[0, -1], 2])  # no "-0.00"
+        rest = f"{_count(len(part.hu), 'slice')} from z = {top:.2f} to {bottom:.2f} mm"
+        if not take_part:
+            widest = max(k for _, k in gaps) - 1
+            first = f"the first below z = {volume.positions[gaps[0][0], 2]:.2f} mm"
+            fill = f"; a hole of {widest} is too wide to interpolate" if wide else ", --interpolate-missing fills them"
+            raise UserError(
+                f"{series.name}: {missing} missing, {first}; restore the files{fill}, --largest-part takes the {rest}"
+            )
+        done.append(f"the {rest}, of a scan with holes")
+        volume = part
+        gaps = find_gaps(volume.slice_steps)
+    if gaps:
+        volume = interpolate_gaps(volume, gaps)
+        done.append(f"{_count(sum(k - 1 for _, k in gaps), 'missing slice')} interpolated")
+    return volume, done
 
 
 def _unit(v: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from slicewise.hu import HU_MAX, HU_MIN, Clipped
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom import PADDING_HU, Reading
 from slicewise.io.geometry import volume_from_affine
+from slicewise.io.plausible import hu_doubt
 from slicewise.io.provenance import EDITED, Step, from_sidecar
 from slicewise.volume import Acquisition, Volume
 
@@ -25,6 +26,8 @@ SUFFIXES = (".nii", ".nii.gz")
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Every CT of a head shows air (-1000 HU); a file with nothing below this is scaled to grey levels.
 AIR_BELOW_HU = -200
+# How far two statements of a header on a voxel's place may differ: float32 and rounding.
+CONFLICT_MM = 0.5
 # The most that gzip can shrink: a header that claims more than this many times the file's size is wrong.
 GZIP_LIMIT = 1032
 # By the code of the spatial unit: metre, millimetre, micrometre.
@@ -74,6 +77,7 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
     hu = np.clip(values, HU_MIN, HU_MAX).astype(np.int16)
     if not (image.header["sform_code"] or image.header["qform_code"]):
         notes.append("the header gives no orientation: taken as right, anterior, superior")
+    notes += _conflicts(image)
     affine = RAS_TO_LPS @ image.affine
     # Three bits of a byte (NIfTI-1, xyzt_units), of which nibabel knows not every value.
     affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) % 8, 1.0)
@@ -92,7 +96,8 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
     if len(volume.hu) < min_slices:
         raise UserError(f"{name}: {len(volume.hu)} slice where {min_slices} or more are needed; give a whole volume")
     source = from_sidecar({"PatientID": volume.acquisition.patient_id, **about})
-    return Reading(volume, clipped, (*notes, *changes), source.after(*(Step(text, EDITED) for text in changes)))
+    source = source.after(*(Step(text, EDITED) for text in changes))
+    return Reading(volume, clipped, (*notes, *changes), source, hu_doubt(volume.hu))
 
 
 def write_nifti(volume: Volume, path: Path | str, header: Dataset | None = None) -> None:
@@ -209,6 +214,23 @@ def _open(name: str) -> Any:
             f"{name}: truncated or a damaged header: it claims {shape} voxels, {claimed} bytes, and the file has {size}"
         )
     return image
+
+
+def _conflicts(image: Any) -> list[str]:
+    """Where a NIfTI-1 header says two things of where its voxels lie: which is taken, and how far off the other is."""
+    header, affine, told = image.header, image.affine, []
+    sform, qform = (bool(header[f"{which}_code"]) for which in ("sform", "qform"))
+    far = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)]) * [*(np.array(image.shape[:3]) - 1), 1.0]
+    if sform and qform:
+        off = np.linalg.norm(far @ (affine - header.get_qform()).T, axis=1).max()
+        if off > CONFLICT_MM:
+            told.append(f"the header's sform is taken; its qform puts voxels up to {off:.1f} mm elsewhere")
+    elif sform:
+        spacing, stated = np.linalg.norm(affine[:3, :3], axis=0), np.array(header.get_zooms()[:3], np.float64)
+        if (np.abs(spacing - stated) * image.shape[:3]).max() > CONFLICT_MM:
+            sizes = (" x ".join(f"{v:g}" for v in np.round(size, 3)) for size in (spacing, stated))
+            told.append("the header's sform is taken, voxels of {} mm; its pixdim says {}".format(*sizes))
+    return told
 
 
 def _values(name: str, image: Any) -> np.ndarray:

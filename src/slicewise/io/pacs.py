@@ -20,7 +20,8 @@ import pydicom
 
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom_scan import LeftOut, files_below, read_header
+from slicewise.io.dicom_scan import read_header
+from slicewise.io.files import LeftOut, files_below
 from slicewise.io.peer import (
     Address,
     Instance,
@@ -225,7 +226,9 @@ def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[Le
     left_out: list[LeftOut] = []
     for path in paths:
         run = Path(path, "generate.json").is_file() and Path(path, "dicom").is_dir()
-        for file in files_below(Path(path, "dicom") if run else path):
+        files = files_below([Path(path, "dicom") if run else path])
+        left_out += files.left_out
+        for file in files.paths:
             read = read_header(file)
             if read is None:
                 continue

@@ -26,7 +26,7 @@ import slicewise
 from slicewise.data.resample import Grid
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.files import LeftOut
 from slicewise.study.cases import MIN_SLICES, case_file, common_grid, on_grid
 from slicewise.study.design import KINDS, StudySettings, order, pair
 from slicewise.viewer.shelf import Entry, entries
