@@ -102,13 +102,18 @@ def parse(command: str, kind: type[T], argv: list[str], **settings: Any) -> T:
 
 def _document(kind: type) -> None:
     """Turn a dataclass's "Attributes" section ("name, name : text"), and those of its fields' types, into the form from
-    which tyro takes the help of each flag."""
+    which tyro takes the help of each flag. What follows from other settings or the data (a field with `derived` in its
+    metadata) is no flag."""
+    import tyro
+
     for parent in kind.__mro__[1:]:
         if is_dataclass(parent):
             _document(parent)
     for field in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(field.type):
             _document(field.type)  # type: ignore[arg-type]
+        if field.metadata.get("derived"):
+            kind.__annotations__[field.name] = Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress]
     head, found, tail = inspect.cleandoc(kind.__doc__ or "").partition("Attributes\n----------\n")
     if not found:
         return
@@ -397,6 +402,7 @@ def _generate(
             settings,
             icnet if settings.calibrate != "off" else None,
             lambda volumes, slices: bar.update(task, completed=volumes, note=f"slice {slices}" if slices else ""),
+            lambda text: print(f"note          {text}", file=sys.stderr) if text else None,
         )
     if not main_process:
         return

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from slicewise.networks.icnet import ICNet
 
 
+# Share of training windows with the lowest slice to find above which upward chains fail: with 0.8 the vault stays open.
+UPWARD_SHARE = 0.7
+
+
 @dataclass(frozen=True)
 class GenerateSettings:
     """What to generate, and how.
@@ -75,12 +79,14 @@ class GenerateSettings:
 
 @dataclass(frozen=True)
 class Seed:
-    """A volume to go on from, which of its slices, how far below the vertex that is, and where the volume came from."""
+    """A volume to go on from, which of its slices, how far below the vertex that is, where the volume came from, and
+    why its values may be no HU."""
 
     volume: Volume
     index: int
     position_mm: float
     source: Provenance
+    doubt: str = ""
 
     @property
     def is_real(self) -> bool:
@@ -101,12 +107,14 @@ def generate(
     settings: GenerateSettings,
     icnet: Path | None = None,
     progress: Progress = lambda volumes, slices: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Generate `settings.count` volumes into `out`; volumes that are there already are kept.
 
     Writes dicom/<name>/ (one series a volume), nifti/<name>.nii.gz, raw/<name>.npy (int16 HU before calibration, with
     `calibrate="after"`) and generate.json (settings, checkpoint, NFE, seconds). Memory does not grow with the count:
-    one batch is held at a time. Under torchrun the volumes are shared among the processes.
+    one batch is held at a time. Under torchrun the volumes are shared among the processes. `tell` is called with what
+    the user should know of the settings.
 
     Returns what generate.json says. Raises `UserError` for a checkpoint or seed volume that does not fit, for an
     output folder that cannot be written or that holds volumes of other settings.
@@ -122,6 +130,10 @@ def generate(
         seed = None
         if isinstance(model, Denoiser) and settings.seed_volume is not None:
             seed = load_seed(settings, model)
+        if process.is_main and isinstance(model, Denoiser) and settings.chain.direction == "up":
+            tell(upward_doubt(model.meta))
+        if process.is_main and seed is not None and seed.doubt:
+            tell(f"values of the seed volume may be no HU: {seed.doubt}")
         about = describe(settings, model, checkpoint, icnet if net is not None else None)
         if process.is_main:
             _claim(out, about)
@@ -189,6 +201,17 @@ def describe(
     }
 
 
+def upward_doubt(meta: dict[str, Any]) -> str:
+    """What is to be said of upward chains with a checkpoint that learnt downward ones, "" where nothing is."""
+    share = meta.get("training", {}).get("task", {}).get("last_wanted", 0.0)
+    if share <= UPWARD_SHARE:
+        return ""
+    return (
+        f"upward chains are poor with this checkpoint (noisy brain, open vault): {share:.0%} of its training windows "
+        "had their lowest slice to find; train with a lower --task.last-wanted for them"
+    )
+
+
 def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
     """The seed volume on the checkpoint's grid, and the slice to go on from."""
     assert settings.seed_volume is not None
@@ -214,7 +237,7 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
             f"--seed-slice {index}: the seed volume has slices 0 to {len(volume.hu) - 1} on the working grid"
         )
     position = (index - first_head_slice(volume.hu)) * recipe.spacing_mm[0]
-    return Seed(volume, index, position, reading.source)
+    return Seed(volume, index, position, reading.source, reading.doubt)
 
 
 def _batch(

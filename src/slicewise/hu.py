@@ -94,7 +94,8 @@ class HUScale:
 
     Attributes
     ----------
-    lo, hi : window in HU; the whole 12-bit range by default.
+    lo : lower end of the window in HU; by default of the whole 12-bit range.
+    hi : upper end of the window in HU.
     companding : "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft"
         (a quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative
         error of the network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32.

@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.progress import counting_bar
 from slicewise.volume import Volume
+from slicewise.workers import start_worker
 
 # Below so many files a pool costs more than it saves while headers are read.
 POOLED_FILES = 3000
@@ -401,20 +401,16 @@ def _run(
 
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor | None]:
-    """A pool of fresh processes that leave Ctrl-C to their parent; None for one worker."""
+    """A pool of fresh processes; None for one worker."""
     count = _workers(workers)
     if count == 1:
         yield None
         return
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _workers(workers: int) -> int:
