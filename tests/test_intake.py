@@ -137,7 +137,7 @@ def test_every_file_is_read_listed_or_counted(tmp_path):
     for name in ("a.mha", "b.nrrd", "c.img", "d.mgz", "e.7z", "readme.txt"):
         (root / name).write_bytes(b"x" * 200)
     (root / "cut.zip").write_bytes((root / "two.zip").read_bytes()[:300])
-    report = prepared(tmp_path, root)
+    report = prepared(tmp_path, root, keep_sources=True)
     assert len(report.prepared) == 4
     reasons = {Path(e.source).name: e.reason for e in report.left_out}
     words = {
@@ -149,7 +149,7 @@ def test_every_file_is_read_listed_or_counted(tmp_path):
     assert report.others == {".txt": 1}
     sources = {Path(record.source).name for record in open_store(tmp_path / "store").records}
     assert sources == {"good", "two.zip", "three.tar.gz", "link"}
-    again = prepared(tmp_path, root)
+    again = prepared(tmp_path, root, keep_sources=True)
     assert again.prepared == () and len(again.already_done) == 4, "unpacked again, the files are the same"
     assert list(tmp_path.glob("*")) and not list(outside.glob("*.zip")), "nothing was written by a member's name"
     assert np.array_equal(read_volume(root / "two.zip").volume.hu, toy_head(1, 16, 32))

@@ -3,7 +3,6 @@
 Running it again does only what is new; stopping it at any moment loses no finished volume.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from slicewise.data.store import (
     fill_splits,
     move_patients,
     open_store,
+    private_folder,
     write_left_out,
     write_settings,
     write_volume,
@@ -38,10 +38,12 @@ from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import PLACEHOLDER, Series
 from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti, patient_of
+from slicewise.io.secret import keep_key, keyed, read_key
 from slicewise.progress import counting_bar
 from slicewise.volume import Volume
 from slicewise.workers import start_worker
 
+KEY_FILE = "key"
 # Below so many files a pool costs more than it saves while headers are read.
 POOLED_FILES = 3000
 # Widths of one head in two scans differ by less, below a vertex of this height.
@@ -74,6 +76,7 @@ class PrepareSettings:
     split : shares of patients for training, validation and test.
     seed : seed of the split; a patient's place depends on it alone, but that a small store fills validation and test
         from training. Into a store that is there new patients come by its own shares and seed.
+    keep_sources : write the paths of the scans into the manifest, where whoever gets the store reads them.
     allow_names : take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no
         names, but the folders it comes from do).
     workers : processes; 0 takes one a processor.
@@ -93,6 +96,7 @@ class PrepareSettings:
     min_slices: int = 8
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
+    keep_sources: bool = False
     allow_names: bool = False
     workers: int = 0
 
@@ -167,14 +171,18 @@ def prepare(
     """Make every CT volume below the inputs ready for training, in the store `out`.
 
     Each volume is written as soon as it is made; a second run passes over those whose files have not changed. Patients
-    are known in the store by a hash of their id. Raises `UserError` where the inputs hold nothing to prepare, where the
-    store was made with other settings, and where it cannot be written.
+    are known in the store by a hash of their id under a key of its own, which lies beside it, in `out`.private.
+
+    Raises `UserError` where the inputs hold nothing to prepare, where the store was made with other settings or its key
+    is not there, and where it cannot be written.
     """
     settings, out = settings or PrepareSettings(), Path(out)
     if not inputs:
         raise UserError("nothing to prepare: name one or more folders or files")
     _check_store(out, settings)
     store = open_store(out) if (out / MANIFEST).exists() else None
+    key_file = private_folder(out) / KEY_FILE
+    key = _key_of(store, key_file)
     done = {record.id: record for record in store.records} if store else {}
     warnings: list[str] = []
     if store and (rule := _split_of(store)) not in (None, (settings.split, settings.seed)):
@@ -182,7 +190,7 @@ def prepare(
         shares = " ".join(f"{share:g}" for share in settings.split)
         warnings.append(f"new patients are split as the store is ({shares}, seed {settings.seed}); see slicewise split")
     with _pool(settings.workers) as pool, counting_bar(progress) as bar:
-        jobs, left_out, others = _find_jobs(inputs, settings, pool, bar)
+        jobs, left_out, others = _find_jobs(inputs, settings, key, pool, bar)
         warnings += _shared_ids(jobs)
         if not jobs and not left_out:
             raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
@@ -202,7 +210,8 @@ def prepare(
                 left_out.append(result)
             else:
                 if not done and not records:
-                    write_settings(out, _saved(settings))
+                    keep_key(key_file, key)
+                    write_settings(out, _saved(settings) | {"key_check": _digest(key, "key", "")})
                 append(out, result)
                 records.append(result)
     if not dry_run and not done and not records:
@@ -214,6 +223,7 @@ def prepare(
         move_patients(open_store(out), moves)
         records = [replace(record, split=moves.get(record.patient, record.split)) for record in records]
         done = {id: replace(r, split=moves.get(r.patient, r.split)) for id, r in done.items()}
+    names = {job.id: job.name for job in jobs}
     total = {record.id: record.split for record in [*done.values(), *records]}
     if dry_run:
         total |= {job.id: job.split for job in todo}
@@ -223,14 +233,14 @@ def prepare(
         left_out=tuple(left_out),
         splits=dict(Counter(total.values())),
         clipped_voxels=sum(record.clipped_voxels for record in records),
-        notes=tuple(f"{record.source}: {note}" for record in records for note in record.notes),
+        notes=tuple(f"{names[record.id]}: {note}" for record in records for note in record.notes),
         others=others,
         warnings=tuple(warnings),
     )
 
 
 def _find_jobs(
-    inputs: Iterable[Path | str], settings: PrepareSettings, pool: Executor | None, bar: Any
+    inputs: Iterable[Path | str], settings: PrepareSettings, key: bytes, pool: Executor | None, bar: Any
 ) -> tuple[list[_Job], list[LeftOut], Mapping[str, int]]:
     """The volumes that can be made of the inputs, in a fixed order, what is left out by its header, and how many other
     files there are."""
@@ -257,10 +267,11 @@ def _find_jobs(
         else:
             files = sorted({s.path for s in series.slices})
             patient = _patient(about.patient_id, about.source, inputs, settings)
-            jobs.append(_job(patient, f"{about.study_uid} {about.series_uid}", about.source, files, series, settings))
+            identity = f"{about.study_uid} {about.series_uid}"
+            jobs.append(_job(patient, identity, about.source, files, series, settings, key))
     for file in archive.nifti:
-        identity = os.path.basename(file) + _digest(os.path.abspath(file))
-        jobs.append(_job(_patient(patient_of(file), file, inputs, settings), identity, file, [file], file, settings))
+        patient = _patient(patient_of(file), file, inputs, settings)
+        jobs.append(_job(patient, os.path.abspath(file), file, [file], file, settings, key))
     return jobs, left_out, archive.others
 
 
@@ -314,19 +325,26 @@ def _head_width_mm(volume: Volume) -> float:
 
 
 def _job(
-    patient: str, identity: str, name: str, files: Sequence[str], source: Series | str, settings: PrepareSettings
+    patient: str,
+    identity: str,
+    name: str,
+    files: Sequence[str],
+    source: Series | str,
+    settings: PrepareSettings,
+    key: bytes,
 ) -> _Job:
-    """A job under a pseudonym of the patient; the id depends on the scan alone, the fingerprint on its files."""
-    pseudonym = "p" + _digest(patient)[:12]
+    """A job under a pseudonym of the patient; the id depends on the scan alone, the fingerprint on its files, all of
+    them under the store's key: nobody who guesses a name can check the guess."""
+    pseudonym = "p" + _digest(key, "patient", patient)[:12]
     states = ((os.path.basename(file), os.stat(file)) for file in files)
     text = "".join(f"{base} {state.st_size} {state.st_mtime_ns}\n" for base, state in states)
     return _Job(
-        id=f"{pseudonym}-{_digest(identity)[:8]}",
+        id=f"{pseudonym}-{_digest(key, 'scan', identity)[:8]}",
         patient=pseudonym,
         patient_id=patient,
-        split=assign_split(pseudonym, settings.split, settings.seed),
+        split=assign_split(patient, settings.split, settings.seed),
         name=name,
-        fingerprint=_digest(text),
+        fingerprint=_digest(key, "files", text),
         source=source,
     )
 
@@ -363,7 +381,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         id=job.id,
         patient=job.patient,
         split=job.split,
-        source=job.name,
+        source=job.name if settings.keep_sources else "",
         clipped_voxels=reading.clipped.voxels,
         synthetic=reading.volume.acquisition.synthetic,
         vertex_slice=0 if settings.crop_air_above else None,
@@ -420,8 +438,21 @@ def _workers(workers: int) -> int:
 def _saved(settings: PrepareSettings) -> dict[str, Any]:
     """The settings that a store's volumes depend on; neither the number of workers is one nor what is allowed."""
     saved = asdict(settings) | {"split": list(settings.split)}
-    del saved["workers"], saved["allow_names"], saved["trust_hu"]
+    for name in ("workers", "allow_names", "trust_hu", "keep_sources"):
+        del saved[name]
     return saved
+
+
+def _key_of(store: Store | None, file: Path) -> bytes:
+    """The key of a store's pseudonyms, or a new one. Raises `UserError` where it is not the one that the store was made
+    with: the same patients would get other names, and could come into two splits."""
+    key = read_key(file)
+    if store and store.settings.get("key_check") != _digest(key, "key", ""):
+        raise UserError(
+            f"{file}: not there, or not the key that {store.path} was made with, so its patients cannot be told; "
+            "restore it, or prepare into another folder"
+        )
+    return key
 
 
 def _split_of(store: Store) -> tuple[tuple[float, float, float], int] | None:
@@ -483,8 +514,8 @@ def _nothing(inputs: Sequence[Path | str], left_out: Sequence[LeftOut]) -> str:
     return f"{_names(inputs)}: no volume can be prepared: {reasons}{more}"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(key: bytes, kind: str, text: str) -> str:
+    return keyed(key, kind, text).hex()
 
 
 def _names(inputs: Sequence[Path | str]) -> str:

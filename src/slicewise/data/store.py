@@ -2,8 +2,9 @@
 
     <store>/manifest.jsonl      one JSON object a line, one volume a line; of two lines with one id the later holds
     <store>/volumes/<id>.npy    int16 HU (Z, Y, X), C order
-    <store>/left_out.jsonl      what was not prepared, and why
     <store>/settings.json       how the volumes were made
+    <store>.private/            beside the store, not to be shared: the key of the pseudonyms, and left_out.jsonl, what
+                                was not prepared (by path) and why
 
 A volume is written under a temporary name, renamed, and only then named in the manifest, so a store that was cut off at
 any moment is whole: it holds fewer volumes. Several processes may add to one store at once.
@@ -53,7 +54,7 @@ class Record:
     split : "train", "val" or "test".
     patient : what keeps volumes of one person in one split.
     sha256 : of the .npy file.
-    source : the file or folder the volume came from, or what made it.
+    source : the file or folder the volume came from, where that is kept, or what made it.
     origin_mm : DICOM LPS position of voxel [0, 0, 0]: (x, y, z) in mm.
     clipped_voxels : how many voxels of the source lay outside [-1024, 3071] HU.
     vertex_slice : first slice that shows the head.
@@ -115,7 +116,8 @@ class Store:
 
     def volume(self, record: Record) -> Volume:
         """The prepared volume with its geometry (a copy in memory)."""
-        acquisition = Acquisition(patient_id=record.patient, source=record.source, synthetic=record.synthetic)
+        source = record.source or f"{self.path}:{record.id}"
+        acquisition = Acquisition(patient_id=record.patient, source=source, synthetic=record.synthetic)
         return Volume.regular(np.array(self.hu(record)), record.spacing_mm, acquisition, record.origin_mm)
 
     def reading(self, record: Record) -> Reading:
@@ -143,7 +145,7 @@ class Store:
     @cached_property
     def left_out(self) -> tuple[dict[str, str], ...]:
         """The lines of left_out.jsonl: {"source", "reason"}."""
-        return tuple(json.loads(line) for line in _lines(self.path / LEFT_OUT))
+        return tuple(json.loads(line) for line in _lines(private_folder(self.path) / LEFT_OUT))
 
     def verify(self) -> None:
         """Read every volume and compare its SHA-256 with the manifest; raises `UserError` naming the first bad file."""
@@ -153,6 +155,12 @@ class Store:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != record.sha256:
                 raise _damaged(self.path / record.file, "its SHA-256 is not the one in the manifest")
+
+
+def private_folder(store_path: Path | str) -> Path:
+    """The folder beside a store for what is not shared with it."""
+    path = Path(os.path.abspath(store_path))
+    return path.with_name(f"{path.name}.private")
 
 
 def open_store(path: Path | str) -> Store:
@@ -311,7 +319,8 @@ def write_settings(store_path: Path | str, settings: dict[str, Any]) -> None:
 
 def write_left_out(store_path: Path | str, entries: Iterable[dict[str, str]]) -> None:
     """Write left_out.jsonl anew from {"source", "reason"} entries."""
-    _write_text(Path(store_path) / LEFT_OUT, "".join(json.dumps(entry) + "\n" for entry in entries))
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    _write_text(private_folder(store_path) / LEFT_OUT, lines)
 
 
 def first_head_slice(hu: np.ndarray) -> int:

@@ -16,7 +16,7 @@ def read_key(file: Path) -> bytes:
     """
     try:
         return bytes.fromhex(file.read_text().strip())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return secrets.token_bytes(32)
     except ValueError:
         raise UserError(f"{file}: damaged; restore it, or write into another folder") from None
