@@ -382,7 +382,8 @@ def _write(
     patient, what = f"SYN-{settings.seed}-{number:04d}", "Synthetic head CT"
     if settings.nifti:
         write_nifti(final, out / "nifti" / f"{name}.nii.gz", series_header(final, origin, patient, what))
-    write_series(final, out / "dicom" / name, synthetic=origin, patient_id=patient, series_description=what, source=scan)
+    folder = out / "dicom" / name
+    write_series(final, folder, synthetic=origin, patient_id=patient, series_description=what, source=scan)
 
 
 def results(out: Path, count: int) -> Iterator[tuple[str, Volume | None, Volume]]:
