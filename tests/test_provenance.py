@@ -180,6 +180,27 @@ def test_a_store_knows_what_is_synthetic(tmp_path):
     assert [r.synthetic for r in open_store(tmp_path / "store").records] == [True, False]
 
 
+def test_a_segmentation_lies_in_the_study_of_its_series(tmp_path):
+    source = real_series(tmp_path / "in")
+    labels = np.ascontiguousarray((toy_head(0, 12, 32) > 300).astype(np.uint8)[::-1].transpose(2, 1, 0))
+    affine = np.diag([-0.75, -0.5, 5.0, 1.0])
+    affine[2, 3] = read_volume(source).volume.positions[-1, 2]
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "l.nii.gz")
+    (tmp_path / "labels.json").write_text('{"skull": 1}')
+    cli.main(["segmentation", str(tmp_path / "l.nii.gz"), str(source), "--out", str(tmp_path / "seg.dcm")])
+    ds = first(tmp_path / "seg.dcm")
+    for name in (
+        "PatientID",
+        "PatientName",
+        "PatientBirthDate",
+        "StudyInstanceUID",
+        "StudyDate",
+        "FrameOfReferenceUID",
+    ):
+        assert str(ds[name].value) == STUDY[name], name
+    assert "SyntheticData" not in ds and ds.IssuerOfPatientID == "HERE" and "SeriesDate" in ds
+
+
 def test_synthetic_volumes_have_a_date_a_pacs_can_search_and_stay_identical(tmp_path):
     volume = Volume.regular(toy_head(0, 12, 32), (5.0, 1.0, 1.0))
     for name in ("a.dcm", "b.dcm"):

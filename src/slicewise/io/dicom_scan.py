@@ -158,8 +158,10 @@ def _gathered(left_out: Iterable[LeftOut]) -> Iterator[LeftOut]:
         if len(entries) == 1:
             yield entries[0]
         else:
-            folder = os.path.commonpath([os.path.dirname(e.source) for e in entries]) or "."
-            yield replace(entries[0], source=folder, reason=f"{entries[0].reason} ({len(entries)} files)")
+            folders = sorted({os.path.dirname(e.source) or "." for e in entries})
+            alike_given = len({os.path.isabs(folder) for folder in folders}) == 1
+            folder = os.path.commonpath(folders) if alike_given else folders[0]
+            yield replace(entries[0], source=folder or ".", reason=f"{entries[0].reason} ({len(entries)} files)")
 
 
 def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]) -> tuple[Series, list[LeftOut]]:
