@@ -15,7 +15,7 @@ mkdir -p "$work"
     --steps "$steps" --lr 2e-4 --validations 1
 for direction in down up; do
     "$bin/slicewise" generate --checkpoint "$work/tuned" --out "$work/$direction" --count 1 \
-        --seed-volume "$series" --resample-seed --chain.direction "$direction"
+        --seed-volume "$series" --resample-seed --keep-seed --chain.direction "$direction"
     "$bin/slicewise" export "$work/$direction/dicom/volume-0000" --out "$work/$direction.nii.gz"
 done
 

@@ -11,7 +11,7 @@ PACKAGE = "slicewise"
 # Each module belongs to the first entry whose name it is or lies below; it may import from its own layer and from those
 # before it.
 LAYERS = (
-    ("slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.progress"),
+    ("slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.progress", "slicewise.workers"),
     ("slicewise.random", "slicewise.runtime"),
     ("slicewise.codec",),
     ("slicewise.io",),
@@ -26,7 +26,7 @@ LAYERS = (
     ("slicewise.viewer",),
     ("slicewise.study",),
     ("slicewise.cli", "slicewise.cli_baselines", "slicewise.cli_evaluate", "slicewise.cli_pacs", "slicewise.cli_study",
-     "slicewise.presets"),
+     "slicewise.cli_volumes", "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.
@@ -36,7 +36,7 @@ LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
     "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data",
     "slicewise.io", "slicewise.metrics", "slicewise.release", "slicewise.evaluate", "slicewise.evaluation",
-    "slicewise.pages", "slicewise.viewer", "slicewise.study", "slicewise.progress",
+    "slicewise.pages", "slicewise.viewer", "slicewise.study", "slicewise.progress", "slicewise.workers",
 )  # fmt: skip
 # Tensors are what they are about.
 TORCH_IO = ("slicewise.io.tensors", "slicewise.data.windows", "slicewise.metrics.inception", "slicewise.metrics.resnet")

@@ -2,6 +2,9 @@
 
 import json
 import subprocess
+from copy import deepcopy
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +12,33 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, JPEGLSLossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from conftest import toy_head
 from slicewise import cli
+from slicewise.data.deface import face_mask
 from slicewise.errors import UserError
 from slicewise.io import deidentify as module
 from slicewise.io.archive import find, read_volume
 from slicewise.io.deidentify import KEY_FILE, REPORT_FILE, deidentify, deidentify_files, new_uid, pseudonym
+from slicewise.io.dicom import load
+from slicewise.io.dicom_scan import scan
+from slicewise.volume import Volume
 from test_dicom_read import ct_slice
 from test_dicom_write import run_tool
 
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not (DATA / "ge-head").exists(), reason="the real scans (../shared/data) are not here")
 KEY = b"0" * 32
 SECRETS = {
     "PatientName": "SECRETNAME^Jane", "PatientID": "SECRET-ID", "PatientBirthDate": "19581231", "PatientAge": "065Y",
@@ -72,11 +90,12 @@ def test_nothing_of_the_patient_is_left_and_the_image_is(tmp_path):
             assert secret not in data, secret
         assert "SECRET" not in str(path)
         ds = pydicom.dcmread(path)
+        assert ds.LongitudinalTemporalInformationModified == "REMOVED"
         assert ds.PatientIdentityRemoved == "YES" and ds.PatientID == ds.PatientName == path.parts[-4]
         assert ds.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
         assert (ds.KVP, ds.ConvolutionKernel, ds.Modality) == (120, "H30s", "CT")
         (source,) = ds.SourceImageSequence
-        assert source.ReferencedSOPClassUID == CTImageStorage and source.PersonName == "REMOVED"
+        assert source.ReferencedSOPClassUID == CTImageStorage and "PersonName" not in source
         assert source.ReferencedSOPInstanceUID in {file.stem for file in files}, "references still lead there"
     before, after = read_volume(tmp_path / "in").volume, read_volume(tmp_path / "out").volume
     np.testing.assert_array_equal(after.hu, before.hu)
@@ -114,56 +133,273 @@ def test_new_names_are_valid_and_hang_on_the_key(text, key):
     assert pseudonym(text, key) != pseudonym(text, key + b"1") and pseudonym(f" {text} ", key) == pseudonym(text, key)
 
 
-def test_every_attribute_of_the_table_is_dealt_with():
-    """An attribute of each kind in the table, with a value: afterwards it is gone, empty, or another."""
-    from pydicom.datadict import dictionary_VR, keyword_for_tag
+MARKERS = {
+    **dict.fromkeys(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR"), "MARKER"),
+    "DA": "18881224", "TM": "235957", "DT": "18881224235957", "AS": "088Y", "UI": "1.2.999.4242.1",
+    "DS": "42424", "IS": "42424", **dict.fromkeys(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"), 4242),
+    **dict.fromkeys(("OB", "OW", "UN", "OL", "OV"), b"MARKER  MARKER  "), "OF": b"MARKER  ", "OD": b"MARKER  ",
+    "AT": 0x42424242,
+}  # fmt: skip
+TRACES = (b"MARKER", b"18881224", b"235957", b"088Y", b"1.2.999.4242")
+# What an image cannot be decoded without.
+STRUCTURE = frozenset(
+    """SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit
+    PixelRepresentation PixelData FloatPixelData DoubleFloatPixelData SOPClassUID SpecificCharacterSet
+    PlanarConfiguration PixelPaddingValue PixelPaddingRangeLimit
+    ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
+)
 
-    texts = dict.fromkeys(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR"), "SECRET")
-    values = {**texts, "DA": "20231224", "TM": "235959", "DT": "20231224235959", "AS": "065Y", "UI": "1.2.3.4"}
-    values |= {"DS": "7", "IS": "7", **dict.fromkeys(("US", "SS", "UL", "SL", "FL", "FD"), 7)}
-    values |= dict.fromkeys(("OB", "OW", "UN"), b"77")
-    checked = 0
-    for tag, action in module._actions().items():
-        if not keyword_for_tag(tag) or (kind := dictionary_VR(tag)) not in values:
+
+def marked(sequences: bool = True) -> Dataset:
+    """A data set with every attribute of the dictionary, repeating groups and some that no dictionary knows, all with a
+    marker for a value; sequences hold an item with a marker, and those that stay one with all markers."""
+    from pydicom.datadict import DicomDictionary
+
+    ds, item = Dataset(), Dataset()
+    item.TextValue = "MARKER"
+    for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
+        if tag >> 16 in (0x0000, 0x0002, 0xFFFE) or keyword in STRUCTURE or tag & 0xFFFF == 0:
             continue
-        ds = ct_slice(np.zeros((2, 2), np.int16))
-        ds.add_new(tag, kind, values[kind])
-        touched = deidentify(ds, KEY)
-        assert keyword_for_tag(tag) in touched
-        left = ds.get(tag)
-        assert left is None or left.value != values[kind], (keyword_for_tag(tag), action)
-        if action == "X" and tag not in ((0x0012, 0x0063), (0x0010, 0x0010)):
-            assert left is None
-        checked += 1
-    assert checked > 400
+        if vr == "SQ":
+            deep = sequences and keyword in module.SEQUENCES | {"AnatomicRegionSequence", "RequestAttributesSequence"}
+            ds.add_new(tag, "SQ", [marked(False)] if deep else [deepcopy(item)])
+        else:
+            kind = vr.split(" ")[0]
+            ds.add(DataElement(tag, kind, MARKERS[kind], validation_mode=IGNORE))
+    for tag in (0x00090010, 0x00091001, 0x60000022, 0x60003000, 0x50000022, 0x0008FFF1, 0x7FDF0010):
+        ds.add_new(tag, "LO" if tag != 0x60003000 else "OW", "MARKER" if tag != 0x60003000 else b"MARKER")
+    return ds
+
+
+def test_of_every_attribute_there_is_nothing_survives_but_what_is_listed():
+    """5,000 attributes with a marker each, at top level and in every sequence that stays."""
+    ds = ct_slice(np.zeros((4, 4), np.int16))
+    image = {name: ds[name].value for name in STRUCTURE if name in ds}
+    ds.update(marked())
+    for name, value in image.items():
+        setattr(ds, name, value)
+    before = sum(1 for _ in ds.iterall())
+    assert len(ds) > 4500 and before > 100_000
+    deidentify(ds, KEY)
+    ours = {
+        "PatientID", "PatientName", "PatientIdentityRemoved", "LongitudinalTemporalInformationModified",
+        "DeidentificationMethod", "DeidentificationMethodCodeSequence", "CodeValue", "CodingSchemeDesignator",
+        "CodeMeaning", *module._EMPTY, *module._DUMMIES,
+    }  # fmt: skip
+    listed = ours | STRUCTURE | module.NUMBERS | module.TERMS.keys() | module.SEQUENCES | module.UIDS | module.CLASSES
+    survivors = {element.keyword for element in ds.iterall()}
+    assert survivors - listed == module.TEXTS, "and nothing that no dictionary knows"
+    for element in list(ds.iterall()):
+        if element.keyword in module.TEXTS:
+            element.value = "maker"
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        assert name in ds
+    ds.SOPClassUID = CTImageStorage
+    stream = BytesIO()
+    ds.save_as(stream, enforce_file_format=True)
+    assert [trace for trace in TRACES if trace in stream.getvalue()] == []
+
+
+def test_nothing_that_the_profiles_table_acts_upon_stays_as_it_is():
+    """dicom-anonymizer holds table E.1-1: the list of what stays must keep out of it."""
+    from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
+    from pydicom.datadict import keyword_for_tag
+
+    table = dicom_anonymization_database_selector("dicomfields_2026c")
+    acted = {keyword_for_tag(tag) for name, tags in table.items() for tag in tags if len(tag) == 2} - {""}
+    assert len(acted) > 400
+    stay = module.NUMBERS | module.TEXTS | module.CLASSES
+    assert acted & stay == set()
+    # Terms: only such values as nobody's name can be; Series and Frame Comments among them for our own words.
+    assert acted & module.TERMS.keys() <= {"FrameComments", "DimensionDescriptionLabel"}
 
 
 def test_sequences_are_cleaned_all_the_way_down():
     ds = ct_slice(np.zeros((2, 2), np.int16))
     bottom = Dataset()
     bottom.NameOfPhysiciansReadingStudy = "SECRET^A"
-    bottom.StartTrim = 3
+    bottom.SliceThickness = 3
     item = bottom
     for _ in range(5):
         above = Dataset()
-        above.ViewCodeSequence = [item]
+        above.SourceImageSequence = [item]
         item = above
+    ds.SourceImageSequence = [item]
     ds.ViewCodeSequence = [item]
     deidentify(ds, KEY)
+    assert "ViewCodeSequence" not in ds
     for _ in range(6):
-        ds = ds.ViewCodeSequence[0]
-    assert ds.StartTrim == 3 and "SECRET" not in str(ds)
+        ds = ds.SourceImageSequence[0]
+    assert ds.SliceThickness == 3 and "SECRET" not in str(ds)
 
 
-def test_dciodvfy_finds_no_error_that_was_not_there(tmp_path):
-    paths = identified(tmp_path / "in", slices=1)
-    deidentify_files([tmp_path / "in"], tmp_path / "out")
+# Pixels ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("high_bit", [11, 12])
+def test_bits_that_are_not_stored_and_bytes_behind_the_image_go(tmp_path, signed, high_bit):
+    hu = toy_head(0, 1, 32)[0]
+    ds = ct_slice(hu, PixelRepresentation=int(signed), BitsStored=12, HighBit=high_bit)
+    stored = (hu.astype(np.int32) - int(ds.RescaleIntercept)).clip(0, 2047 if signed else 4095)
+    shift = high_bit - 11
+    overlay = np.random.default_rng(0).integers(0, 2, hu.shape) << (15 if shift == 0 else 14)
+    ds.PixelData = ((stored << shift) | overlay).astype("<u2").tobytes() + b"SECRET BEHIND IT"
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    before = load(scan(tmp_path / "a.dcm").series[0], min_slices=1).volume.hu
+    deidentify(ds, KEY)
+    assert len(ds.PixelData) == 2 * hu.size and ds.HighBit == 11
+    left = np.frombuffer(ds.PixelData, "<i2" if signed else "<u2")
+    assert (np.abs(left.astype(int)) < 4096).all() and np.array_equal(left.reshape(hu.shape), stored)
+    ds.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(load(scan(tmp_path / "b.dcm").series[0], min_slices=1).volume.hu, before)
+
+
+def test_padding_that_the_stored_bits_cannot_hold_stays_air(tmp_path):
+    hu = toy_head(0, 1, 32)[0]
+    ds = ct_slice(hu, PixelRepresentation=1, BitsStored=12, HighBit=11, PixelPaddingValue=-3024, RescaleIntercept=0)
+    stored = hu.clip(-2048, 2047).astype(np.int16)
+    stored[:3] = -3024
+    ds.PixelData = stored.tobytes()
+    deidentify(ds, KEY)
+    ds.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    back = load(scan(tmp_path / "b.dcm").series[0], min_slices=1).volume.hu[0]
+    assert (back[:3] == -1024).all() and np.array_equal(back[3:], stored[3:]) and ds.PixelPaddingValue == -2048
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless, DeflatedExplicitVRLittleEndian])
+def test_comments_in_a_compressed_stream_do_not_survive(tmp_path, syntax):
+    hu = np.kron(toy_head(0, 1, 32)[0], np.ones((2, 2), np.int16))
+    ds = ct_slice(hu, PixelSpacing=[3.0, 3.0])
+    if syntax == DeflatedExplicitVRLittleEndian:
+        ds.file_meta.TransferSyntaxUID = syntax
+    else:
+        ds.compress(syntax, generate_instance_uid=False)
+        (frame,) = generate_frames(ds.PixelData, number_of_frames=1)
+        if syntax == JPEGLSLossless:  # a comment segment after the start of image
+            frame = frame[:2] + b"\xff\xfe\x00\x08SECRET" + frame[2:]
+        ds.PixelData = encapsulate([frame + b"SECRET" * 4])
+    ds.save_as(tmp_path / "in.dcm", enforce_file_format=True)
+    assert syntax == DeflatedExplicitVRLittleEndian or b"SECRET" in (tmp_path / "in.dcm").read_bytes()
+    deidentify_files([tmp_path / "in.dcm"], tmp_path / "out")
+    (file,) = (tmp_path / "out").rglob("*.dcm")
+    assert b"SECRET" not in file.read_bytes()
+    np.testing.assert_array_equal(load(scan(file).series[0], min_slices=1).volume.hu[0], hu)
+
+
+# Faces -------------------------------------------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.parametrize("which", ["ge-head", "cranium"])
+def test_a_face_goes_and_everything_above_the_orbits_stays(which):
+    volume = read_volume(DATA / ("ge-head" if which == "ge-head" else "cranium/Cranium.nii.gz")).volume
+    if which == "cranium":  # its header has front and back swapped
+        with pytest.raises(UserError, match="orbits lie at the back"):
+            face_mask(volume)
+        volume = volume.with_hu(np.ascontiguousarray(volume.hu[:, ::-1]))
+    mask = face_mask(volume)
+    first = int(np.flatnonzero(mask.any(axis=(1, 2)))[0])
+    depth = np.r_[0, np.cumsum(volume.slice_steps)][first]
+    assert 80 < depth < 115, "orbital roofs lie 85 to 110 mm below the top of these scans"
+    rows = np.flatnonzero(mask[first].any(axis=1))
+    assert mask[first:, rows].all() and mask.sum() == mask[first:, rows].size, "whole rows, down to the last slice"
+    skull = np.flatnonzero((volume.hu[first - 1] > 400).any(axis=1))
+    assert 40 < (rows[-1] - skull[0]) * volume.pixel_spacing[0] < 50
+    assert not face_mask(replace(volume, hu=volume.hu[:first], positions=volume.positions[:first])).any()
+
+
+@needs_data
+def test_deface_writes_air_into_the_face_alone(tmp_path, capsys):
+    before = read_volume(DATA / "ge-head").volume
+    cli.main(["deidentify", str(DATA / "ge-head"), "--out", str(tmp_path / "out"), "--deface"])
+    after, mask = read_volume(tmp_path / "out").volume, face_mask(before)
+    assert (after.hu[mask] == -1000).all() and np.array_equal(after.hu[~mask], before.hu[~mask])
+    header = pydicom.dcmread(next((tmp_path / "out").rglob("*.dcm")))
+    assert [c.CodeValue for c in header.DeidentificationMethodCodeSequence] == ["113100", "113102"]
+    files = sorted((DATA / "philips-phantom" / "S21610" / "S2010").iterdir())
+    (tmp_path / "hole").mkdir()
+    for file in [*files[:20], *files[24:]]:
+        (tmp_path / "hole" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="no face can be found"):
+        deidentify_files([tmp_path / "hole"], tmp_path / "none", face=face_mask)
+    assert not (tmp_path / "none").exists()
+
+
+def test_images_of_other_kinds_keep_no_pixels():
+    ds = ct_slice(np.full((4, 4), 77, np.int16), SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    deidentify(ds, KEY)
+    assert ds.PixelData == bytes(32)
+
+
+@pytest.mark.parametrize(
+    "tags, left_out, warned",
+    [
+        ({"BurnedInAnnotation": "yes"}, True, False),
+        ({"BurnedInAnnotation": " Y"}, True, False),
+        ({"BurnedInAnnotation": "TRUE"}, True, False),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, True, False),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, False, True),
+        ({"RecognizableVisualFeatures": "YES"}, False, True),
+        ({"ConversionType": "DF"}, False, True),
+        ({"BurnedInAnnotation": "NO"}, False, False),
+    ],
+)
+def test_what_pixels_may_show_is_left_out_or_warned_about(tmp_path, tags, left_out, warned, capsys):
+    with IgnoredValues():
+        identified(tmp_path / "in", 0, **tags)
+        identified(tmp_path / "good", 1)
+    cli.main(["deidentify", str(tmp_path / "in"), str(tmp_path / "good"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert f"wrote {10 if left_out else 20} images" in said and ("warning   10 images" in said) == warned
+    assert said.count("left out") == 10 * left_out
+
+
+class IgnoredValues:
+    """Values that their value representation does not allow, as files have them."""
+
+    def __enter__(self):
+        self.held = pydicom.config.settings.writing_validation_mode
+        pydicom.config.settings.writing_validation_mode = IGNORE
+
+    def __exit__(self, *_):
+        pydicom.config.settings.writing_validation_mode = self.held
+
+
+def test_no_key_is_left_where_nothing_was_written(tmp_path):
+    identified(tmp_path / "in", 0, BurnedInAnnotation="YES")
+    with pytest.raises(UserError, match="burned into the pixels"):
+        deidentify_files([tmp_path / "in"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_archives_links_and_nifti_are_dealt_with(tmp_path, capsys):
+    from conftest import toy_head as head
+    from slicewise.io.nifti import write_nifti
+    from test_intake import zipped
+
+    zipped(tmp_path / "a.zip", identified(tmp_path / "x", 0)[0].parent)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to("../x")
+    write_nifti(Volume.regular(head(0, 8, 16), (5.0, 6.0, 6.0)), tmp_path / "in" / "DOE_JANE.nii")
+    cli.main(["deidentify", str(tmp_path / "a.zip"), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "wrote 10 images, 10 were there" in said and "DOE_JANE.nii: NIfTI is not de-identified" in said
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_dciodvfy_finds_no_error_that_was_not_there(tmp_path, enhanced):
+    source = identified(tmp_path / "in", slices=3)[0]
+    if enhanced:
+        cli.main(["export", str(tmp_path / "in"), "--out", str(tmp_path / "e" / "head.dcm")])
+        source = tmp_path / "e" / "head.dcm"
+    deidentify_files([source], tmp_path / "out")
 
     def errors(path: Path) -> set[str]:
         lines = run_tool("dciodvfy", str(path)).splitlines()
         return {line for line in lines if line.startswith("Error")}
 
-    assert errors(next((tmp_path / "out").rglob("*.dcm"))) <= errors(paths[0])
+    assert errors(next((tmp_path / "out").rglob("*.dcm"))) <= errors(source)
 
 
 def test_what_cannot_be_cleaned_is_left_out(tmp_path, capsys):

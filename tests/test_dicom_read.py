@@ -104,7 +104,7 @@ def test_hu_of_every_kind_of_pixel(tmp_path, seed):
     expected = np.array([[round(float(v) * slope + intercept) for v in row] for row in value[::-1].reshape(2, -1)])
     assert np.array_equal(reading.volume.hu.reshape(2, -1), np.clip(expected, -1024, 3071))
     clipped = (expected > 3071) | ((expected < -1024) & (expected >= -1200))
-    assert reading.clipped_voxels == clipped.sum()
+    assert reading.clipped.voxels == clipped.sum()
 
 
 def test_padding_is_air_and_no_clipping(tmp_path):
@@ -113,7 +113,7 @@ def test_padding_is_air_and_no_clipping(tmp_path):
         save(ct_slice(stored, (0, 0, 5.0 * k), PixelPaddingValue=-1500), tmp_path / f"{k}")
     reading = load(scan(tmp_path).series[0])
     assert reading.volume.hu[0].tolist() == [[-1024, -1024, -1024, -1024], [-1023, 40, 3071, 3071]]
-    assert reading.clipped_voxels == 2 and "2 voxels outside" in reading.notes[-1]
+    assert reading.clipped.voxels == 2 and "2 voxels of 3072 HU clipped" in reading.notes[-1]
 
 
 def test_padding_range_and_padding_above_the_stored_bits(tmp_path):
@@ -358,7 +358,7 @@ def test_mixed_archive(tmp_path):
     }.items():  # fmt: skip
         assert words in reasons[name]
     left_out = []
-    volumes = {volume.acquisition.series_uid: volume for volume in read_volumes(heap, left_out.append)}
+    volumes = {r.volume.acquisition.series_uid: r.volume for r in read_volumes(heap, left_out.append)}
     assert all(np.array_equal(volumes[f"1.2.3.{i}"].hu, hu) for i, hu in enumerate(stacks))
     assert volumes["1.2.3.2"].acquisition.patient_id == "P1" and len(left_out) == 8
     with pytest.raises(UserError, match="3 series where one was expected"):
@@ -438,8 +438,14 @@ def bad_inputs():
         "RGB": (lambda f: one(f, **rgb), "colour picture"),
         "8 bit": (lambda f: one(f, BitsAllocated=8, BitsStored=8, HighBit=7), "8-bit"),
         "bits": (lambda f: one(f, BitsStored=12, HighBit=9), "High Bit 9"),
-        "not a number": (lambda f: one(f, ImagePositionPatient=[0, 0, float("inf")]), "has no place"),
-        "no rescale": (lambda f: one(f, RescaleSlope=None), "Rescale Slope and Intercept are missing"),
+        "not a number": (
+            lambda f: one(f, ImagePositionPatient=[0, 0, float("inf")]),
+            "is .0.0.0.0.inf., not 3 numbers",
+        ),
+        "no rescale": (
+            lambda f: one(f, RescaleSlope=None),
+            "Rescale Slope .0028,1053. is missing, so the values are not in HU",
+        ),
         "no position": (lambda f: one(f, ImagePositionPatient=None), "has no place"),
         "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "absurd"),
         "singular": (lambda f: one(f, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "Image Orientation"),
@@ -460,7 +466,7 @@ def test_a_truncated_file_spoils_its_series_and_no_other(tmp_path):
     cut(write_stack(tmp_path / "a", head(rng, 5, 64, 64))[2], 0.9)
     write_stack(tmp_path / "b", head(rng, 5), SeriesInstanceUID="1.2.3.9")
     left_out = []
-    assert [v.acquisition.series_uid for v in read_volumes(tmp_path, left_out.append)] == ["1.2.3.9"]
+    assert [r.volume.acquisition.series_uid for r in read_volumes(tmp_path, left_out.append)] == ["1.2.3.9"]
     assert all("truncated" in entry.reason for entry in left_out)
 
 

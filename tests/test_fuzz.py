@@ -65,7 +65,7 @@ def is_whole(volume: Volume) -> bool:
 def read_all(folder: Path) -> list[Volume]:
     """Everything below a folder, by every way in; what cannot be read must be said in one line."""
     said: list[str] = []
-    volumes = list(read_volumes(folder, lambda entry: said.append(entry.reason)))
+    volumes = [r.volume for r in read_volumes(folder, lambda entry: said.append(entry.reason))]
     assert all(is_whole(v) for v in volumes)
     assert all("\n" not in text for text in said), said
     assert volumes or said, "what is no volume is listed"

@@ -217,19 +217,41 @@ def _real(path: Path, size: int = SIZE, spacing=SPACING, slices: int = 9) -> Pat
 
 
 @pytest.mark.parametrize("direction, rows", [("down", slice(4, 5)), ("up", slice(4, 5))])
-def test_a_chain_from_a_real_slice_keeps_that_slice_and_its_place(direction, rows, checkpoint, tmp_path):
+def test_a_chain_from_a_real_slice_lies_in_its_place_and_holds_it_on_request_only(
+    direction, rows, checkpoint, icnet, tmp_path
+):
     source = _real(tmp_path / "real.nii.gz")
     settings = replace(
         SETTINGS, count=1, seed_volume=source, seed_slice=4, chain=replace(SETTINGS.chain, direction=direction)
     )
+    generate(checkpoint, tmp_path / "kept", replace(settings, keep_seed=True))
     generate(checkpoint, tmp_path / "out", settings)
-    made, real = read_volume(tmp_path / "out" / "dicom" / "volume-0000").volume, read_nifti(source)
+    generate(checkpoint, tmp_path / "calibrated", replace(settings, calibrate="after"), icnet)
+    made, real = read_volume(tmp_path / "kept" / "dicom" / "volume-0000").volume, read_nifti(source)
     assert len(made.hu) == 4
     at = 0 if direction == "down" else 3
-    assert np.array_equal(made.hu[at], real.hu[4])
+    assert np.array_equal(made.hu[at], real.hu[4]) and made.acquisition.real_slices == (at,)
     first = 4 if direction == "down" else 1
     np.testing.assert_allclose(made.positions, real.positions[first : first + 4], atol=1e-3)
     np.testing.assert_allclose(made.affine[:3, :3], real.affine[:3, :3], atol=1e-3)
+    for run in ("out", "calibrated"):
+        for _, raw, alone in results(tmp_path / run, 1):
+            np.testing.assert_allclose(alone.positions, np.delete(made.positions, at, 0), atol=1e-3)
+            assert raw is None or raw.hu.shape == alone.hu.shape
+            assert not any(np.array_equal(plane, other) for plane in alone.hu for other in real.hu)
+        header = pydicom.dcmread(next((tmp_path / run / "dicom" / "volume-0000").iterdir()))
+        assert "no slice is in it" in header.DerivationDescription and "not a patient" not in str(header)
+    assert read_nifti(tmp_path / "kept" / "nifti" / "volume-0000.nii.gz").acquisition.real_slices == (at,)
+
+
+def test_a_synthetic_seed_makes_no_real_slice(checkpoint, tmp_path):
+    generate(checkpoint, tmp_path / "first", replace(SETTINGS, count=1, chain=replace(SETTINGS.chain, slices=6)))
+    seed = tmp_path / "first" / "dicom" / "volume-0000"
+    generate(checkpoint, tmp_path / "out", replace(SETTINGS, count=1, seed_volume=seed, seed_slice=2, keep_seed=True))
+    made = read_volume(tmp_path / "out" / "dicom" / "volume-0000").volume
+    assert np.array_equal(made.hu[0], read_volume(seed).volume.hu[2]) and made.acquisition.real_slices == ()
+    headers = [pydicom.dcmread(f) for f in (tmp_path / "out" / "dicom" / "volume-0000").iterdir()]
+    assert all(h.SyntheticData == "YES" and "not a patient" in h.DerivationDescription for h in headers)
 
 
 def test_where_in_the_head_a_seed_slice_lies(checkpoint, tmp_path):
@@ -254,7 +276,7 @@ def test_a_seed_volume_on_another_grid_is_refused_or_resampled(size, spacing, ch
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     generate(checkpoint, tmp_path / "out", replace(settings, resample_seed=True))
     made = read_volume(tmp_path / "out" / "dicom" / "volume-0000").volume
-    assert made.hu.shape == (4, SIZE, SIZE) and np.allclose(made.spacing, SPACING)
+    assert made.hu.shape == (3, SIZE, SIZE) and np.allclose(made.spacing, SPACING)
 
 
 def test_an_oblique_or_oblong_seed_volume_is_refused(checkpoint, tmp_path):

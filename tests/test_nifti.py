@@ -89,7 +89,7 @@ def test_scaled_floats_are_rounded_half_to_even(tmp_path):
     reading = load_nifti(tmp_path / "v.nii.gz")
     assert reading.volume.hu[0, 0].tolist() == [0, 2, 0, 2]
     assert reading.volume.hu[1, 1].tolist() == [-1024, -1024, 3071, 3071]
-    assert reading.clipped_voxels == 1 and len(reading.notes) == 2
+    assert reading.clipped.voxels == 1 and len(reading.notes) == 2
 
 
 def test_slope_and_intercept(tmp_path):
@@ -208,8 +208,13 @@ def test_bad_output(tmp_path):
 
 
 def test_patient_of_a_path():
-    assert patient_of("/data/sub-017/ses-1/sub-017_ses-1_ct.nii.gz") == "sub-017"
-    assert patient_of("/data/case 3.NII.GZ") == "case 3"
+    subject = patient_of("/data/sub-017/ses-1/sub-017_ses-1_ct.nii.gz")
+    assert subject.startswith("sub-017-") and subject == patient_of("/data/sub-017/ses-2/sub-017_ct.nii")
+    assert subject != patient_of("/other/sub-017/ses-1/sub-017_ses-1_ct.nii.gz"), "another data set"
+    assert subject != patient_of("/data/sub-0170/ct.nii")
+    assert patient_of("/data/1/ct.nii.gz") != patient_of("/data/2/ct.nii.gz")
+    assert patient_of("/data/case 3.NII.GZ").startswith("case_3-")
+    assert patient_of("/data/case 3.NII.GZ") == patient_of("/data/x/../case 3.nii")
 
 
 @needs_data

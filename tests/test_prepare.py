@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
 from slicewise.data import prepare as prepare_module
-from slicewise.data.prepare import PrepareSettings, prepare
+from slicewise.data.prepare import KEY_FILE, PrepareSettings, prepare
 from slicewise.data.resample import Grid, body_mask, remove_table, resample_volume
-from slicewise.data.store import append, assign_split, open_store, put_volume
+from slicewise.data.store import append, assign_split, open_store, private_folder, put_volume
 from slicewise.errors import UserError
 from slicewise.io.dicom import read_series
 from slicewise.io.nifti import read_nifti, write_nifti
+from slicewise.io.secret import keep_key
 from slicewise.volume import Volume
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -285,7 +287,8 @@ def test_full_disk(tmp_path, monkeypatch):
 
 # --- Preparing ------------------------------------------------------------------------------------------------------
 
-SETTINGS = PrepareSettings(size=32, fov_mm=160.0, workers=1, split=(0.5, 0.25, 0.25))
+# Balls have no skull, so they are taken on trust.
+SETTINGS = PrepareSettings(size=32, fov_mm=160.0, workers=1, split=(0.5, 0.25, 0.25), trust_hu=True)
 
 
 @pytest.fixture
@@ -304,6 +307,12 @@ def archive(tmp_path):
     return root
 
 
+def with_key(out: Path) -> Path:
+    """A store to be whose key is a known one, so that it can be compared with others."""
+    keep_key(private_folder(out) / KEY_FILE, b"0" * 32)
+    return out
+
+
 def test_prepare_an_archive(tmp_path, archive):
     out = tmp_path / "store"
     report = prepare([archive], out, SETTINGS, progress=False)
@@ -315,7 +324,6 @@ def test_prepare_an_archive(tmp_path, archive):
         assert words in reasons
     assert len(report.left_out) == len(store.left_out) == 4
     for record in store.records:
-        assert record.split == assign_split(record.patient, SETTINGS.split)
         assert store.hu(record).shape == record.shape and record.spacing_mm == (5.0, 5.0, 5.0)
         assert abs(float(np.median(store.hu(record)[6, 14:18, 14:18])) - 40) < 5
         assert record.vertex_slice == 0 and (store.hu(record)[0] > -300).any()
@@ -349,9 +357,9 @@ def test_a_second_run_does_only_what_is_new(tmp_path, archive):
 
 
 def test_stopped_in_the_middle(tmp_path, archive, monkeypatch):
-    whole = tmp_path / "whole"
+    whole = with_key(tmp_path / "whole")
     prepare([archive], whole, SETTINGS, progress=False)
-    out, make, calls = tmp_path / "store", prepare_module._make, []
+    out, make, calls = with_key(tmp_path / "store"), prepare_module._make, []
 
     def stop(*args):
         calls.append(1)
@@ -373,21 +381,17 @@ def test_stopped_in_the_middle(tmp_path, archive, monkeypatch):
 
 def test_many_workers_make_the_same_store(tmp_path, archive):
     """More workers than volumes, in fresh processes."""
-    from dataclasses import replace
-
-    prepare([archive], tmp_path / "one", SETTINGS, progress=False)
-    prepare([archive], tmp_path / "many", replace(SETTINGS, workers=3), progress=False)
+    prepare([archive], with_key(tmp_path / "one"), SETTINGS, progress=False)
+    prepare([archive], with_key(tmp_path / "many"), replace(SETTINGS, workers=3), progress=False)
     assert open_store(tmp_path / "one").fingerprint == open_store(tmp_path / "many").fingerprint
 
 
 def test_missing_slices_are_interpolated_on_request(tmp_path, archive):
-    from dataclasses import replace
-
     report = prepare(
         [archive / "hole"], tmp_path / "store", replace(SETTINGS, interpolate_missing=True), progress=False
     )
     assert len(report.prepared) == 1 and "1 missing slice interpolated" in report.notes[0]
-    assert open_store(tmp_path / "store").records[0].notes == ("1 missing slice interpolated",)
+    assert open_store(tmp_path / "store").records[0].notes[0] == "1 missing slice interpolated"
 
 
 def test_dry_run_writes_nothing(tmp_path, archive):
@@ -413,8 +417,6 @@ def test_nothing_to_prepare_leaves_nothing(tmp_path, archive, inputs, words):
 
 
 def test_bad_outputs(tmp_path, archive):
-    from dataclasses import replace
-
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         prepare([archive / "0"], tmp_path / "file" / "store", SETTINGS, progress=False)
@@ -432,7 +434,7 @@ def test_prepared_real_heads_keep_their_hu(tmp_path):
     """Tilted, uneven DICOM and a NIfTI: the soft tissue of the brain keeps its mean, and every slice shows a head."""
     out = tmp_path / "store"
     inputs = [DATA / "ge-head", DATA / "cranium" / "Cranium.nii.gz"]
-    report = prepare(inputs, out, PrepareSettings(workers=1, remove_table=True), progress=False)
+    report = prepare(inputs, out, PrepareSettings(workers=1, remove_table=True, keep_sources=True), progress=False)
     assert len(report.prepared) == 2 and report.left_out == ()
     store = open_store(out)
     sources = {str(DATA / "ge-head"): read_series(inputs[0]), str(inputs[1]): read_nifti(inputs[1])}
@@ -456,6 +458,43 @@ def test_prepared_real_heads_keep_their_hu(tmp_path):
         assert abs(float(prepared.mean()) - np.mean([plane.mean() for plane in planes])) < 2.0
         assert prepared.std() < 12 and 15 < prepared.mean() < 45
         assert all(np.count_nonzero(plane > -300) > 100 for plane in hu[1:]) and (hu[0] > -300).sum() > 25
+
+
+def test_a_store_holds_no_name_path_or_hash_that_can_be_guessed(tmp_path, archive):
+    import hashlib
+
+    series = archive / "Jane Miller" / "CT"
+    write_dicom(series, ball(seed=20), "Miller", "99")
+    stores = [tmp_path / name for name in ("a", "b")]
+    for out in stores:
+        prepare([archive], out, SETTINGS, progress=False)
+        held = b"".join(f.read_bytes() for f in out.rglob("*") if f.suffix != ".npy" and f.is_file())
+        for text in ("Miller", "Jane", str(archive), "1.2.99", "sub-01"):
+            assert text.encode() not in held
+        for guess in ("Miller", "1.2.99 1.2.99.1"):
+            assert hashlib.sha256(guess.encode()).hexdigest()[:8].encode() not in held
+        key = private_folder(out) / KEY_FILE
+        assert key.stat().st_mode & 0o777 == 0o600 and key.read_bytes().strip() not in held
+        assert "broken.dcm" in (private_folder(out) / "left_out.jsonl").read_text()
+    first, second = (open_store(out) for out in stores)
+    assert not {r.patient for r in first.records} & {r.patient for r in second.records}, "salted by store"
+    assert {r.source for r in first.records} == {""}
+    assert sorted(r.split for r in first.records if r.patient) and len(first.records) == len(second.records) == 6
+    assert first.volume(first.records[0]).acquisition.source.endswith(first.records[0].id)
+
+
+def test_a_store_without_its_key_takes_no_more(tmp_path, archive):
+    prepare([archive / "0"], tmp_path / "store", SETTINGS, progress=False)
+    key = private_folder(tmp_path / "store") / KEY_FILE
+    held = key.read_bytes()
+    key.unlink()
+    with pytest.raises(UserError, match="restore it, or prepare into another folder"):
+        prepare([archive], tmp_path / "store", SETTINGS, progress=False)
+    assert not key.exists() and len(open_store(tmp_path / "store").records) == 1
+    key.write_bytes(held)
+    assert len(prepare([archive], tmp_path / "store", SETTINGS, progress=False).prepared) == 4
+    prepare([archive / "1"], tmp_path / "told", replace(SETTINGS, keep_sources=True), progress=False)
+    assert open_store(tmp_path / "told").records[0].source == str(archive / "1" / "deep")
 
 
 def test_settings_file_is_plain_json(tmp_path, archive):

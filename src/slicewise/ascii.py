@@ -40,7 +40,8 @@ class ChainSettings:
     steps : noise levels.
     spacing : "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above sigma = 3, where nothing
         is left to decide once neighbours are known.
-    sigma_min, sigma_max : range of noise levels in units of x; 0 takes the range that the checkpoint was trained on.
+    sigma_min : lowest noise level in units of x; 0 takes the one that the checkpoint was trained from.
+    sigma_max : highest noise level in units of x; 0 takes the one that the checkpoint was trained to.
     rho : exponent of the karras spacing.
     snr : signal-to-noise ratio of the Langevin corrector (pc).
     known_sigma : noise put on known slices, in units of x (per-slice model only): it hides from the network what is not

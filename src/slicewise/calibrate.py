@@ -65,6 +65,17 @@ def calibrate_chains(net: ICNet, chains: Sequence[np.ndarray], seeded: bool) -> 
     return done
 
 
+def brain_shift(before: Volume, after: Volume) -> tuple[float, float] | None:
+    """By how many HU a calibration moved the brain: the mean over all its slices, and that of the slice that moved
+    most. None where no brain is found."""
+    from slicewise.metrics.tissue import brain_mask
+
+    mask = brain_mask(before.hu, before.spacing)
+    change = after.hu.astype(np.float64) - before.hu
+    by_slice = [float(change[z][mask[z]].mean()) for z in np.flatnonzero(mask.any(axis=(1, 2)))]
+    return (float(change[mask].mean()), max(by_slice, key=abs)) if by_slice else None
+
+
 def match_histogram(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Give `image` the grey value distribution of `reference`: each value goes to the reference's value of the same
     cumulative share (linear between them), as scikit-image's `match_histograms` does.

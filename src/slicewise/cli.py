@@ -24,6 +24,7 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
   demo         generate a few volumes with the release checkpoint: DICOM, pictures, report
   phantom      make head phantoms: DICOM series, or a store to train on
   prepare      DICOM and NIfTI archives to a store of training data
+  split        split a store anew into training, validation and test, by patient
   train        train the denoiser on a store
   train-icnet  train IC-Net, the intensity calibration network, on a store
   pyramid      join a plan and what draws after it into one checkpoint
@@ -102,13 +103,18 @@ def parse(command: str, kind: type[T], argv: list[str], **settings: Any) -> T:
 
 def _document(kind: type) -> None:
     """Turn a dataclass's "Attributes" section ("name, name : text"), and those of its fields' types, into the form from
-    which tyro takes the help of each flag."""
+    which tyro takes the help of each flag. What follows from other settings or the data (a field with `derived` in its
+    metadata) is no flag."""
+    import tyro
+
     for parent in kind.__mro__[1:]:
         if is_dataclass(parent):
             _document(parent)
     for field in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(field.type):
             _document(field.type)  # type: ignore[arg-type]
+        if field.metadata.get("derived"):
+            kind.__annotations__[field.name] = Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress]
     head, found, tail = inspect.cleandoc(kind.__doc__ or "").partition("Attributes\n----------\n")
     if not found:
         return
@@ -182,6 +188,7 @@ def prepare(argv: list[str]) -> None:
     import tyro
 
     from slicewise.data import prepare as data
+    from slicewise.io.files import listed
     from slicewise.settings import write_settings
 
     @dataclass(frozen=True)
@@ -206,17 +213,49 @@ def prepare(argv: list[str]) -> None:
     for left in report.left_out:
         print(f"left out  {left.source}: {left.reason}")
     for note in report.notes:
-        print(f"mended    {note}")
-    if report.clipped_voxels:
-        print(f"clipped   {report.clipped_voxels} voxels outside [-1024, 3071] HU")
+        print(f"note      {note}")
+    if report.others:
+        print(f"note      {sum(report.others.values())} other files, which are no images: {listed(report.others)}")
+    for warning in report.warnings:
+        print(f"warning   {warning}")
     verb = "would prepare" if a.dry_run else "prepared"
     splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
     print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")
     if not report.splits.get("val"):
         print("note      no patient is in the validation split: train judges itself on what it trains on, and")
-        print("          train-icnet needs one; --split sets the shares, prepare with more patients fills them")
+        print("          train-icnet needs one; slicewise split changes the shares, more patients fill them")
     if not a.dry_run:
         write_settings(a.out / "config.toml", "prepare", a.settings)
+
+
+def split(argv: list[str]) -> None:
+    import tyro
+
+    from slicewise.data.store import SPLITS, split_store
+
+    @dataclass(frozen=True)
+    class Split:
+        """Split a prepared store anew into training, validation and test, by patient; no voxel is touched. Checkpoints
+        that were trained on the store have then seen volumes that it calls validation or test.
+
+        Attributes
+        ----------
+        store : prepared store.
+        val : share of patients for validation.
+        test : share of patients for test.
+        seed : of the draw.
+        """
+
+        store: Annotated[Path, tyro.conf.Positional]
+        val: float = 0.1
+        test: float = 0.1
+        seed: int = 0
+
+    a = parse("split", Split, argv)
+    store = split_store(a.store, (1.0 - a.val - a.test, a.val, a.test), a.seed)
+    for name in SPLITS:
+        held = store.select(name)
+        print(f"{name:6} {len(held)} volumes of {len({record.patient for record in held})} patients")
 
 
 def train(argv: list[str]) -> None:
@@ -387,6 +426,7 @@ def _generate(
             settings,
             icnet if settings.calibrate != "off" else None,
             lambda volumes, slices: bar.update(task, completed=volumes, note=f"slice {slices}" if slices else ""),
+            lambda text: print(f"note          {text}", file=sys.stderr) if text else None,
         )
     if not main_process:
         return
@@ -399,116 +439,6 @@ def _generate(
 
         for path in write_run_report(out, generation.results(out, settings.count), reference, run):
             print(f"{'Report' if path.suffix == '.html' else 'Picture':13} {path}")
-
-
-def calibrate(argv: list[str]) -> None:
-    import tyro
-
-    from slicewise.calibrate import calibrate_volume, match_volume
-    from slicewise.checkpoint import load_icnet
-    from slicewise.export import write_volume
-    from slicewise.io.archive import read_volume
-    from slicewise.release import ICNET
-
-    @dataclass(frozen=True)
-    class Calibrate:
-        """Calibrate the intensities of a volume slice by slice.
-
-        Attributes
-        ----------
-        volume : DICOM folder or NIfTI file.
-        out : DICOM folder or .nii.gz file to write.
-        icnet : run folder or weights of IC-Net; default: the release one.
-        method : "icnet", or histogram matching to the slice before ("match-previous") or to the seed slice
-            ("match-seed").
-        seed_slice : slice that keeps its HU, 0 the most superior; without it IC-Net starts from air at the top.
-        """
-
-        volume: Annotated[Path, tyro.conf.Positional]
-        out: Path
-        icnet: Path = ICNET
-        method: str = "icnet"
-        seed_slice: int | None = None
-
-    a = parse("calibrate", Calibrate, argv)
-    volume = read_volume(a.volume).volume
-    if a.method == "icnet":
-        done = calibrate_volume(load_icnet(a.icnet), volume, a.seed_slice)
-    elif a.method in ("match-previous", "match-seed"):
-        done = match_volume(volume, a.method.removeprefix("match-"), a.seed_slice or 0)
-    else:
-        raise UserError(f"--method {a.method}: unknown; choose icnet, match-previous or match-seed")
-    write_volume(done, a.out, patient_id="", description=f"Calibrated with {a.method}")
-    print(f"wrote {a.out}")
-
-
-def export(argv: list[str]) -> None:
-    import tyro
-
-    from slicewise.data.resample import Grid, resample_volume
-    from slicewise.export import write_volume
-    from slicewise.io.archive import read_volume
-
-    @dataclass(frozen=True)
-    class Export:
-        """Write any volume that slicewise reads in another form; its HU and geometry stay as they are.
-
-        Attributes
-        ----------
-        volume : DICOM folder, NIfTI file, or STORE:ID for a volume of a prepared store.
-        out : a .nii, .nii.gz, .png or .dcm (Enhanced CT, multi-frame) file, or a new folder for a DICOM series.
-        patient_id : Patient ID of a DICOM series; default: EXPORT.
-        series_uid : which series, where the folder holds several.
-        interpolate_missing : fill missing slices.
-        slice_mm : resample an unevenly spaced or tilted scan to even axial slices this far apart, in mm (0 = leave).
-        syntax : DICOM transfer syntax: uncompressed, jpeg-ls, jpeg-2000 or rle (all lossless).
-        """
-
-        volume: Annotated[str, tyro.conf.Positional]
-        out: Path
-        patient_id: str = "EXPORT"
-        series_uid: str = ""
-        interpolate_missing: bool = False
-        slice_mm: float = 0.0
-        syntax: str = "uncompressed"
-
-    a = parse("export", Export, argv)
-    store, _, name = a.volume.rpartition(":")
-    if store and Path(store, "manifest.jsonl").is_file():
-        from slicewise.data.store import open_store
-
-        held = open_store(Path(store))
-        found = [r for r in held.records if r.id == name]
-        if not found:
-            raise UserError(f"{store}: no volume {name}; slicewise info {store} lists them")
-        volume = held.volume(found[0])
-    else:
-        volume = read_volume(a.volume, series_uid=a.series_uid, interpolate_missing=a.interpolate_missing).volume
-    if a.slice_mm:
-        pixels = max(volume.hu.shape[1:])
-        grid = Grid(size=pixels, fov_mm=pixels * min(volume.pixel_spacing), slice_mm=a.slice_mm, crop_air_above=False)
-        volume = resample_volume(volume, grid)
-    write_volume(volume, a.out, patient_id=a.patient_id, syntax=a.syntax)
-    print(f"wrote {a.out}")
-
-
-def info(argv: list[str]) -> None:
-    import tyro
-
-    from slicewise.info import describe
-
-    @dataclass(frozen=True)
-    class Info:
-        """Say what a checkpoint, prepared store, run folder, DICOM folder or NIfTI file holds.
-
-        Attributes
-        ----------
-        path : file or folder.
-        """
-
-        path: Annotated[Path, tyro.conf.Positional]
-
-    print(describe(parse("info", Info, argv).path))
 
 
 def reference(argv: list[str]) -> None:
@@ -558,15 +488,16 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "phantom": phantom,
     "prepare": prepare,
+    "split": split,
     "train": train,
     "train-icnet": train_icnet,
     "pyramid": pyramid,
     "train-slice-vae": _in_module("cli_baselines", "train_slice_vae"),
     "train-gan": _in_module("cli_baselines", "train_gan"),
     "generate": generate,
-    "calibrate": calibrate,
-    "export": export,
-    "info": info,
+    "calibrate": _in_module("cli_volumes", "calibrate"),
+    "export": _in_module("cli_volumes", "export"),
+    "info": _in_module("cli_volumes", "info"),
     "reference": reference,
     "evaluate": _in_module("cli_evaluate", "evaluate"),
     "view": _in_module("cli_study", "view"),

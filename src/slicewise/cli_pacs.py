@@ -92,6 +92,7 @@ def pull(argv: list[str]) -> None:
 
 def deidentify(argv: list[str]) -> None:
     """`slicewise deidentify`."""
+    from slicewise.data.deface import face_mask
     from slicewise.io.deidentify import KEY_FILE, REPORT_FILE, deidentify_files
 
     @dataclass(frozen=True)
@@ -103,16 +104,20 @@ def deidentify(argv: list[str]) -> None:
         ----------
         paths : DICOM folders or files.
         out : folder to write to; the secret key in it, .deidentify-key, is not for giving away.
+        deface : set the face to air: in slices through the orbits and below, all that lies in front.
         """
 
         paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
         out: Path
+        deface: bool = False
 
     a = parse("deidentify", Deidentify, argv)
     with _bar("deidentify") as progress:
-        report = deidentify_files(a.paths, a.out, progress)
+        report = deidentify_files(a.paths, a.out, progress, face_mask if a.deface else None)
     for left in report.left_out:
         print(f"left out  {left.source}: {left.reason}")
+    for warning in report.warnings:
+        print(f"warning   {warning}")
     print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
     print(f"were taken out: see {a.out / REPORT_FILE}. Keep {a.out / KEY_FILE} to yourself.")
 

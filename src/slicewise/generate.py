@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,16 +27,21 @@ from slicewise.errors import UserError, output_errors
 from slicewise.hu import round_hu
 from slicewise.io.archive import read_volume
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom_write import SyntheticOrigin, write_series
+from slicewise.io.dicom_write import SyntheticOrigin, series_header, write_series
 from slicewise.io.nifti import write_nifti
+from slicewise.io.provenance import Provenance
 from slicewise.io.tensors import sha256
 from slicewise.pyramid import KIND as PYRAMID
 from slicewise.pyramid import Pyramid, draw, load_pyramid
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
-from slicewise.volume import Volume
+from slicewise.volume import Acquisition, Volume, without_real_slices
 
 if TYPE_CHECKING:
     from slicewise.networks.icnet import ICNet
+
+
+# Share of training windows with the lowest slice to find above which upward chains fail: with 0.8 the vault stays open.
+UPWARD_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class GenerateSettings:
     seed_volume : DICOM folder or NIfTI file of a real head to go on from; none starts from air.
     seed_slice : slice of the seed volume, on the working grid, to go on from; 0 is the most superior, -1 the middle.
     resample_seed : resample a seed volume of another spacing onto the checkpoint's grid.
+    keep_seed : write the seed slice, too, with its scan's voxels in it; the headers say which slice that is.
     nifti : write NIfTI beside DICOM.
     core : dtype of the network core: "auto", "float32" or "bfloat16".
     device : "auto", "cpu" or "cuda".
@@ -67,6 +73,7 @@ class GenerateSettings:
     seed_volume: Path | None = None
     seed_slice: int = -1
     resample_seed: bool = False
+    keep_seed: bool = False
     nifti: bool = True
     core: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
@@ -74,11 +81,18 @@ class GenerateSettings:
 
 @dataclass(frozen=True)
 class Seed:
-    """Real slices to go on from: int16 HU (S, H, W) superior first, geometry of the volume, and where in it."""
+    """A volume to go on from, which of its slices, how far below the vertex that is, where the volume came from, and
+    why its values may be no HU."""
 
     volume: Volume
     index: int
     position_mm: float
+    source: Provenance
+    doubt: str = ""
+
+    @property
+    def is_real(self) -> bool:
+        return not self.volume.acquisition.synthetic
 
 
 # Called with (volumes done, slices done of the batch in work).
@@ -95,12 +109,14 @@ def generate(
     settings: GenerateSettings,
     icnet: Path | None = None,
     progress: Progress = lambda volumes, slices: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Generate `settings.count` volumes into `out`; volumes that are there already are kept.
 
     Writes dicom/<name>/ (one series a volume), nifti/<name>.nii.gz, raw/<name>.npy (int16 HU before calibration, with
     `calibrate="after"`) and generate.json (settings, checkpoint, NFE, seconds). Memory does not grow with the count:
-    one batch is held at a time. Under torchrun the volumes are shared among the processes.
+    one batch is held at a time. Under torchrun the volumes are shared among the processes. `tell` is called with what
+    the user should know of the settings.
 
     Returns what generate.json says. Raises `UserError` for a checkpoint or seed volume that does not fit, for an
     output folder that cannot be written or that holds volumes of other settings.
@@ -116,6 +132,10 @@ def generate(
         seed = None
         if isinstance(model, Denoiser) and settings.seed_volume is not None:
             seed = load_seed(settings, model)
+        if process.is_main and isinstance(model, Denoiser) and settings.chain.direction == "up":
+            tell(upward_doubt(model.meta))
+        if process.is_main and seed is not None and seed.doubt:
+            tell(f"values of the seed volume may be no HU: {seed.doubt}")
         about = describe(settings, model, checkpoint, icnet if net is not None else None)
         if process.is_main:
             _claim(out, about)
@@ -123,6 +143,7 @@ def generate(
         mine = [missing[k] for k in process.share(len(missing))]
         process.barrier()  # all have looked before the first writes
         started, made = time.monotonic(), 0
+        scan = seed.source if seed is not None and seed.is_real else None
         with _writing(process.device) as write:
             for first in range(0, len(mine), settings.batch):
                 numbers = mine[first : first + settings.batch]
@@ -131,7 +152,7 @@ def generate(
                 else:
                     batch = _drawn(model, settings, numbers)
                 for number, raw, final in batch:
-                    write(_write, out, number, raw, final, settings, about)
+                    write(_write, out, number, raw, final, settings, about, scan)
                     made += 1
                     progress(made, 0)
         seconds = time.monotonic() - started
@@ -189,11 +210,23 @@ def describe(
     }
 
 
+def upward_doubt(meta: dict[str, Any]) -> str:
+    """What is to be said of upward chains with a checkpoint that learnt downward ones, "" where nothing is."""
+    share = meta.get("training", {}).get("task", {}).get("last_wanted", 0.0)
+    if share <= UPWARD_SHARE:
+        return ""
+    return (
+        f"upward chains are poor with this checkpoint (noisy brain, open vault): {share:.0%} of its training windows "
+        "had their lowest slice to find; train with a lower --task.last-wanted for them"
+    )
+
+
 def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
     """The seed volume on the checkpoint's grid, and the slice to go on from."""
     assert settings.seed_volume is not None
     recipe = denoiser.recipe
-    volume = read_volume(settings.seed_volume).volume
+    reading = read_volume(settings.seed_volume)
+    volume = reading.volume
     rows, columns = volume.hu.shape[1:]
     fits = (rows, columns, _mm(volume.spacing)) == (recipe.size, recipe.size, _mm(recipe.spacing_mm))
     axial = np.allclose([volume.row_axis, volume.column_axis], np.eye(3)[:2], atol=1e-3)
@@ -212,7 +245,8 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
         raise UserError(
             f"--seed-slice {index}: the seed volume has slices 0 to {len(volume.hu) - 1} on the working grid"
         )
-    return Seed(volume, index, (index - first_head_slice(volume.hu)) * recipe.spacing_mm[0])
+    position = (index - first_head_slice(volume.hu)) * recipe.spacing_mm[0]
+    return Seed(volume, index, position, reading.source, reading.doubt)
 
 
 def _batch(
@@ -243,12 +277,13 @@ def _batch(
         made_hu = _chains(denoiser, settings, numbers, start, start_mm, inside, device, lambda n: progress(made, n))
     volumes = [_place(hu, denoiser, seed, settings.chain.direction) for hu in made_hu]
     if net is None or settings.calibrate != "after":
-        yield from ((number, None, volume) for number, volume in zip(numbers, volumes))
+        yield from ((number, None, _written(volume, seed, settings)) for number, volume in zip(numbers, volumes))
         return
     order = slice(None, None, -1 if settings.chain.direction == "up" else 1)  # as the slices were made
     calibrated = calibrate_chains(net, [volume.hu[order] for volume in volumes], seeded=seed is not None)
     for number, volume, hu in zip(numbers, volumes, calibrated):
-        yield number, volume, volume.with_hu(round_hu(hu[order]))
+        final = volume.with_hu(round_hu(hu[order]))
+        yield number, _written(volume, seed, settings), _written(final, seed, settings)
 
 
 def _chains(
@@ -315,7 +350,15 @@ def _place(hu: np.ndarray, denoiser: Denoiser | Pyramid, seed: Seed | None, dire
     else:
         voxels, first = np.concatenate([hu[::-1], seed_slice]), at + len(hu) * step
     positions = first - step * np.arange(len(voxels))[:, None]
-    return Volume(np.ascontiguousarray(voxels), positions, real.row_axis, real.column_axis, real.pixel_spacing)
+    about = Acquisition(synthetic=True, real_slices=(0 if direction == "down" else len(hu),))
+    return Volume(np.ascontiguousarray(voxels), positions, real.row_axis, real.column_axis, real.pixel_spacing, about)
+
+
+def _written(volume: Volume, seed: Seed | None, settings: GenerateSettings) -> Volume:
+    """What of a volume is written: not the seed slice, unless that is asked for."""
+    if seed is None or not settings.keep_seed:
+        return without_real_slices(volume)
+    return volume if seed.is_real else replace(volume, acquisition=Acquisition(synthetic=True))
 
 
 @contextmanager
@@ -342,18 +385,21 @@ def _writing(device: torch.device) -> Iterator[Callable[..., None]]:
 
 
 def _write(
-    out: Path, number: int, raw: Volume | None, final: Volume, settings: GenerateSettings, about: dict[str, Any]
+    out: Path,
+    number: int,
+    raw: Volume | None,
+    final: Volume,
+    settings: GenerateSettings,
+    about: dict[str, Any],
+    scan: Provenance | None,
 ) -> None:
-    """DICOM last: a volume counts as made when its series is there."""
+    """DICOM last: a volume counts as made when its series is there. `scan` is the real one that it goes on from."""
     name = volume_name(number)
     with output_errors(out):
         if raw is not None:
             (out / "raw").mkdir(exist_ok=True)
             with atomic_file(out / "raw" / f"{name}.npy") as file:
                 np.save(file, raw.hu, allow_pickle=False)
-        if settings.nifti:
-            (out / "nifti").mkdir(exist_ok=True)
-            write_nifti(final, out / "nifti" / f"{name}.nii.gz")
     way = about.get("way", settings.chain.sampler)
     origin = SyntheticOrigin(
         model=f"{about['model']} step {about['model_step']}",
@@ -361,11 +407,13 @@ def _write(
         seed=settings.seed,
         volume=number,
         description=f"{way}, {about['nfe_per_slice']} evaluations a slice, IC-Net {settings.calibrate}",
+        from_scan=scan is not None,
     )
-    patient = f"SYN-{settings.seed}-{number:04d}"
-    write_series(
-        final, out / "dicom" / name, synthetic=origin, patient_id=patient, series_description="Synthetic head CT"
-    )
+    patient, what = f"SYN-{settings.seed}-{number:04d}", "Synthetic head CT"
+    if settings.nifti:
+        write_nifti(final, out / "nifti" / f"{name}.nii.gz", series_header(final, origin, patient, what))
+    folder = out / "dicom" / name
+    write_series(final, folder, synthetic=origin, patient_id=patient, series_description=what, source=scan)
 
 
 def results(out: Path, count: int) -> Iterator[tuple[str, Volume | None, Volume]]:

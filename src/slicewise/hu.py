@@ -34,6 +34,31 @@ class Window:
         return (self.lo + self.hi) / 2
 
 
+@dataclass(frozen=True)
+class Clipped:
+    """Voxels of a source outside the 12-bit range: how many, and the least and greatest HU they had."""
+
+    voxels: int = 0
+    low: int = 0
+    high: int = 0
+
+    def __add__(self, other: "Clipped") -> "Clipped":
+        if not (self.voxels and other.voxels):
+            return self if self.voxels else other
+        return Clipped(self.voxels + other.voxels, min(self.low, other.low), max(self.high, other.high))
+
+    def __str__(self) -> str:
+        voxels = "1 voxel" if self.voxels == 1 else f"{self.voxels} voxels"
+        values = f"of {self.low}" if self.low == self.high else f"between {self.low} and {self.high}"
+        return f"{voxels} {values} HU clipped to [{HU_MIN}, {HU_MAX}]"
+
+    @staticmethod
+    def of(hu: np.ndarray) -> "Clipped":
+        """What is clipped of these HU, all of which lie outside the range (any real dtype, rounded outward to whole
+        HU)."""
+        return Clipped(hu.size, int(np.floor(hu.min())), int(np.ceil(hu.max()))) if hu.size else Clipped()
+
+
 WHOLE = Window(HU_MIN, HU_MAX)
 BRAIN = Window(-10.0, 70.0)
 ICNET = Window(-150.0, 150.0)
@@ -69,7 +94,8 @@ class HUScale:
 
     Attributes
     ----------
-    lo, hi : window in HU; the whole 12-bit range by default.
+    lo : lower end of the window in HU; by default of the whole 12-bit range.
+    hi : upper end of the window in HU.
     companding : "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft"
         (a quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative
         error of the network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32.

@@ -9,8 +9,8 @@ import numpy as np
 from slicewise.data.store import MANIFEST, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volumes
-from slicewise.io.dicom_scan import LeftOut
-from slicewise.volume import Volume
+from slicewise.io.dicom import Reading
+from slicewise.io.files import LeftOut
 
 
 def describe(path: Path) -> str:
@@ -24,7 +24,7 @@ def describe(path: Path) -> str:
     if (path / "generate.json").is_file():
         return _lines(json.loads((path / "generate.json").read_text()))
     left_out: list[LeftOut] = []
-    lines = [_volume(volume) for volume in read_volumes(path, left_out.append)]
+    lines = [_volume(reading) for reading in read_volumes(path, left_out.append)]
     lines += [f"left out: {entry.source}: {entry.reason}" for entry in left_out]
     if not lines:
         raise UserError(f"{path}: holds no DICOM, NIfTI, store or checkpoint")
@@ -53,14 +53,19 @@ def _checkpoint(path: Path) -> str:
     return f"{meta['kind']} with {parameters / 1e6:.2f} M parameters\n" + _lines(meta)
 
 
-def _volume(volume: Volume) -> str:
-    a = volume.acquisition
+def _volume(reading: Reading) -> str:
+    volume, a = reading.volume, reading.volume.acquisition
     tilt = "" if a.gantry_tilt_deg in (None, 0.0) else f", gantry tilt {a.gantry_tilt_deg:g} deg"
     even = "" if volume.is_even else f", uneven ({volume.slice_steps.min():.2f} to {volume.slice_steps.max():.2f} mm)"
-    return (
+    kind = ", synthetic" if a.synthetic else ""
+    if a.real_slices:
+        kind += f" but for slice {', '.join(map(str, a.real_slices))} (of a real scan)"
+    lines = [
         f"{a.source}: {_mm(volume.hu.shape)} voxels (z, y, x), {_mm(volume.spacing)} mm{even}{tilt}, "
-        f"{volume.hu.min()} to {volume.hu.max()} HU, mean {volume.hu.mean():.1f} HU"
-    )
+        f"{volume.hu.min()} to {volume.hu.max()} HU, mean {volume.hu.mean():.1f} HU{kind}"
+    ]
+    doubt = [f"values may be no HU: {reading.doubt}"] if reading.doubt else []
+    return "\n".join([*lines, *(f"  {note}" for note in (*reading.notes, *doubt))])
 
 
 def _lines(values: dict[str, Any], indent: str = "") -> str:

@@ -14,7 +14,9 @@ EVEN_TOLERANCE_MM = 0.02
 @dataclass(frozen=True)
 class Acquisition:
     """What is known about how a volume came to be; empty text or None where it is not. No patient data but the id that
-    keeps patients apart in a split; `names_patient` is whether the headers hold a patient's name."""
+    keeps patients apart in a split; `names_patient` is whether the headers hold a patient's name; `synthetic` whether
+    the source says that something in it was made artificially (Synthetic Data, 0008,001C), and `real_slices` which of
+    its slices, by index, it says were not: the seed that a chain went on from."""
 
     patient_id: str = ""
     study_uid: str = ""
@@ -29,6 +31,8 @@ class Acquisition:
     gantry_tilt_deg: float | None = None
     source: str = ""
     names_patient: bool = False
+    synthetic: bool = False
+    real_slices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,20 @@ class Volume:
         """The same geometry and acquisition with other voxels of the same shape."""
         assert hu.shape == self.hu.shape
         return replace(self, hu=hu)
+
+
+def without_real_slices(volume: Volume) -> Volume:
+    """A synthetic volume without the slices that it took from a real scan, so that they are not judged with it."""
+    real = volume.acquisition.real_slices
+    if not real:
+        return volume
+    keep = np.setdiff1d(np.arange(len(volume.hu)), real)
+    return replace(
+        volume,
+        hu=volume.hu[keep],
+        positions=volume.positions[keep],
+        acquisition=replace(volume.acquisition, real_slices=()),
+    )
 
 
 def check_hu_range(hu: np.ndarray) -> int:

@@ -6,7 +6,7 @@ are taken for draws of one Gaussian, whose covariance says how neighbouring slic
 column drawn for each dimension, decoded slice by slice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -29,9 +29,9 @@ class SliceVAEConfig:
 
     channels: tuple[int, ...] = (16, 32, 64, 128, 256, 256)
     latent: int = 256
-    slices: int = 32
+    slices: int = field(default=32, metadata={"derived": True})
     components: int = 64
-    size: int = 128
+    size: int = field(default=128, metadata={"derived": True})
 
     @property
     def bottom(self) -> int:

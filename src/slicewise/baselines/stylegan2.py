@@ -1,7 +1,7 @@
 """StyleGAN2's generator (Karras et al. 2020) for single-channel slices: skips to the output at every size."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -21,10 +21,11 @@ class StyleGAN2Config:
     size : pixels per side, a power of two; follows from the data.
     latent : dimensions of z and w.
     mapping : fully connected layers from z to w.
-    channel_base, channel_max : channels at a size of r pixels: channel_base/r, at most channel_max.
+    channel_base : sets the channels at a size of r pixels: channel_base/r.
+    channel_max : most channels.
     """
 
-    size: int = 128
+    size: int = field(default=128, metadata={"derived": True})
     latent: int = 256
     mapping: int = 8
     channel_base: int = 4096

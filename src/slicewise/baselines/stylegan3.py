@@ -7,7 +7,7 @@ filters).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -48,10 +48,11 @@ class StyleGAN3Config:
     latent : dimensions of z and w.
     mapping : fully connected layers from z to w.
     layers : layers between the Fourier features and the output.
-    channel_base, channel_max : channels where the cutoff is f: channel_base/(2 f), at most channel_max.
+    channel_base : sets the channels where the cutoff is f: channel_base/(2 f).
+    channel_max : most channels.
     """
 
-    size: int = 128
+    size: int = field(default=128, metadata={"derived": True})
     variant: Literal["t", "r"] = "t"
     latent: int = 256
     mapping: int = 2

@@ -35,6 +35,7 @@ from slicewise.errors import UserError
 from slicewise.hu import round_hu
 from slicewise.progress import counting_bar
 from slicewise.volume import Acquisition, Volume
+from slicewise.workers import start_worker
 
 PHANTOM_VERSION = 2
 SIZES = (128, 256, 512)
@@ -187,7 +188,10 @@ def write_each(write: Callable[[int], None], seeds: Sequence[int], workers: int,
                 write(seed)
                 bar.advance(task)
             return
-        with _one_thread_each(), ProcessPoolExecutor(min(workers, len(seeds)), mp_context=get_context("spawn")) as pool:
+        with (
+            _one_thread_each(),
+            ProcessPoolExecutor(min(workers, len(seeds)), get_context("spawn"), start_worker) as pool,
+        ):
             jobs = [pool.submit(write, seed) for seed in seeds]
             try:
                 for job in as_completed(jobs):

@@ -3,29 +3,31 @@
 Running it again does only what is new; stopping it at any moment loses no finished volume.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from slicewise.data.resample import Grid, resample_volume
+from slicewise.data.resample import Grid, body_mask, crop_above, resample_volume, shear_note
 from slicewise.data.store import (
     MANIFEST,
     Record,
+    Store,
     append,
     assign_split,
+    fill_splits,
+    move_patients,
     open_store,
+    private_folder,
     write_left_out,
     write_settings,
     write_volume,
@@ -33,12 +35,20 @@ from slicewise.data.store import (
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import load
-from slicewise.io.dicom_scan import LeftOut, Series
+from slicewise.io.dicom_scan import PLACEHOLDER, Series
+from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti, patient_of
+from slicewise.io.secret import keep_key, keyed, read_key
 from slicewise.progress import counting_bar
+from slicewise.volume import Volume
+from slicewise.workers import start_worker
 
+KEY_FILE = "key"
 # Below so many files a pool costs more than it saves while headers are read.
 POOLED_FILES = 3000
+# Widths of one head in two scans differ by less, below a vertex of this height.
+UNLIKE_MM = 15.0
+HEAD_TOP_MM = 100.0
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,20 @@ class PrepareSettings:
     crop_air_above : begin with the first slice that shows the head.
     min_coverage : least share of the head that the scan must cover in a slice (the ends of tilted scans are cut).
     remove_table : set table and head holder to air.
-    interpolate_missing : fill holes of one or two missing slices by linear interpolation; otherwise such a series is
-        left out.
+    interpolate_missing : fill holes by linear interpolation where no more than two slices are missing, of the series
+        or of the working grid; otherwise such a series is left out.
+    largest_part : of a scan with holes that are not filled take the longest part without one.
+    keep_tilt : lay slices in the plane of a tilted gantry instead of upright, so that thick ones are not interpolated
+        across.
+    trust_hu : take volumes whose values cannot be HU by their histogram (no air near -1000, soft tissue not near 30,
+        no bone), which are left out otherwise.
+    patient_from : what tells patients apart: "id", the Patient ID, and the path of NIfTI; or "path", the first folder
+        below the given one.
     min_slices : least number of slices, before and after resampling; shorter ones are left out.
     split : shares of patients for training, validation and test.
-    seed : seed of the split; a patient's place depends on it and on nothing else.
+    seed : seed of the split; a patient's place depends on it alone, but that a small store fills validation and test
+        from training. Into a store that is there new patients come by its own shares and seed.
+    keep_sources : write the paths of the scans into the manifest, where whoever gets the store reads them.
     allow_names : take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no
         names, but the folders it comes from do).
     workers : processes; 0 takes one a processor.
@@ -70,9 +89,14 @@ class PrepareSettings:
     min_coverage: float = 0.85
     remove_table: bool = False
     interpolate_missing: bool = False
+    largest_part: bool = False
+    keep_tilt: bool = False
+    trust_hu: bool = False
+    patient_from: Literal["id", "path"] = "id"
     min_slices: int = 8
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
+    keep_sources: bool = False
     allow_names: bool = False
     workers: int = 0
 
@@ -87,7 +111,15 @@ class PrepareSettings:
     @property
     def grid(self) -> Grid:
         """The working grid of these settings."""
-        return Grid(self.size, self.fov_mm, self.slice_mm, self.crop_air_above, self.min_coverage, self.remove_table)
+        return Grid(
+            self.size,
+            self.fov_mm,
+            self.slice_mm,
+            self.crop_air_above,
+            self.min_coverage,
+            self.remove_table,
+            self.keep_tilt,
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +133,9 @@ class PrepareReport:
     left_out : what no volume was made of, and why.
     splits : volumes by split, in the whole store.
     clipped_voxels : voxels outside [-1024, 3071] HU in the volumes made by this run.
-    notes : "id: what was mended", for the volumes made by this run.
+    others : how many files are no images, by the end of their names.
+    warnings : what to look at: Patient IDs that may stand for several people, patients moved between splits.
+    notes : "source: what was mended", clipped voxels too, for the volumes made by this run.
     """
 
     prepared: tuple[str, ...]
@@ -110,6 +144,8 @@ class PrepareReport:
     splits: dict[str, int]
     clipped_voxels: int
     notes: tuple[str, ...]
+    others: Mapping[str, int]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,6 +154,7 @@ class _Job:
 
     id: str
     patient: str
+    patient_id: str
     split: str
     name: str
     fingerprint: str
@@ -134,16 +171,27 @@ def prepare(
     """Make every CT volume below the inputs ready for training, in the store `out`.
 
     Each volume is written as soon as it is made; a second run passes over those whose files have not changed. Patients
-    are known in the store by a hash of their id. Raises `UserError` where the inputs hold nothing to prepare, where the
-    store was made with other settings, and where it cannot be written.
+    are known in the store by a hash of their id under a key of its own, which lies beside it, in `out`.private.
+
+    Raises `UserError` where the inputs hold nothing to prepare, where the store was made with other settings or its key
+    is not there, and where it cannot be written.
     """
     settings, out = settings or PrepareSettings(), Path(out)
     if not inputs:
         raise UserError("nothing to prepare: name one or more folders or files")
     _check_store(out, settings)
-    done = {record.id: record for record in open_store(out).records} if (out / MANIFEST).exists() else {}
+    store = open_store(out) if (out / MANIFEST).exists() else None
+    key_file = private_folder(out) / KEY_FILE
+    key = _key_of(store, key_file)
+    done = {record.id: record for record in store.records} if store else {}
+    warnings: list[str] = []
+    if store and (rule := _split_of(store)) not in (None, (settings.split, settings.seed)):
+        settings = replace(settings, split=rule[0], seed=rule[1])
+        shares = " ".join(f"{share:g}" for share in settings.split)
+        warnings.append(f"new patients are split as the store is ({shares}, seed {settings.seed}); see slicewise split")
     with _pool(settings.workers) as pool, counting_bar(progress) as bar:
-        jobs, left_out = _find_jobs(inputs, settings, pool, bar)
+        jobs, left_out, others = _find_jobs(inputs, settings, key, pool, bar)
+        warnings += _shared_ids(jobs)
         if not jobs and not left_out:
             raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
         named = [job for job in jobs if isinstance(job.source, Series) and job.source.acquisition.names_patient]
@@ -162,13 +210,20 @@ def prepare(
                 left_out.append(result)
             else:
                 if not done and not records:
-                    write_settings(out, _saved(settings))
+                    keep_key(key_file, key)
+                    write_settings(out, _saved(settings) | {"key_check": _digest(key, "key", "")})
                 append(out, result)
                 records.append(result)
     if not dry_run and not done and not records:
         raise UserError(_nothing(inputs, left_out))
     if not dry_run:
         _write_left_out(out, left_out, jobs)
+        warnings += _unlike_heads(open_store(out), {record.patient for record in records})
+        moves = fill_splits(open_store(out), settings.split, settings.seed)
+        move_patients(open_store(out), moves)
+        records = [replace(record, split=moves.get(record.patient, record.split)) for record in records]
+        done = {id: replace(r, split=moves.get(r.patient, r.split)) for id, r in done.items()}
+    names = {job.id: job.name for job in jobs}
     total = {record.id: record.split for record in [*done.values(), *records]}
     if dry_run:
         total |= {job.id: job.split for job in todo}
@@ -178,14 +233,17 @@ def prepare(
         left_out=tuple(left_out),
         splits=dict(Counter(total.values())),
         clipped_voxels=sum(record.clipped_voxels for record in records),
-        notes=tuple(f"{record.id}: {note}" for record in records for note in record.notes),
+        notes=tuple(f"{names[record.id]}: {note}" for record in records for note in record.notes),
+        others=others,
+        warnings=tuple(warnings),
     )
 
 
 def _find_jobs(
-    inputs: Iterable[Path | str], settings: PrepareSettings, pool: Executor | None, bar: Any
-) -> tuple[list[_Job], list[LeftOut]]:
-    """The volumes that can be made of the inputs, in a fixed order, and what is left out by its header."""
+    inputs: Iterable[Path | str], settings: PrepareSettings, key: bytes, pool: Executor | None, bar: Any
+) -> tuple[list[_Job], list[LeftOut], Mapping[str, int]]:
+    """The volumes that can be made of the inputs, in a fixed order, what is left out by its header, and how many other
+    files there are."""
 
     def map_headers(function: Any, files: Iterable[str]) -> Iterator[Any]:
         files = list(files)
@@ -208,31 +266,85 @@ def _find_jobs(
             left_out.append(LeftOut(series.name, reason, series_uid=about.series_uid))
         else:
             files = sorted({s.path for s in series.slices})
-            jobs.append(
-                _job(about.patient_id, f"{about.study_uid} {about.series_uid}", about.source, files, series, settings)
-            )
+            patient = _patient(about.patient_id, about.source, inputs, settings)
+            identity = f"{about.study_uid} {about.series_uid}"
+            jobs.append(_job(patient, identity, about.source, files, series, settings, key))
     for file in archive.nifti:
-        jobs.append(
-            _job(
-                patient_of(file), os.path.basename(file) + _digest(os.path.abspath(file)), file, [file], file, settings
+        patient = _patient(patient_of(file), file, inputs, settings)
+        jobs.append(_job(patient, os.path.abspath(file), file, [file], file, settings, key))
+    return jobs, left_out, archive.others
+
+
+def _patient(known: str, source: str, inputs: Iterable[Path | str], settings: PrepareSettings) -> str:
+    """Whose scan a source is: as known, or the first folder or file below the input that it lies in."""
+    if settings.patient_from == "id":
+        return known
+    place = Path(os.path.abspath(source))
+    for root in (Path(os.path.abspath(path)) for path in inputs):
+        if place.is_relative_to(root):
+            return str(root / place.relative_to(root).parts[0]) if place != root else str(root)
+    return str(place)
+
+
+def _shared_ids(jobs: Sequence[_Job]) -> list[str]:
+    """Warnings of Patient IDs that name nobody and stand for several studies."""
+    studies: dict[str, set[str]] = defaultdict(set)
+    for job in jobs:
+        if isinstance(job.source, Series):
+            studies[job.patient_id].add(job.source.acquisition.study_uid)
+    return [
+        f"Patient ID {patient} stands for {len(uids)} studies, which are taken for one patient's; if they are of "
+        "several people, add --patient-from path"
+        for patient, uids in studies.items()
+        if len(uids) > 1 and PLACEHOLDER.fullmatch(patient)
+    ]
+
+
+def _unlike_heads(store: Store, patients: set[str]) -> list[str]:
+    """Warnings of patients whose heads are of clearly different width, which a grown-up's is for life."""
+    told = []
+    for patient in sorted(patients):
+        records = [record for record in store.records if record.patient == patient]
+        if len(records) < 2:
+            continue
+        widths = {record.id: _head_width_mm(store.volume(record)) for record in records}
+        narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
+        if widths[wide] - widths[narrow] > UNLIKE_MM:
+            told.append(
+                f"{narrow} and {wide} are one patient's by ID, but the heads are {widths[narrow]:.0f} and "
+                f"{widths[wide]:.0f} mm wide; if they are of several people, add --patient-from path"
             )
-        )
-    return jobs, left_out
+    return told
+
+
+def _head_width_mm(volume: Volume) -> float:
+    """Greatest width of the head in the 100 mm below its vertex, where there are no ears' worth of difference."""
+    below = max(1, round(HEAD_TOP_MM / volume.spacing[0]))
+    columns = body_mask(crop_above(volume))[:below].any(axis=1)
+    return float(columns.sum(axis=1).max()) * volume.pixel_spacing[1]
 
 
 def _job(
-    patient: str, identity: str, name: str, files: Sequence[str], source: Series | str, settings: PrepareSettings
+    patient: str,
+    identity: str,
+    name: str,
+    files: Sequence[str],
+    source: Series | str,
+    settings: PrepareSettings,
+    key: bytes,
 ) -> _Job:
-    """A job under a pseudonym of the patient; the id depends on the scan alone, the fingerprint on its files."""
-    pseudonym = "p" + _digest(patient)[:12]
+    """A job under a pseudonym of the patient; the id depends on the scan alone, the fingerprint on its files, all of
+    them under the store's key: nobody who guesses a name can check the guess."""
+    pseudonym = "p" + _digest(key, "patient", patient)[:12]
     states = ((os.path.basename(file), os.stat(file)) for file in files)
     text = "".join(f"{base} {state.st_size} {state.st_mtime_ns}\n" for base, state in states)
     return _Job(
-        id=f"{pseudonym}-{_digest(identity)[:8]}",
+        id=f"{pseudonym}-{_digest(key, 'scan', identity)[:8]}",
         patient=pseudonym,
-        split=assign_split(pseudonym, settings.split, settings.seed),
+        patient_id=patient,
+        split=assign_split(patient, settings.split, settings.seed),
         name=name,
-        fingerprint=_digest(text),
+        fingerprint=_digest(key, "files", text),
         source=source,
     )
 
@@ -244,7 +356,16 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         if isinstance(job.source, str):
             reading = load_nifti(job.source)
         else:
-            reading = load(job.source, interpolate_missing=settings.interpolate_missing, threads=1)
+            reading = load(
+                job.source,
+                interpolate_missing=settings.interpolate_missing,
+                largest_part=settings.largest_part,
+                grid_mm=settings.slice_mm,
+                threads=1,
+            )
+        if reading.doubt and not settings.trust_hu:
+            raise UserError(f"{job.name}: values cannot be HU: {reading.doubt}; mend the file, or add --trust-hu")
+        shear = "" if settings.keep_tilt else shear_note(reading.volume)
         volume = resample_volume(reading.volume, settings.grid)
         if len(volume.hu) < settings.min_slices:
             made = f"{len(volume.hu)} slices of {settings.slice_mm:g} mm after resampling"
@@ -260,11 +381,12 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         id=job.id,
         patient=job.patient,
         split=job.split,
-        source=job.name,
-        clipped_voxels=reading.clipped_voxels,
+        source=job.name if settings.keep_sources else "",
+        clipped_voxels=reading.clipped.voxels,
+        synthetic=reading.volume.acquisition.synthetic,
         vertex_slice=0 if settings.crop_air_above else None,
         source_fingerprint=job.fingerprint,
-        notes=reading.notes,
+        notes=(*reading.notes, *filter(None, [reading.doubt and f"taken as HU though {reading.doubt}", shear])),
     )
 
 
@@ -297,20 +419,16 @@ def _run(
 
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor | None]:
-    """A pool of fresh processes that leave Ctrl-C to their parent; None for one worker."""
+    """A pool of fresh processes; None for one worker."""
     count = _workers(workers)
     if count == 1:
         yield None
         return
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _workers(workers: int) -> int:
@@ -320,8 +438,27 @@ def _workers(workers: int) -> int:
 def _saved(settings: PrepareSettings) -> dict[str, Any]:
     """The settings that a store's volumes depend on; neither the number of workers is one nor what is allowed."""
     saved = asdict(settings) | {"split": list(settings.split)}
-    del saved["workers"], saved["allow_names"]
+    for name in ("workers", "allow_names", "trust_hu", "keep_sources"):
+        del saved[name]
     return saved
+
+
+def _key_of(store: Store | None, file: Path) -> bytes:
+    """The key of a store's pseudonyms, or a new one. Raises `UserError` where it is not the one that the store was made
+    with: the same patients would get other names, and could come into two splits."""
+    key = read_key(file)
+    if store and store.settings.get("key_check") != _digest(key, "key", ""):
+        raise UserError(
+            f"{file}: not there, or not the key that {store.path} was made with, so its patients cannot be told; "
+            "restore it, or prepare into another folder"
+        )
+    return key
+
+
+def _split_of(store: Store) -> tuple[tuple[float, float, float], int] | None:
+    """Shares and seed by which a store is split; None where it does not say."""
+    held = store.settings
+    return (tuple(held["split"]), held["seed"]) if "split" in held and "seed" in held else None
 
 
 def _check_store(out: Path, settings: PrepareSettings) -> None:
@@ -333,8 +470,10 @@ def _check_store(out: Path, settings: PrepareSettings) -> None:
         before = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: damaged; restore it, or prepare into another folder") from error
-    now = _saved(settings)
-    changed = [f"{key} = {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+    defaults = _saved(PrepareSettings())  # of settings that are younger than the store
+    now = {key: value for key, value in _saved(settings).items() if key not in ("split", "seed")}
+    held = defaults | before
+    changed = [f"{key} = {held[key]}, now {value}" for key, value in now.items() if held[key] != value]
     if changed:
         raise UserError(f"{out}: prepared with other settings ({'; '.join(changed)}); prepare into another folder")
 
@@ -375,8 +514,8 @@ def _nothing(inputs: Sequence[Path | str], left_out: Sequence[LeftOut]) -> str:
     return f"{_names(inputs)}: no volume can be prepared: {reasons}{more}"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(key: bytes, kind: str, text: str) -> str:
+    return keyed(key, kind, text).hex()
 
 
 def _names(inputs: Sequence[Path | str]) -> str:

@@ -4,7 +4,7 @@ Tilted gantries, oblique and uneven slices are undone by asking, for every point
 lies: between which slices along their normal, and where in their plane.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -20,6 +20,9 @@ PREFILTER = 0.4
 # What is cut off the body by the opening that frees it of the holder comes back where it is as small as an ear.
 PART_CM3 = 15.0
 PART_HEIGHT_MM = 90.0
+# Length of a head, and slices so far apart that interpolating between them shows.
+HEAD_LENGTH_MM = 180.0
+THICK_MM = 2.5
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Grid:
     min_coverage : least share of the head that the scan must cover in a slice; slices at the ends of a tilted scan,
         where it covers less, are left away.
     remove_table : set everything outside the head (table, head holder) to air.
+    keep_tilt : lay the slices in the gantry's plane instead of upright (see `in_gantry_frame`).
     """
 
     size: int = 128
@@ -43,6 +47,7 @@ class Grid:
     crop_air_above: bool = True
     min_coverage: float = 0.85
     remove_table: bool = False
+    keep_tilt: bool = False
 
 
 def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
@@ -55,6 +60,7 @@ def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
     Raises `UserError` where there is no head (nothing above -300 HU) or no slice is covered enough.
     """
     grid = grid or Grid()
+    volume = in_gantry_frame(volume) if grid.keep_tilt else volume
     centre, top, outline = _locate(volume, grid)
     pixel = grid.fov_mm / grid.size
     offsets = (np.arange(grid.size) - (grid.size - 1) / 2) * pixel
@@ -73,12 +79,37 @@ def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
     resampled = Volume.regular(
         round_hu(np.stack([values for values, _ in planes[first:last]])),
         (grid.slice_mm, pixel, pixel),
-        volume.acquisition,
+        # Upright slices of another thickness, none of them one of the source's.
+        replace(volume.acquisition, real_slices=(), slice_thickness_mm=None, gantry_tilt_deg=None),
         (float(x[0, 0]), float(y[0, 0]), float(places[first])),
     )
     if grid.remove_table:
         resampled = remove_table(resampled)
     return crop_above(resampled) if grid.crop_air_above else resampled
+
+
+def in_gantry_frame(volume: Volume) -> Volume:
+    """The volume turned so that its slices are axial: the gantry's plane becomes the grid's, and thick or uneven slices
+    of a tilted scan are not interpolated across. The head is then as tilted as the gantry was."""
+    x = volume.row_axis * (1.0 if volume.row_axis[0] >= 0 else -1.0)
+    y = volume.column_axis * (1.0 if volume.column_axis[1] >= 0 else -1.0)
+    turn = np.stack([x, y, np.cross(x, y)])
+    row, column = np.rint(turn @ volume.row_axis), np.rint(turn @ volume.column_axis)
+    return replace(volume, positions=volume.positions @ turn.T, row_axis=row, column_axis=column)
+
+
+def shear_note(volume: Volume) -> str:
+    """What resampling to upright slices does to a tilted scan with thick slices, "" where it does little: the slices'
+    planes rise over the length of a head by more than half the distance between them."""
+    rise = HEAD_LENGTH_MM * float(np.hypot(*volume.normal[:2]))
+    step = float(volume.slice_steps.max()) if len(volume.hu) > 1 else 0.0
+    if rise <= step / 2 or step < THICK_MM:
+        return ""
+    tilt = np.degrees(np.arccos(min(1.0, abs(volume.normal[2]))))
+    return (
+        f"slices up to {step:.1f} mm apart are tilted by {tilt:.1f} degrees; upright ones are interpolated across "
+        f"{rise / step:.1f} of them, which makes the vault beaded; --keep-tilt keeps the gantry's plane"
+    )
 
 
 def crop_above(volume: Volume) -> Volume:

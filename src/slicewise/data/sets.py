@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from slicewise.data.store import MANIFEST, SPLITS, Record, Store, open_store
+from slicewise.data.store import MANIFEST, SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import Reading, load
-from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti, patient_of
+from slicewise.volume import without_real_slices
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
     if (path / MANIFEST).is_file():
         store = open_store(path)
         records = store.records if split == "all" else store.select(split)
-        members = [Member(r.id, r.patient, partial(_stored, store, r)) for r in records]
+        members = [Member(r.id, r.patient, partial(store.reading, r)) for r in records]
         if not members:
             raise UserError(f"{path}: no volume in the {split} split of this store")
         return VolumeSet(path, tuple(members))
@@ -65,16 +66,22 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
         if series.problem:
             left_out.append(LeftOut(about.source, series.problem, series_uid=about.series_uid))
         else:
-            members.append(Member(about.source, about.patient_id or about.series_uid, partial(load, series)))
-    members += [Member(file, patient_of(file), partial(load_nifti, file)) for file in archive.nifti]
+            read = partial(_judged, partial(load, series))
+            members.append(Member(about.source, about.patient_id or about.series_uid, read))
+    members += [Member(file, patient_of(file), partial(_judged, partial(load_nifti, file))) for file in archive.nifti]
     if not members:
         found = f"; left out: {left_out[0].source}: {left_out[0].reason}" if left_out else ""
         raise UserError(f"{path}: no CT volume here (DICOM, NIfTI or a prepared store){found}")
     return VolumeSet(path, tuple(members), tuple(left_out))
 
 
-def _stored(store: Store, record: Record) -> Reading:
-    return Reading(store.volume(record))
+def _judged(read: Callable[[], Reading]) -> Reading:
+    """A volume without the slices of a real scan that a synthetic one went on from: they say nothing of the model."""
+    reading = read()
+    doubt = (f"values may be no HU: {reading.doubt}",) if reading.doubt else ()
+    real = len(reading.volume.acquisition.real_slices)
+    left = (f"{real} seed slice{'s' * (real > 1)} of a real scan left out",) if real else ()
+    return replace(reading, volume=without_real_slices(reading.volume), notes=(*reading.notes, *doubt, *left))
 
 
 def _is_run(path: Path) -> bool:

@@ -2,8 +2,9 @@
 
     <store>/manifest.jsonl      one JSON object a line, one volume a line; of two lines with one id the later holds
     <store>/volumes/<id>.npy    int16 HU (Z, Y, X), C order
-    <store>/left_out.jsonl      what was not prepared, and why
     <store>/settings.json       how the volumes were made
+    <store>.private/            beside the store, not to be shared: the key of the pseudonyms, and left_out.jsonl, what
+                                was not prepared (by path) and why
 
 A volume is written under a temporary name, renamed, and only then named in the manifest, so a store that was cut off at
 any moment is whole: it holds fewer volumes. Several processes may add to one store at once.
@@ -13,16 +14,19 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
+from slicewise.io.dicom import Reading
+from slicewise.io.provenance import EDITED, RESAMPLED, Provenance, Step
 from slicewise.volume import Acquisition, Volume
 
 try:
@@ -50,12 +54,13 @@ class Record:
     split : "train", "val" or "test".
     patient : what keeps volumes of one person in one split.
     sha256 : of the .npy file.
-    source : the file or folder the volume came from, or what made it.
+    source : the file or folder the volume came from, where that is kept, or what made it.
     origin_mm : DICOM LPS position of voxel [0, 0, 0]: (x, y, z) in mm.
     clipped_voxels : how many voxels of the source lay outside [-1024, 3071] HU.
     vertex_slice : first slice that shows the head.
     source_fingerprint : SHA-256 over the source's files (names, sizes, times), or empty: what is done is known by it.
     notes : what was mended on the way (duplicates dropped, slices interpolated, table removed, …).
+    synthetic : whether the source said that it was made artificially.
     """
 
     id: str
@@ -71,6 +76,7 @@ class Record:
     vertex_slice: int = 0
     source_fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    synthetic: bool = False
 
     @staticmethod
     def from_json(text: str | bytes) -> "Record":
@@ -110,8 +116,19 @@ class Store:
 
     def volume(self, record: Record) -> Volume:
         """The prepared volume with its geometry (a copy in memory)."""
-        acquisition = Acquisition(patient_id=record.patient, source=record.source)
+        source = record.source or f"{self.path}:{record.id}"
+        acquisition = Acquisition(patient_id=record.patient, source=source, synthetic=record.synthetic)
         return Volume.regular(np.array(self.hu(record)), record.spacing_mm, acquisition, record.origin_mm)
+
+    def reading(self, record: Record) -> Reading:
+        """The prepared volume, as if read from a file: with what was mended and where it came from, as far as a store
+        knows it."""
+        header = Dataset()
+        header.PatientID = record.patient
+        steps = [Step(note, EDITED) for note in record.notes]
+        if record.source_fingerprint:  # a phantom is made on the grid
+            steps.append(Step("resampled onto the grid of a prepared store", RESAMPLED))
+        return Reading(self.volume(record), notes=record.notes, source=Provenance(header, (), tuple(steps)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,7 +145,7 @@ class Store:
     @cached_property
     def left_out(self) -> tuple[dict[str, str], ...]:
         """The lines of left_out.jsonl: {"source", "reason"}."""
-        return tuple(json.loads(line) for line in _lines(self.path / LEFT_OUT))
+        return tuple(json.loads(line) for line in _lines(private_folder(self.path) / LEFT_OUT))
 
     def verify(self) -> None:
         """Read every volume and compare its SHA-256 with the manifest; raises `UserError` naming the first bad file."""
@@ -138,6 +155,12 @@ class Store:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != record.sha256:
                 raise _damaged(self.path / record.file, "its SHA-256 is not the one in the manifest")
+
+
+def private_folder(store_path: Path | str) -> Path:
+    """The folder beside a store for what is not shared with it."""
+    path = Path(os.path.abspath(store_path))
+    return path.with_name(f"{path.name}.private")
 
 
 def open_store(path: Path | str) -> Store:
@@ -165,10 +188,50 @@ def assign_split(patient: str, fractions: Sequence[float] = (0.8, 0.1, 0.1), see
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"split fractions {tuple(fractions)}: give three shares (train, val, test) that sum to 1")
-    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    place = _place(patient, seed)
     train, val, _ = fractions
     return "train" if place < train else "val" if place < train + val else "test"
+
+
+def fill_splits(store: Store, fractions: Sequence[float], seed: int) -> dict[str, str]:
+    """Patients to move out of training so that a small store has something to judge by: two in validation and one in
+    test, as far as their shares are not 0 and one in two patients stays to train on. The ones are next whose hash is
+    nearest to the share that is short. Patient to split.
+    """
+    by_patient = {record.patient: record.split for record in store.records}
+    training = sorted((p for p, split in by_patient.items() if split == "train"), key=lambda p: _place(p, seed))
+    moves: dict[str, str] = {}
+    for split, share, least in (("val", fractions[1], 1), ("test", fractions[2], 1), ("val", fractions[1], 2)):
+        held = sum({**by_patient, **moves}[p] == split for p in by_patient)
+        if share > 0 and held < least and len(training) > max(1, len(by_patient) // 2):
+            moves[training.pop()] = split
+    return moves
+
+
+def move_patients(store: Store, splits: Mapping[str, str]) -> None:
+    """Give all volumes of some patients another split, in the manifest."""
+    for record in store.records:
+        if splits.get(record.patient, record.split) != record.split:
+            append(store.path, replace(record, split=splits[record.patient]))
+
+
+def split_store(path: Path | str, fractions: Sequence[float], seed: int) -> Store:
+    """Split a store anew, by patient, without touching a voxel; volumes that are added later follow the new shares.
+
+    Raises `UserError` for shares that do not sum to one, and where the store cannot be written.
+    """
+    store = open_store(path)
+    move_patients(store, {record.patient: assign_split(record.patient, fractions, seed) for record in store.records})
+    store = open_store(path)
+    move_patients(store, fill_splits(store, fractions, seed))
+    write_settings(path, store.settings | {"split": list(fractions), "seed": seed})
+    return open_store(path)
+
+
+def _place(patient: str, seed: int) -> float:
+    """A number in [0, 1) from the hash of a patient."""
+    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def write_volume(
@@ -183,6 +246,7 @@ def write_volume(
     vertex_slice: int | None = None,
     source_fingerprint: str = "",
     notes: Sequence[str] = (),
+    synthetic: bool = False,
 ) -> Record:
     """Write the .npy file of a volume and return its record, which is not yet in the manifest (see `append`).
 
@@ -220,6 +284,7 @@ def write_volume(
         vertex_slice=first_head_slice(volume.hu) if vertex_slice is None else vertex_slice,
         source_fingerprint=source_fingerprint,
         notes=tuple(notes),
+        synthetic=synthetic,
     )
 
 
@@ -254,7 +319,8 @@ def write_settings(store_path: Path | str, settings: dict[str, Any]) -> None:
 
 def write_left_out(store_path: Path | str, entries: Iterable[dict[str, str]]) -> None:
     """Write left_out.jsonl anew from {"source", "reason"} entries."""
-    _write_text(Path(store_path) / LEFT_OUT, "".join(json.dumps(entry) + "\n" for entry in entries))
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    _write_text(private_folder(store_path) / LEFT_OUT, lines)
 
 
 def first_head_slice(hu: np.ndarray) -> int:

@@ -46,9 +46,11 @@ class SigmaDistribution:
 
     Attributes
     ----------
-    mean, std : of ln sigma.
+    mean : of ln sigma.
+    std : standard deviation of ln sigma.
     uniform : share of log-uniform draws.
-    sigma_min, sigma_max : range in units of x.
+    sigma_min : lowest level, in units of x.
+    sigma_max : highest level, in units of x.
     """
 
     mean: float = -1.2

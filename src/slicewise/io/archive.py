@@ -1,38 +1,49 @@
 """Everything that a path can mean: one volume, or all volumes below a folder, DICOM and NIfTI alike."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slicewise.errors import UserError
 from slicewise.io.dicom import Reading, load, one_series
-from slicewise.io.dicom_scan import LeftOut, Series, files_below, scan
+from slicewise.io.dicom_scan import Series, scan
+from slicewise.io.files import Files, LeftOut, files_below
 from slicewise.io.nifti import is_nifti, load_nifti
-from slicewise.volume import Volume
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What lies below some paths: DICOM series, NIfTI files, and what was left out and why."""
+    """What lies below some paths: DICOM series, NIfTI files, what was left out and why, and how many other files, by
+    the end of their names."""
 
     series: tuple[Series, ...]
     nifti: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
+    others: Mapping[str, int]
 
 
 def find(paths: Iterable[Path | str], map_headers: Callable[..., Iterable[Any]] = map) -> Archive:
     """List the volumes below the paths; reads DICOM headers only. A path given twice counts once."""
-    files = list(dict.fromkeys(file for path in paths for file in files_below(path)))
-    nifti = tuple(file for file in files if is_nifti(file))
-    found = scan((file for file in files if not is_nifti(file)), map_headers)
-    return Archive(found.series, nifti, found.left_out)
+    files = files_below(paths)
+    nifti = tuple(file for file in files.paths if is_nifti(file))
+    rest = Files([file for file in files.paths if not is_nifti(file)], files.left_out, files.unpacked)
+    found = scan(rest, map_headers)
+    return Archive(found.series, nifti, found.left_out, found.others)
 
 
-def read_volume(path: Path | str, *, series_uid: str = "", interpolate_missing: bool = False) -> Reading:
+def read_volume(
+    path: Path | str,
+    *,
+    series_uid: str = "",
+    interpolate_missing: bool = False,
+    largest_part: bool = False,
+    grid_mm: float = 0.0,
+) -> Reading:
     """The one volume at a path: a NIfTI file, a DICOM folder or a (multi-frame) DICOM file.
 
-    Raises `UserError` where there is none, or more than one (`series_uid` picks a DICOM series).
+    Raises `UserError` where there is none, or more than one (`series_uid` picks a DICOM series). For the other
+    parameters see `slicewise.io.dicom.load`.
     """
     path = Path(path)
     if path.is_file() and is_nifti(path):
@@ -43,12 +54,13 @@ def read_volume(path: Path | str, *, series_uid: str = "", interpolate_missing: 
             if len(archive.nifti) > 1:
                 raise UserError(f"{path}: {len(archive.nifti)} NIfTI files where one volume was expected; name one")
             return load_nifti(archive.nifti[0])
-    return load(one_series(path, series_uid), interpolate_missing=interpolate_missing)
+    series = one_series(path, series_uid)
+    return load(series, interpolate_missing=interpolate_missing, largest_part=largest_part, grid_mm=grid_mm)
 
 
 def read_volumes(
     path: Path | str, left_out: Callable[[LeftOut], None] | None = None, *, interpolate_missing: bool = False
-) -> Iterator[Volume]:
+) -> Iterator[Reading]:
     """Every volume below a folder, one after the other; what is no volume goes to `left_out` with its reason."""
     archive = find([path])
     tell = left_out or (lambda entry: None)
@@ -56,11 +68,11 @@ def read_volumes(
         tell(entry)
     for series in archive.series:
         try:
-            yield load(series, interpolate_missing=interpolate_missing).volume
+            yield load(series, interpolate_missing=interpolate_missing)
         except UserError as error:
             tell(LeftOut(series.acquisition.source, str(error), series_uid=series.acquisition.series_uid))
     for file in archive.nifti:
         try:
-            yield load_nifti(file).volume
+            yield load_nifti(file)
         except UserError as error:
             tell(LeftOut(file, str(error)))

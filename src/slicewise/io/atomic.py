@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def umask() -> int:
+    """The mode bits that new files of this process are without."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary stream under a temporary name in the same folder; synced and renamed to `path` on success, gone on

@@ -8,7 +8,7 @@ rounding are done.
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from slicewise.errors import UserError
-from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.hu import HU_MAX, HU_MIN, Clipped
 from slicewise.io.dicom_scan import Series, Slice, scan
 from slicewise.io.geometry import (
     MAX_INTERPOLATED_STEPS,
@@ -34,6 +34,9 @@ from slicewise.io.geometry import (
     interpolate_gaps,
     superior_first,
 )
+from slicewise.io.geometry import largest_part as longest_run
+from slicewise.io.plausible import hu_doubt
+from slicewise.io.provenance import EDITED, Instance, Provenance, Step, read_header
 from slicewise.volume import Volume
 
 # No noise of air reaches this far down; what a scanner stores below is padding outside its field of view.
@@ -52,18 +55,22 @@ _DECODERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A volume as read, how many voxels were clipped to [-1024, 3071] HU, and what was mended on the way."""
+    """A volume as read, what was clipped to [-1024, 3071] HU, what was mended on the way (clipping too), where it came
+    from, and why its values may be no HU (see `slicewise.io.plausible`; "" where they are)."""
 
     volume: Volume
-    clipped_voxels: int = 0
+    clipped: Clipped = field(default_factory=Clipped)
     notes: tuple[str, ...] = ()
+    source: Provenance = field(default_factory=Provenance)
+    doubt: str = ""
 
 
 @lru_cache(maxsize=256)
 def hu_table(
     bits_stored: int, high_bit: int, signed: bool, padding: tuple[int, int] | None, slope: float, intercept: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """HU of every 16-bit pattern, int16 (65536,), and where clipping counts, bool (65536,).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU of every 16-bit pattern, int16 (65536,), what they are before clipping, float64 (65536,), and where clipping
+    counts, bool (65536,).
 
     The pattern is cut to the bits stored (its sign extended), rescaled in float64, rounded half to even and clipped.
     Padding (a range of stored values, compared before any bit is cut) and everything below -1200 HU is air, -1024, and
@@ -78,7 +85,7 @@ def hu_table(
         air |= _is_padding(raw, signed, padding)
     clipped = ((hu < HU_MIN) | (hu > HU_MAX)) & ~air
     table = np.where(air, HU_MIN, np.clip(hu, HU_MIN, HU_MAX)).astype(np.int16)
-    return table, clipped
+    return table, hu, clipped
 
 
 def _is_padding(raw: np.ndarray, signed: bool, padding: tuple[int, int]) -> np.ndarray:
@@ -92,15 +99,15 @@ def _is_safe(padding: tuple[int, int], slope: float, intercept: float) -> bool:
     return max(slope * p + intercept for p in padding) <= SAFE_PADDING_HU
 
 
-def read_slice(s: Slice) -> tuple[np.ndarray, int]:
-    """The HU of one slice, int16 (Y, X), and how many voxels were clipped. Raises `UserError` naming the file."""
+def read_slice(s: Slice) -> tuple[np.ndarray, Clipped]:
+    """The HU of one slice, int16 (Y, X), and what of it was clipped. Raises `UserError` naming the file."""
     raw, p = _stored(s), s.pixels
-    table, clipped = hu_table(p.bits_stored, p.high_bit, p.signed, p.padding, s.slope, s.intercept)
+    table, whole, clipped = hu_table(p.bits_stored, p.high_bit, p.signed, p.padding, s.slope, s.intercept)
     hu = table.take(raw)
     if p.padding and not _is_safe(p.padding, s.slope, s.intercept):
         hu[_joined_to_border(_is_padding(raw, p.signed, p.padding))] = HU_MIN
     at_edge = hu.max() == HU_MAX or hu.min() == HU_MIN
-    return hu, int(np.count_nonzero(clipped.take(raw))) if at_edge else 0
+    return hu, Clipped.of(whole.take(raw[clipped.take(raw)])) if at_edge else Clipped()
 
 
 def _stored(s: Slice) -> np.ndarray:
@@ -135,13 +142,28 @@ def _joined_to_border(mask: np.ndarray) -> np.ndarray:
 # --- Series ---------------------------------------------------------------------------------------------------------
 
 
-def load(series: Series, *, interpolate_missing: bool = False, min_slices: int = 2, threads: int = 0) -> Reading:
+def load(
+    series: Series,
+    *,
+    interpolate_missing: bool = False,
+    largest_part: bool = False,
+    grid_mm: float = 0.0,
+    min_slices: int = 2,
+    threads: int = 0,
+) -> Reading:
     """Read a series into a Volume: slices sorted along the normal, superior first; doubles dropped; holes refused.
 
-    Positions are kept one a slice, so that gantry tilt and uneven spacing stay exact. Raises `UserError` for what
-    `scan` found wrong, fewer than `min_slices` slices, different images at one place, and missing slices (filled by
-    linear interpolation where `interpolate_missing` says so and the hole is at most two slices wide). `threads` 0: as
-    many as there are processors, eight at most.
+    Positions are kept one a slice, so that gantry tilt and uneven spacing stay exact.
+
+    Parameters
+    ----------
+    interpolate_missing : fill holes linearly where no more than two slices are missing, of the series or of a grid of
+        slices `grid_mm` apart that it will be resampled to.
+    largest_part : where a hole is not filled, take the longest run of slices without one.
+    min_slices : fewer are refused.
+    threads : 0 takes as many as there are processors, eight at most.
+
+    Raises `UserError` for what `scan` found wrong, too few slices, different images at one place, and missing slices.
     """
     if series.problem:
         raise UserError(series.problem)
@@ -160,33 +182,48 @@ def load(series: Series, *, interpolate_missing: bool = False, min_slices: int =
     slices, positions = [series.slices[i] for i in order], positions[order]
     hu = np.empty((len(slices), slices[0].pixels.rows, slices[0].pixels.columns), np.int16)
 
-    def read_into(z: int) -> int:
+    def read_into(z: int) -> Clipped:
         hu[z], clipped = read_slice(slices[z])
         return clipped
 
     workers = threads or min(8, os.cpu_count() or 1)
     if workers == 1:
-        clipped = np.array([read_into(z) for z in range(len(slices))])
+        clipped = [read_into(z) for z in range(len(slices))]
     else:
         with ThreadPoolExecutor(workers) as pool:
-            clipped = np.array(list(pool.map(read_into, range(len(slices)))))
+            clipped = list(pool.map(read_into, range(len(slices))))
 
-    keep, notes = _without_doubles(series, slices, hu, positions @ np.cross(row, column))
+    keep, doubles = _without_doubles(series, slices, hu, positions @ np.cross(row, column))
     if len(keep) < min_slices:
         raise UserError(
             f"{series.name}: {_count(len(keep), 'slice')} in {len(slices)} copies where {min_slices} or more are "
             "needed; point at a whole series"
         )
     if len(keep) < len(slices):
-        hu, positions, clipped = hu[keep], positions[keep], clipped[keep]
+        hu, positions, slices, clipped = hu[keep], positions[keep], *([a[z] for z in keep] for a in (slices, clipped))
     volume = Volume(hu, positions, row, column, slices[0].spacing, series.acquisition)
+    changes: list[str] = []
     gaps = find_gaps(volume.slice_steps)
     if gaps:
-        volume = _mend_gaps(series, volume, gaps, interpolate_missing)
-        notes.append(f"{_count(sum(k - 1 for _, k in gaps), 'missing slice')} interpolated")
-    if clipped.any():
-        notes.append(f"{_count(int(clipped.sum()), 'voxel')} outside [{HU_MIN}, {HU_MAX}] HU clipped")
-    return Reading(axial(volume), int(clipped.sum()), (*series.notes, *notes))
+        volume, mended = _mend_gaps(series, volume, gaps, interpolate_missing, largest_part, grid_mm)
+        changes += mended
+    total = sum(clipped, Clipped())
+    if total.voxels:
+        changes.append(str(total))
+    one_file = len({s.path for s in slices}) < len(slices)
+    instances = (Instance(s.uid, s.frame + 1 if one_file else 0, s.position) for s in slices)
+    source = read_header(slices[0].path, instances, (Step(text, EDITED) for text in changes))
+    volume = _with_real_slices(axial(volume), slices)
+    return Reading(volume, total, (*series.notes, *doubles, *changes), source, hu_doubt(volume.hu))
+
+
+def _with_real_slices(volume: Volume, slices: Sequence[Slice]) -> Volume:
+    """The volume with the places of the slices that say they are real among synthetic ones."""
+    real = {tuple(np.round(s.position, 3)) for s in slices if s.synthetic == "NO"}
+    if not real or not volume.acquisition.synthetic:
+        return volume
+    held = tuple(z for z, place in enumerate(volume.positions) if tuple(np.round(place, 3)) in real)
+    return replace(volume, acquisition=replace(volume.acquisition, real_slices=held))
 
 
 def read_series(
@@ -239,15 +276,33 @@ def _without_doubles(
     return np.array(keep), [f"{_count(dropped, 'double slice')} dropped"] if dropped else []
 
 
-def _mend_gaps(series: Series, volume: Volume, gaps: list[tuple[int, int]], interpolate: bool) -> Volume:
-    missing = _count(sum(k - 1 for _, k in gaps), "slice")
-    z = volume.positions[gaps[0][0], 2]
-    where = f"{series.name}: {missing} missing, the first below z = {z:.2f} mm"
-    if not interpolate:
-        raise UserError(f"{where}; restore the files, or interpolate them with --interpolate-missing")
-    if max(k for _, k in gaps) > MAX_INTERPOLATED_STEPS:
-        raise UserError(f"{where}: a hole of {max(k for _, k in gaps) - 1} slices is too wide to interpolate")
-    return interpolate_gaps(volume, gaps)
+def _mend_gaps(
+    series: Series, volume: Volume, gaps: list[tuple[int, int]], interpolate: bool, take_part: bool, grid_mm: float
+) -> tuple[Volume, list[str]]:
+    """The volume without holes, filled or cut at them, and what was done. Raises `UserError` with what can be done."""
+    steps = volume.slice_steps
+    wide = [(i, k) for i, k in gaps if steps[i] > MAX_INTERPOLATED_STEPS * max(steps[i] / k, grid_mm) + SAME_PLACE_MM]
+    refused = wide if interpolate else gaps
+    done = []
+    if refused:
+        missing = _count(sum(k - 1 for _, k in gaps), "slice")
+        part = longest_run(volume, refused)
+        top, bottom = (round(float(z), 2) + 0.0 for z in part.positions[[0, -1], 2])  # no "-0.00"
+        rest = f"{_count(len(part.hu), 'slice')} from z = {top:.2f} to {bottom:.2f} mm"
+        if not take_part:
+            widest = max(k for _, k in gaps) - 1
+            first = f"the first below z = {volume.positions[gaps[0][0], 2]:.2f} mm"
+            fill = f"; a hole of {widest} is too wide to interpolate" if wide else ", --interpolate-missing fills them"
+            raise UserError(
+                f"{series.name}: {missing} missing, {first}; restore the files{fill}, --largest-part takes the {rest}"
+            )
+        done.append(f"the {rest}, of a scan with holes")
+        volume = part
+        gaps = find_gaps(volume.slice_steps)
+    if gaps:
+        volume = interpolate_gaps(volume, gaps)
+        done.append(f"{_count(sum(k - 1 for _, k in gaps), 'missing slice')} interpolated")
+    return volume, done
 
 
 def _unit(v: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ ones. HU are stored as in `dicom_write`: 12 of 16 bits, unsigned, with Rescale I
 """
 
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,16 @@ from slicewise.io.dicom_write import (
     file_meta,
     name_uid,
     series_header,
+    source_images,
 )
+from slicewise.io.provenance import REAL_FRAME, Provenance
 from slicewise.volume import Volume
 
 # Attributes of the CT Image IOD that the enhanced one holds in functional groups, or not at all.
 _MOVED = (
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleIntercept",
     "RescaleSlope", "RescaleType", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "KVP",
-    "ConvolutionKernel", "GantryDetectorTilt", "DerivationDescription", "AcquisitionNumber",
+    "ConvolutionKernel", "GantryDetectorTilt", "DerivationDescription", "DerivationCodeSequence", "AcquisitionNumber",
 )  # fmt: skip
 # Image Type and Frame Type (C.8.15.2.1.1): derived, of a volume, no derived pixel contrast.
 _IMAGE_TYPE = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
@@ -44,27 +47,27 @@ def write_enhanced(
     file: Path,
     *,
     synthetic: SyntheticOrigin | None,
-    patient_id: str,
+    patient_id: str = "",
     series_description: str = "Head CT",
     series_number: int = 1,
     when: datetime | None = None,
     syntax: str = "uncompressed",
+    source: Provenance | None = None,
 ) -> Path:
     """Write `volume` as one Enhanced CT file; parameters as in `write_series`.
 
     The study and the frame of reference are those of `write_series` for the same volume; the series is another one.
-    `when` is the time of the content, which this IOD must state; now, without.
 
     Raises `UserError` for a file that exists or cannot be written, a bad patient id, an unknown syntax, or HU outside
     12 bits; then nothing is left behind.
     """
     file = Path(file)
-    check_content(volume, file, patient_id, syntax)
+    check_content(volume, file, syntax)
     if file.exists():
         raise UserError(f"{file}: is there already; give a new name, or remove it first")
     description = series_description
-    series = series_header(volume, synthetic, patient_id, description, series_number, when)
-    ds = compress(_dataset(series, volume, synthetic, when or datetime.now()), syntax)
+    series = series_header(volume, synthetic, patient_id, description, series_number, when, source)
+    ds = compress(_dataset(series, volume, source or Provenance()), syntax)
     with output_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as stream:
@@ -72,7 +75,7 @@ def write_enhanced(
     return file
 
 
-def _dataset(series: Dataset, volume: Volume, synthetic: SyntheticOrigin | None, when: datetime) -> Dataset:
+def _dataset(series: Dataset, volume: Volume, source: Provenance) -> Dataset:
     ds = Dataset()
     ds.update({tag: series[tag] for tag in series.keys() if tag not in map(Tag, _MOVED)})
     ds.SOPClassUID = EnhancedCTImageStorage
@@ -86,8 +89,7 @@ def _dataset(series: Dataset, volume: Volume, synthetic: SyntheticOrigin | None,
     # Enhanced CT Image, C.8.15.2
     ds.ImageType = _IMAGE_TYPE
     ds.InstanceNumber = 1
-    ds.ContentDate, ds.ContentTime = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
-    ds.ContentQualification = "RESEARCH" if synthetic else "PRODUCT"
+    ds.ContentQualification = "RESEARCH" if series.get("SyntheticData") == "YES" else "PRODUCT"
     ds.ImageComments = series.DerivationDescription
     ds.PresentationLUTShape = "IDENTITY"
     _describe(ds)
@@ -99,7 +101,12 @@ def _dataset(series: Dataset, volume: Volume, synthetic: SyntheticOrigin | None,
     event = name_uid("irradiation", series.StudyInstanceUID)
     shared.IrradiationEventIdentificationSequence = [_item(IrradiationEventUID=event)]
     ds.SharedFunctionalGroupsSequence = [shared]
-    ds.PerFrameFunctionalGroupsSequence = [_frame(index, position) for index, position in enumerate(volume.positions)]
+    sources = [source_images(volume, index, source, series) for index in range(len(volume.hu))]
+    ds.PerFrameFunctionalGroupsSequence = [_frame(*frame) for frame in zip(count(), volume.positions, sources)]
+    for index in volume.acquisition.real_slices:
+        ds.PerFrameFunctionalGroupsSequence[index].FrameContentSequence[0].FrameComments = REAL_FRAME
+    if any(sources):
+        ds.ReferencedImageEvidenceSequence = [_evidence(sources, source, volume.acquisition.series_uid)]
     organization = name_uid("dimensions", ds.SeriesInstanceUID)
     ds.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organization)]
     ds.DimensionIndexSequence = [
@@ -136,12 +143,22 @@ def _shared(series: Dataset) -> Dataset:
     return groups
 
 
-def _frame(index: int, position: np.ndarray) -> Dataset:
-    """What belongs to one frame: its place in the stack and in the patient."""
+def _evidence(images: list[list[Dataset]], source: Provenance, series_uid: str) -> Dataset:
+    """All referenced images by study and series (Hierarchical SOP Instance Reference macro, C.17.2.1)."""
+    classes = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for items in images for item in items}
+    referenced = [_item(ReferencedSOPClassUID=c, ReferencedSOPInstanceUID=uid) for uid, c in classes.items()]
+    series = _item(SeriesInstanceUID=series_uid, ReferencedSOPSequence=referenced)
+    return _item(StudyInstanceUID=source.header.StudyInstanceUID, ReferencedSeriesSequence=[series])
+
+
+def _frame(index: int, position: np.ndarray, sources: list[Dataset]) -> Dataset:
+    """What belongs to one frame: its place in the stack and in the patient, and the images it was made of."""
     number = index + 1
     content = _item(StackID=_STACK, InStackPositionNumber=number, DimensionIndexValues=[1, number])
     groups = _item(FrameContentSequence=[content])
     groups.PlanePositionSequence = [_item(ImagePositionPatient=[decimal_string(v) for v in position])]
+    if sources:
+        groups.ReferencedImageSequence = sources
     return groups
 
 

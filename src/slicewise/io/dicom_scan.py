@@ -8,20 +8,21 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from slicewise.errors import UserError
+from slicewise.io.files import Files, LeftOut, files_below, kind_of
+from slicewise.io.provenance import REAL_FRAME
 from slicewise.volume import Acquisition
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -31,10 +32,13 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 # Pixels a side beyond which a header is taken to be garbled.
 MAX_SIDE = 8192
+# How far directions and pixel spacings of one volume's slices may differ: scanners and converters round.
+SAME_DIRECTION_DEG = 0.5
+SAME_SPACING_MM = 1e-3
 # A minority of so few images, in another geometry, under one series UID is a picture put beside the slices.
 STRAY_IMAGES = 2
 # Words that stand where a Patient's Name was, or name no patient.
-_PLACEHOLDER = re.compile(
+PLACEHOLDER = re.compile(
     r"anon\w*|de|deident\w*|removed|synthetic|phantom|unknown|none|no|test|x+|patient|subject|subj|sub", re.I
 )
 
@@ -58,7 +62,8 @@ class Pixels:
 @dataclass(frozen=True)
 class Slice:
     """One slice to be: a file, or one frame of a multi-frame file. `position`, `orientation` (Image Orientation
-    (Patient)) and `spacing` (rows, columns) in LPS mm; HU = slope x stored + intercept."""
+    (Patient)) and `spacing` (rows, columns) in LPS mm; HU = slope x stored + intercept; `uid` is the SOP Instance UID,
+    `synthetic` what the file says of itself (Synthetic Data, 0008,001C: "YES", "NO" or "")."""
 
     path: str
     frame: int
@@ -68,16 +73,8 @@ class Slice:
     slope: float
     intercept: float
     pixels: Pixels
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file or series that no volume is made of, and why. `damaged`: it ought to have been readable."""
-
-    source: str
-    reason: str
-    damaged: bool = False
-    series_uid: str = ""
+    uid: str = ""
+    synthetic: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Scan:
-    """What lies below a folder: CT series, and what was left out and why."""
+    """What lies below a folder: CT series, what was left out and why, and how many other files, by the end of their
+    names."""
 
     series: tuple[Series, ...]
     left_out: tuple[LeftOut, ...]
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Unfit(Exception):
@@ -117,35 +116,24 @@ class _Unfit(Exception):
 # --- Scanning -------------------------------------------------------------------------------------------------------
 
 
-def files_below(path: Path | str) -> Iterator[str]:
-    """Every file below a folder, in sorted order; the path itself where it is a file. Hidden files and folders are
-    passed over. Raises `UserError` where there is nothing at the path."""
-    path = os.fspath(path)
-    if os.path.isfile(path):
-        yield path
-        return
-    if not os.path.isdir(path):
-        raise UserError(f"{path}: no such file or folder")
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.join(folder, name)
-
-
-def scan(source: Path | str | Iterable[Path | str], map_headers: Callable[..., Iterable[Any]] = map) -> Scan:
+def scan(source: Path | str | Iterable[Path | str] | Files, map_headers: Callable[..., Iterable[Any]] = map) -> Scan:
     """Sort the DICOM files below a folder (or in a list) into CT series; reads headers only.
 
-    Files that are not DICOM at all are passed over, unless their name says .dcm; DICOMDIR is ignored. Everything else
-    that is not a CT slice is in `left_out`. `map_headers` may be a pool's map (its function and arguments pickle).
+    Files that are not DICOM at all are counted in `others`, unless their name says .dcm; so is a DICOMDIR. Everything
+    else that is not a CT slice is in `left_out`, files of one series and reason in one entry. `map_headers` may be a
+    pool's map (its function and arguments pickle).
     """
-    files = files_below(source) if isinstance(source, str | Path) else (os.fspath(path) for path in source)
+    if not isinstance(source, Files):
+        one = isinstance(source, str | Path)
+        source = files_below([source]) if one else Files([os.fspath(path) for path in source])  # type: ignore
     groups: dict[tuple[str, str], list[tuple[Acquisition, list[Slice], tuple[str, ...]]]] = defaultdict(list)
-    left_out: list[LeftOut] = []
-    for found in map_headers(read_header, files):
+    left_out, others = list(source.left_out), Counter[str]()
+    for path, found in zip(source.paths, map_headers(read_header, source.paths)):
         if isinstance(found, LeftOut):
             left_out.append(found)
-        elif found is not None:
+        elif found is None:
+            others[kind_of(path)] += 1
+        else:
             groups[found[0].study_uid, found[0].series_uid].append(found)
     damaged = {entry.series_uid: entry for entry in reversed(left_out) if entry.damaged and entry.series_uid}
     series = []
@@ -153,33 +141,51 @@ def scan(source: Path | str | Iterable[Path | str], map_headers: Callable[..., I
         made, strays = _make_series(members)
         if uid in damaged:
             made = replace(made, problem=f"{damaged[uid].source}: {damaged[uid].reason}")
-        series.append(made)
+        named = replace(made.acquisition, source=source.named(made.acquisition.source))
+        series.append(replace(made, acquisition=named, problem=source.named(made.problem)))
         left_out += strays
     series.sort(key=lambda s: (s.acquisition.source, s.slices[0].path))
-    return Scan(tuple(series), tuple(left_out))
+    left_out = [replace(e, source=source.named(e.source), reason=source.named(e.reason)) for e in _gathered(left_out)]
+    return Scan(tuple(series), tuple(left_out), others)
+
+
+def _gathered(left_out: Iterable[LeftOut]) -> Iterator[LeftOut]:
+    """Entries of one series with one reason as one, of their folder."""
+    alike: dict[tuple[object, ...], list[LeftOut]] = defaultdict(list)
+    for number, entry in enumerate(left_out):
+        alike[(entry.series_uid, entry.reason) if entry.series_uid else (number,)].append(entry)
+    for entries in alike.values():
+        if len(entries) == 1:
+            yield entries[0]
+        else:
+            folders = sorted({os.path.dirname(e.source) or "." for e in entries})
+            alike_given = len({os.path.isabs(folder) for folder in folders}) == 1
+            folder = os.path.commonpath(folders) if alike_given else folders[0]
+            yield replace(entries[0], source=folder or ".", reason=f"{entries[0].reason} ({len(entries)} files)")
 
 
 def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]) -> tuple[Series, list[LeftOut]]:
     """One series of all files under one UID; strays in another geometry are left out, real mixtures are a problem."""
     slices = [s for _, found, _ in members for s in found]
     named = any(member.names_patient for member, _, _ in members)
-    acquisition = replace(members[0][0], names_patient=named)
+    synthetic = any(member.synthetic for member, _, _ in members)
+    acquisition = replace(members[0][0], names_patient=named, synthetic=synthetic)
     patients = {member.patient_id for member, _, _ in members}
-    kinds = Counter(_kind(s) for s in slices)
-    main, count = kinds.most_common(1)[0]
+    kinds = sorted(_kinds(slices), key=len, reverse=True)
+    main, count = kinds[0], len(kinds[0])
     strays: list[LeftOut] = []
     problem = ""
     if len(patients) > 1:
         problem = f"{len(patients)} patients share one series UID; sort the files by patient first"
     elif len(kinds) > 1 and len(slices) - count <= STRAY_IMAGES and count > 4 * STRAY_IMAGES:
         strays = [
-            LeftOut(s.path, f"another geometry ({_kind_text(_kind(s))}) than the {count} slices of its series")
-            for s in slices
-            if _kind(s) != main
+            LeftOut(s.path, f"another geometry ({_kind_text(s)}) than the {count} slices of its series")
+            for kind in kinds[1:]
+            for s in kind
         ]
-        slices = [s for s in slices if _kind(s) == main]
+        slices = main
     elif len(kinds) > 1:
-        mixed = "; ".join(f"{n} slices of {_kind_text(kind)}" for kind, n in kinds.most_common(3))
+        mixed = "; ".join(f"{len(kind)} slices of {_kind_text(kind[0])}" for kind in kinds[:3])
         problem = f"two series are mixed under one series UID ({mixed}); sort them into separate folders and UIDs"
     folder = os.path.dirname(slices[0].path) if len({s.path for s in slices}) > 1 else slices[0].path
     notes = tuple(dict.fromkeys(note for _, _, found in members for note in found))
@@ -187,15 +193,36 @@ def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]
     return (replace(made, problem=f"{made.name}: {problem}") if problem else made), strays
 
 
-def _kind(s: Slice) -> tuple[Any, ...]:
-    """What all slices of one volume share; orientation and spacing as far as scanners round them."""
-    orientation = tuple(round(v, 2) + 0.0 for v in s.orientation)
-    return s.pixels.rows, s.pixels.columns, tuple(round(v, 3) for v in s.spacing), orientation
+def _kinds(slices: Iterable[Slice]) -> list[list[Slice]]:
+    """Slices by what those of one volume share: number and spacing of pixels, and directions within
+    `SAME_DIRECTION_DEG` of those of the first of the kind."""
+    kinds: list[list[Slice]] = []
+    for s in slices:
+        for kind in kinds:
+            if _is_alike(s, kind[0]):
+                kind.append(s)
+                break
+        else:
+            kinds.append([s])
+    return kinds
 
 
-def _kind_text(kind: tuple[Any, ...]) -> str:
-    rows, columns, spacing, orientation = kind
-    return f"{rows}x{columns} pixels at {spacing[0]:g}x{spacing[1]:g} mm, orientation {orientation}"
+def _is_alike(a: Slice, b: Slice) -> bool:
+    if (a.pixels.rows, a.pixels.columns) != (b.pixels.rows, b.pixels.columns):
+        return False
+    if a.orientation == b.orientation and a.spacing == b.spacing:
+        return True
+    if max(abs(x - y) for x, y in zip(a.spacing, b.spacing)) > SAME_SPACING_MM:
+        return False
+    # The chord of a small angle between unit vectors is the angle.
+    chords = (math.dist(a.orientation[i : i + 3], b.orientation[i : i + 3]) for i in (0, 3))
+    return max(chords) <= math.radians(SAME_DIRECTION_DEG)
+
+
+def _kind_text(s: Slice) -> str:
+    directions = ", ".join(f"{v:g}" for v in s.orientation)
+    pixels, spacing = f"{s.pixels.rows}x{s.pixels.columns}", f"{s.spacing[0]:g}x{s.spacing[1]:g}"
+    return f"{pixels} pixels at {spacing} mm, orientation {directions}"
 
 
 # --- Headers --------------------------------------------------------------------------------------------------------
@@ -368,28 +395,29 @@ def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
         unit = _text(transform, "RescaleType").upper() or "HU"
         if unit not in ("HU", "US"):
             raise _Unfit(f"values are in {unit} (Rescale Type), not HU")
-        rescale = _numbers(transform, "RescaleSlope", 1) + _numbers(transform, "RescaleIntercept", 1)
-        if len(rescale) < 2 or rescale[0] == 0:
-            raise _Unfit("Rescale Slope and Intercept are missing, so the values are not in HU")
-        position = _numbers(item("PlanePositionSequence"), "ImagePositionPatient", 3)
-        orientation = _numbers(item("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-        spacing = _numbers(item("PixelMeasuresSequence"), "PixelSpacing", 2)
-        if not position or not orientation or not spacing:
-            raise _Unfit("Image Position, Image Orientation or Pixel Spacing is missing, so the slice has no place")
+        slope, intercept = (_needed(transform, name, 1)[0] for name in ("RescaleSlope", "RescaleIntercept"))
+        if slope == 0:
+            raise _Unfit("Rescale Slope (0028,1053) is 0, so the values are not in HU")
+        position = _needed(item("PlanePositionSequence"), "ImagePositionPatient", 3)
+        orientation = _needed(item("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+        spacing = _needed(item("PixelMeasuresSequence"), "PixelSpacing", 2)
         (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
         if max(abs(a * a + b * b + c * c - 1), abs(d * d + e * e + f * f - 1), abs(a * d + b * e + c * f)) > 0.01:
             raise _Unfit("Image Orientation is not two unit vectors at right angles")
         if not 0 < min(spacing) <= max(spacing) < 100:
             raise _Unfit(f"Pixel Spacing {spacing} mm is absurd")
+        is_real = enhanced and _text(item("FrameContentSequence"), "FrameComments") == REAL_FRAME
         yield Slice(
             path=path,
             frame=index,
             position=(position[0], position[1], position[2]),
             orientation=tuple(orientation),
             spacing=(spacing[0], spacing[1]),
-            slope=rescale[0],
-            intercept=rescale[1],
+            slope=slope,
+            intercept=intercept,
             pixels=pixels,
+            uid=_text(header, "SOPInstanceUID"),
+            synthetic="NO" if is_real else _text(header, "SyntheticData"),
         )
 
 
@@ -414,6 +442,7 @@ def _acquisition(header: Dataset) -> Acquisition:
         slice_thickness_mm=one("SliceThickness"),
         gantry_tilt_deg=one("GantryDetectorTilt"),
         names_patient=_names_patient(header),
+        synthetic=_text(header, "SyntheticData") == "YES",
     )
 
 
@@ -424,7 +453,7 @@ def _names_patient(header: Dataset) -> bool:
         return False
     name = _text(header, "PatientName")
     words = re.findall(r"[^\W\d_]+", name)
-    return bool(words) and name != _text(header, "PatientID") and not _PLACEHOLDER.fullmatch(words[0])
+    return bool(words) and name != _text(header, "PatientID") and not PLACEHOLDER.fullmatch(words[0])
 
 
 # Elements are taken as bytes, unparsed: pydicom's own conversion costs more than all the rest of a header.
@@ -460,6 +489,22 @@ def _numbers(header: Dataset, name: str, count: int) -> list[float]:
     except ValueError:
         return []
     return values if len(values) == count and all(map(math.isfinite, values)) else []
+
+
+_WHY_NEEDED = {"RescaleSlope": "values are not in HU", "RescaleIntercept": "values are not in HU"}
+
+
+def _needed(header: Dataset, name: str, count: int) -> list[float]:
+    """As `_numbers`, but raises `_Unfit` with tag and value where they are not all there."""
+    if values := _numbers(header, name, count):
+        return values
+    tag, text = _tag(name), _text(header, name)
+    what = f"{dictionary_description(tag)} ({tag.group:04X},{tag.element:04X})"
+    if not text:
+        raise _Unfit(f"{what} is missing, so the {_WHY_NEEDED.get(name, 'slice has no place')}")
+    kind = "a number" if count == 1 else f"{count} numbers"
+    comma = "; numbers take a decimal point, no comma: mend the files" if "," in text else ""
+    raise _Unfit(f"{what} is '{text}', not {kind}{comma}", damaged=True)
 
 
 def _whole(header: Dataset, name: str, default: Any, signed: bool = False) -> Any:

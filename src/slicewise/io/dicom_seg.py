@@ -16,6 +16,7 @@ from slicewise.io.dicom import load, one_series
 from slicewise.io.dicom_write import name_uid
 from slicewise.io.geometry import volume_from_affine
 from slicewise.io.nifti import RAS_TO_LPS
+from slicewise.io.provenance import PATIENT, copied
 from slicewise.volume import Acquisition, Volume
 
 # SNOMED CT concepts of labels, by their names in pydicom's dictionary; others are coded in a scheme of our own.
@@ -108,8 +109,10 @@ def _segmentation(voxels: np.ndarray, segments: list[tuple[int, str]], sources: 
         device_serial_number=slicewise.__version__,
         series_description="Tissue labels",
     )
-    if sources[0].get("SyntheticData") == "YES":
+    dataset.update(copied(sources[0], ("SyntheticData", "ContributingEquipmentSequence", *PATIENT)))
+    if any(source.get("SyntheticData") == "YES" for source in sources):
         dataset.SyntheticData = "YES"
+    dataset.SeriesDate, dataset.SeriesTime = sources[0].get("SeriesDate", ""), sources[0].get("SeriesTime", "")
     return dataset
 
 

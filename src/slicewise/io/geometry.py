@@ -4,6 +4,7 @@
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from slicewise.volume import Acquisition, Volume
 
 # Slices closer than this along the normal are at one place; scanners never reconstruct finer.
 SAME_PLACE_MM = 0.01
-# The largest hole, in steps, that interpolation may fill.
+# The largest hole, in steps of the series or of the grid it is resampled to, that interpolation may fill.
 MAX_INTERPOLATED_STEPS = 3
 
 
@@ -65,6 +66,13 @@ def interpolate_gaps(volume: Volume, gaps: list[tuple[int, int]]) -> Volume:
         hu.append(volume.hu[i + 1])
         positions.append(volume.positions[i + 1])
     return replace(volume, hu=np.stack(hu), positions=np.stack(positions))
+
+
+def largest_part(volume: Volume, holes: list[tuple[int, int]]) -> Volume:
+    """The longest run of slices between the holes (see `find_gaps`); the higher of equal ones."""
+    ends = [0, *(i + 1 for i, _ in holes), len(volume.hu)]
+    first, last = max(pairwise(ends), key=lambda part: part[1] - part[0])
+    return replace(volume, hu=volume.hu[first:last], positions=volume.positions[first:last])
 
 
 def volume_from_affine(hu: np.ndarray, affine: np.ndarray, acquisition: Acquisition | None = None) -> Volume:

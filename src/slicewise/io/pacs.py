@@ -20,7 +20,8 @@ import pydicom
 
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom_scan import LeftOut, files_below, read_header
+from slicewise.io.dicom_scan import read_header
+from slicewise.io.files import LeftOut, files_below
 from slicewise.io.peer import (
     Address,
     Instance,
@@ -36,6 +37,7 @@ from slicewise.io.peer import (
     read_credentials,
 )
 from slicewise.io.received import Damaged, TooMuch, Unasked, check_file
+from slicewise.io.secret import keep_key, read_key
 
 # The longest wait before another attempt, s.
 MAX_WAIT_S = 60.0
@@ -152,7 +154,7 @@ def pull(
     """
     settings, out = settings or PeerSettings(), Path(out)
     address, connect = _connection(source, settings)
-    stripping = cache(lambda: _Strip(out))  # on first use: it writes a key
+    stripping = cache(lambda: _Strip(out))
     found: list[RemoteSeries] = []
     asked: dict[str, dict[str, str]] = {}
     whole: dict[str, Path] = {}
@@ -242,7 +244,9 @@ def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[Le
     left_out: list[LeftOut] = []
     for path in paths:
         run = Path(path, "generate.json").is_file() and Path(path, "dicom").is_dir()
-        for file in files_below(Path(path, "dicom") if run else path):
+        files = files_below([Path(path, "dicom") if run else path])
+        left_out += files.left_out
+        for file in files.paths:
             read = read_header(file)
             if read is None:
                 continue
@@ -263,29 +267,27 @@ _IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanc
 
 
 class _Strip:
-    """De-identification on the way to the disk, under the key of a folder."""
+    """De-identification on the way to the disk, under the key of a folder, which is written with the first image."""
 
     def __init__(self, out: Path) -> None:
         from slicewise.io import deidentify
 
-        self._module = deidentify
-        with output_errors(out):
-            self._key = deidentify.read_key(out)
+        self._module, self._file = deidentify, out / deidentify.KEY_FILE
+        self._key = read_key(self._file)
 
     def uid(self, uid: str) -> str:
         """The new UID."""
         return str(self._module.new_uid(uid, self._key))
 
     def file(self, file: bytes) -> bytes:
-        """The DICOM file, stripped. Raises `UserError` where it says that annotation is burned into its pixels."""
+        """The DICOM file, stripped. Raises `UserError` where it says that its pixels show annotation or a screen."""
         dataset, stripped = pydicom.dcmread(BytesIO(file)), BytesIO()
-        if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
-            raise UserError(
-                f"series {self.uid(dataset.SeriesInstanceUID)} (its new UID): annotation is burned into its pixels, "
-                "which de-identification does not clean; pull the others by --study or --series"
-            )
+        if why := self._module.unfit(dataset):
+            series = self.uid(dataset.SeriesInstanceUID)
+            raise UserError(f"series {series} (its new UID): {why}; pull the others by --study or --series")
         self._module.deidentify(dataset, self._key)
         dataset.save_as(stripped, enforce_file_format=True)
+        keep_key(self._file, self._key)
         return stripped.getvalue()
 
 

@@ -76,7 +76,8 @@ class PeerSettings:
     credentials : TOML file with user and password, or token, that only you can read; without it they come from
         SLICEWISE_PACS_USER and SLICEWISE_PACS_PASSWORD, or SLICEWISE_PACS_TOKEN.
     ca : PEM file of the authority that signed the peer's TLS certificate, where the system does not know it.
-    certificate, key : PEM files of our own TLS certificate and its key, where the peer asks for one.
+    certificate : PEM file of our own TLS certificate, where the peer asks for one.
+    key : PEM file of its private key.
     ae_title : our application entity title (DIMSE).
     receive_port : port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET.
     receive_host : address to receive on by C-MOVE.

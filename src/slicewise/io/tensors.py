@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slicewise.errors import UserError
+from slicewise.io.atomic import umask
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,6 +42,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, A
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, temporary, metadata={"slicewise": json.dumps(meta)})
+        os.chmod(temporary, 0o666 & ~umask())  # safetensors makes files for their owner alone
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         digest = sha256(temporary)

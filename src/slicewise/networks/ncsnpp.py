@@ -6,7 +6,7 @@ in float32 also under autocast.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -39,20 +39,21 @@ class NCSNppConfig:
     condition : number of further scalars the network is told (position, spacing); 0 in the paper.
     fir : resample with the filter [1, 3, 3, 1] rather than with a box.
     fourier_scale : standard deviation of the frequencies at which log σ is embedded.
-    in_channels, out_channels : channels of input and output; 0 means one a slice.
+    in_channels : channels of the input; 0 means one a slice.
+    out_channels : channels of the output; 0 means one a slice.
     """
 
-    slices: int = 2
-    image_size: int = 128
+    slices: int = field(default=2, metadata={"derived": True})
+    image_size: int = field(default=128, metadata={"derived": True})
     channels: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     blocks: int = 2
     attention: tuple[int, ...] = (16,)
-    condition: int = 0
+    condition: int = field(default=0, metadata={"derived": True})
     fir: bool = True
     fourier_scale: float = 16.0
-    in_channels: int = 0
-    out_channels: int = 0
+    in_channels: int = field(default=0, metadata={"derived": True})
+    out_channels: int = field(default=0, metadata={"derived": True})
 
     def __post_init__(self) -> None:
         if self.image_size % 2 ** (len(self.multipliers) - 1):

@@ -6,7 +6,7 @@ channels_last, where group norm is not), plain average-pool and nearest-neighbou
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -32,10 +32,11 @@ class UNetConfig:
     detail : amplifications (times `UNet.zoom`) at which each slice less its 3 x 3 mean is shown to the stem and to the
         linear mix. At sigma = 0.01 the noise to be found is a hundredth of what the rest of the input spans: networks
         learn to amplify it slowly, and a half-precision core rounds it away.
-    window, window_mean : amplifications (times `UNet.zoom`) at which each slice is shown through a soft brain window
-        centred on `UNet.centre`, and the sides in pixels of the square means taken before (1 = none): a ventricle
-        stands out from the brain by a twentieth of the input's range, grey from white matter by a fiftieth, and only a
-        mean over many pixels shows either where the noise is ten times that.
+    window : amplifications (times `UNet.zoom`) at which each slice is shown through a soft brain window centred on
+        `UNet.centre`.
+    window_mean : sides in pixels of the square means taken before each of them (1 = none): a ventricle stands out from
+        the brain by a twentieth of the input's range, grey from white matter by a fiftieth, and only a mean over many
+        pixels shows either where the noise is ten times that.
     local : answer with F, a mean and a spread for every voxel, instead of F alone (see `precondition.posterior`). The
         mean is drawn from two: a coarse one for all of the range, and where that comes near `UNet.centre` a fine one
         about it: in the brain a per cent of the range is as much as the tissues differ by.
@@ -43,7 +44,7 @@ class UNetConfig:
     embedding : width of the embedding of noise levels and conditions.
     """
 
-    slices: int = 3
+    slices: int = field(default=3, metadata={"derived": True})
     channels: tuple[int, ...] = (24, 48, 96, 160)
     blocks: tuple[int, ...] = (1, 1, 2, 2)
     attention: tuple[bool, ...] = (False, False, False, True)
@@ -54,7 +55,7 @@ class UNetConfig:
     window: tuple[float, ...] = (16.0, 4.0, 16.0, 16.0, 16.0)
     window_mean: tuple[int, ...] = (1, 1, 5, 9, 17)
     local: bool = True
-    condition: int = 1
+    condition: int = field(default=1, metadata={"derived": True})
     embedding: int = 128
 
     @property

@@ -26,11 +26,12 @@ import slicewise
 from slicewise.data.resample import Grid
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.files import LeftOut
 from slicewise.study.cases import MIN_SLICES, alike, case_file, common_grid, on_grid
 from slicewise.study.design import KINDS, StudySettings, order, pair
 from slicewise.study.leak import MOST_AUC, Leak, features, leak_test
 from slicewise.viewer.shelf import Entry, entries
+from slicewise.volume import without_real_slices
 
 STUDY, CASES, KEY, READERS, ANSWERS = "study.json", "cases", "key.json", "readers.csv", "answers.sqlite"
 # One date for every case file.
@@ -116,7 +117,7 @@ def _draw(
         if len(drawn) == count:
             break
         try:
-            volume = usable[index].read()
+            volume = without_real_slices(usable[index].read())
             if len(volume.hu) < MIN_SLICES:
                 raise UserError(f"{len(volume.hu)} slices where {MIN_SLICES} or more are needed")
             drawn.append((usable[index], volume.spacing))
@@ -149,7 +150,7 @@ def _build(
         for kind, ids, members in zip(KINDS, by_kind, drawn):
             for case, (entry, _) in zip(ids, members):
                 progress(f"{len(key) + 1} of {len(names)}")
-                hu = on_grid(entry.read(), grid)
+                hu = on_grid(without_real_slices(entry.read()), grid)
                 np.save(Path(scratch) / f"{case}.npy", hu, allow_pickle=False)
                 shapes.append(len(hu))
                 key[case] = {"kind": kind, "source": entry.title, "slices": len(hu)}

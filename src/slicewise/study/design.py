@@ -42,8 +42,9 @@ class StudySettings:
     anchors : what 1, 2 and 3 on the scale mean.
     margin : non-inferiority margin, points of the scale: synthetic may be rated lower by less than this.
     kappa : weights of kappa, by distance or by its square.
-    pixel_mm, slice_mm : grid that all cases are shown on; 0 takes the coarsest of all cases, so that resolution gives
-        nothing away.
+    pixel_mm : side of a pixel of the grid that all cases are shown on, mm; 0 takes the largest of all cases, so that
+        resolution gives nothing away.
+    slice_mm : distance between its slices, mm; 0 takes the largest of all cases.
     fov_mm : side of the field of view, mm.
     slices : slices of every case, from the vertex down; 0 takes as many as the shortest case has.
     remove_table : set table and head holder to air, in real and synthetic volumes alike.

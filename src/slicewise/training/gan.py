@@ -54,7 +54,8 @@ class GANTraining(RunSettings):
     stylegan2, stylegan3 : shape of the chosen generator.
     discriminator : shape of the discriminator.
     scale : window and companding of the HU scale.
-    lr, lr_discriminator : learning rates of Adam; 0 takes the published ones (0.002; 0.0025 for StyleGAN3's generator).
+    lr : learning rate of Adam for the generator; 0 takes the published one (0.002; 0.0025 for StyleGAN3).
+    lr_discriminator : learning rate of Adam for the discriminator; 0 takes the published one (0.002).
     clip : largest norm of a network's gradient (published: none).
     validations : a GAN has none.
     ema_images : half-life, in slices seen, of the moving average of weights that is saved.

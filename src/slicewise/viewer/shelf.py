@@ -15,7 +15,7 @@ from slicewise.data.store import MANIFEST, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find, read_volume
 from slicewise.io.dicom import load
-from slicewise.io.dicom_scan import LeftOut
+from slicewise.io.files import LeftOut
 from slicewise.io.nifti import load_nifti
 from slicewise.viewer.display import Shown, curve, encode, show
 from slicewise.viewer.labels import Labels, on_grid
