@@ -37,3 +37,12 @@ class Listener:
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
+
+
+def accessible(page: Any) -> None:
+    """No finding of axe-core, which checks a page against the rules of WCAG and good practice."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert len(found.response["passes"]) > 5, "and it has looked"

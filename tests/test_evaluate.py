@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from browser import accessible, browser, chromium
 from conftest import toy_head
 from slicewise import cli
 from slicewise.data.store import put_volume
@@ -150,6 +151,11 @@ def test_outputs_say_the_same_and_need_nothing_from_outside(sets: dict[str, Path
     assert fid in page and fid in table and "pixels 6 x 6" in page and "pixels 6 x 6" in table
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page, "one file, nothing from outside"
     assert page.count("<svg") >= 5 and "too few for a floor" in page
+    if chromium() is not None:
+        with browser() as opened:
+            tab = opened.new_page()
+            tab.goto((tmp_path / "out" / "evaluation.html").as_uri())
+            accessible(tab)
     assert [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")] == []
 
 

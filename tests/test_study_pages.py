@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import Listener, browser, chromium
+from browser import Listener, accessible, browser, chromium
 from slicewise.study.app import Study, open_study, study_app
 from slicewise.study.create import create, read_links
 from slicewise.study.design import StudySettings
 from slicewise.study.report import write_report
 from test_study import folders
 from test_viewer import served, settle, until
-from test_viewer_tools import accessible
 
 DESIGN = StudySettings(readers=1, cases="2+2", repeats="0+0", practice="1+0", structures=("Skull", "Ventricles"))
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from browser import Listener, browser, chromium
+from browser import Listener, accessible, browser, chromium
 from slicewise.errors import UserError
 from slicewise.io.dicom_seg import write_segmentation
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
@@ -95,13 +94,6 @@ def voxel(page: Any, share: tuple[float, float]) -> np.ndarray:
 
 def said(page: Any) -> str:
     return page.locator(".readout").nth(0).inner_text().replace("\u2212", "-")
-
-
-def accessible(page: Any) -> None:
-    """No finding of axe-core."""
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    assert len(found.response["passes"]) > 10, "and it has looked"
 
 
 def test_overlay_and_picture_agree_on_every_place(page):
