@@ -144,7 +144,10 @@ def test_distance_and_angle_are_those_of_the_patient(page):
     at = box(page, 0)
     page.mouse.click(at["x"] + 0.4 * at["width"], at["y"] + 0.7 * at["height"])
     settle(page)
-    assert abs(float(re.search(r"([\d.]+)°", said(page))[1]) - 90) < 0.6
+    a, b, c = (np.array(p) for p in page.evaluate("slicewise.sides[0].panel.overlay.shapes[1].points"))
+    cosine = (a - b) @ (c - b) / np.linalg.norm(a - b) / np.linalg.norm(c - b)
+    degrees = float(re.search(r"([\d.]+)°", said(page))[1])
+    assert degrees == pytest.approx(np.degrees(np.arccos(cosine)), abs=0.06) and abs(degrees - 90) < 3
     page.keyboard.press("Delete")
     assert page.evaluate("slicewise.sides[0].panel.overlay.shapes.length") == 1
     page.keyboard.press("ArrowUp")
