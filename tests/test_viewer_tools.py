@@ -19,8 +19,8 @@ from slicewise.io.dicom_write import SyntheticOrigin, write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.viewer.app import viewer
 from slicewise.viewer.labels import on_grid, read_labels
-from slicewise.viewer.shelf import Shelf, entries
-from slicewise.volume import Volume
+from slicewise.viewer.shelf import Entry, Shelf, entries, series_information
+from slicewise.volume import Acquisition, Volume
 from test_viewer import box, noise, served, settle, until
 
 SPACING = (5.0, 6.0, 7.0)
@@ -284,6 +284,8 @@ def test_picture_information_and_badge(page):
     assert np.asarray(saved.convert("L")).std() > 20, "the picture, not black"
     page.click("#information")
     table = page.locator("#about-table").inner_text()
+    bare = Volume.regular(FIRST, SPACING, Acquisition(synthetic=True))
+    assert series_information(Entry("from NIfTI", lambda: bare), bare)["Synthetic data"] == "YES", "of NIfTI, too"
     assert "12 × 24 × 20" in table and "5 × 6 × 7" in table and "Synthetic data" in table
     page.click("#close-about")
 

@@ -96,9 +96,12 @@ _TOLD = {
 
 
 def series_information(entry: Entry, volume: Volume) -> dict[str, str]:
-    """What is known of a volume: its grid, and what a DICOM header says of the series (PS3.3 C.7.3, C.8.2.1)."""
+    """What is known of a volume: its grid, whether it is synthetic, and what a DICOM header says of the series (PS3.3
+    C.7.3, C.8.2.1)."""
     found = {"Voxels (z, y, x)": " × ".join(map(str, volume.hu.shape))}
     found["Spacing, mm"] = " × ".join(f"{s:.4g}" for s in volume.spacing)
+    if volume.acquisition.synthetic:
+        found["Synthetic data"] = "YES"
     if entry.header:
         header = pydicom.dcmread(entry.header, stop_before_pixels=True, specific_tags=list(_TOLD), force=True)
         found |= {name: str(header[keyword].value) for keyword, name in _TOLD.items() if header.get(keyword)}
