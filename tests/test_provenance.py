@@ -215,12 +215,12 @@ def test_synthetic_volumes_have_a_date_a_pacs_can_search_and_stay_identical(tmp_
 # The slice that a chain went on from -------------------------------------------------------------------------------
 
 
-def kept_seed(tmp_path: Path) -> tuple[Volume, Path]:
+def kept_seed(tmp_path: Path, slices: int = 12) -> tuple[Volume, Path]:
     """A volume of which slice 0 is of a scan, as `generate --keep-seed` writes it."""
     scan = read_volume(real_series(tmp_path / "scan"))
     origin = type(ORIGIN)(**{**vars(ORIGIN), "from_scan": True})
     about = Acquisition(synthetic=True, real_slices=(0,))
-    volume = Volume.regular(toy_head(1, 12, 32), (5.0, 1.0, 1.0), about)
+    volume = Volume.regular(toy_head(1, slices, 32), (5.0, 1.0, 1.0), about)
     write_series(volume, tmp_path / "out", synthetic=origin, patient_id="SYN-1", source=scan.source)
     return volume, tmp_path / "out"
 
@@ -252,6 +252,16 @@ def test_judges_leave_the_seed_slice_out(tmp_path):
     (member,) = open_set(folder).members
     reading = member.read()
     assert np.array_equal(reading.volume.hu, volume.hu[1:]) and "1 seed slice of a real scan left out" in reading.notes
+
+
+def test_a_study_leaves_the_seed_slice_out(tmp_path):
+    from slicewise.study.create import _draw
+
+    _, folder = kept_seed(tmp_path, slices=8)
+    left_out = []
+    with pytest.raises(UserError, match="0 usable volumes"):
+        _draw(folder, "--synthetic", 1, np.random.default_rng(0), left_out)
+    assert left_out[-1].reason == "7 slices where 8 or more are needed"
 
 
 def test_steps_add_up_in_the_derivation(tmp_path):
