@@ -37,7 +37,7 @@ SETTINGS = {
 }
 TINY = (
     "--unet.channels 8 16 --unet.blocks 1 1 --unet.attention False True --unet.embedding 16 --batch 4 --core float32 "
-    "--validate-every 0 --device cpu"
+    "--validations 0 --device cpu"
 ).split()
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -239,10 +239,35 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys):
 # From data to volumes, and Ctrl-C on the way -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_store, tmp_path):
+    """Ctrl-C, or the parent killed outright: both processes save and end, and one goes on with what two have begun."""
+    run = tmp_path / "run"
+    command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
+    command += ["--save-minutes", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slicewise", *map(str, command)], env=ENV, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (run / "state" / "state.safetensors").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline, "training did not start"
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=300)  # its children hold the other end until they end
+    assert err.count("stopped; the same command goes on") == 1 and "Traceback" not in err
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
+    command[command.index("--processes") + 1] = "1"
+    command[command.index("4000")] = str(step + 2)
+    assert _main(*command) == 0
+    assert load_tensors(run / "weights.safetensors")[1]["step"] == step + 2
+
+
 def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys, monkeypatch):
     """A real process is stopped in mid-training, the same command here ends it; generating is stopped and ended too."""
     run, out = tmp_path / "run", tmp_path / "out"
-    command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-every", "10"]
+    command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-minutes", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "slicewise", *map(str, command)], env=ENV, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL,
@@ -254,8 +279,8 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "stopped; the same command goes on" in err and "Traceback" not in err
-    step = load_tensors(run / "state" / "state.safetensors")[1]["step"]
-    assert 10 <= step < 4000
+    step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
+    assert 1 <= step < 4000
     assert _main("train", toy_store.path, "--out", run, *TINY, "--steps", str(step + 2)) == 0
     assert load_tensors(run / "weights.safetensors")[1]["step"] == step + 2
     assert read_table(run / "config.toml", "train")["steps"] == step + 2
@@ -278,7 +303,8 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     assert _main(*command) == 130
     signal.signal(signal.SIGINT, held)
     assert "the same command goes on" in capsys.readouterr().err
-    assert [p.name for p in (out / "dicom").iterdir()] == ["volume-0000"]
+    made = sorted(p.name for p in (out / "dicom").iterdir())
+    assert made == ["volume-0000", "volume-0001"], "what was being written is whole, what came after it is not there"
     monkeypatch.undo()
     assert _main(*command) == 0
     assert sorted(p.name for p in (out / "dicom").iterdir()) == [f"volume-{i:04d}" for i in range(3)]

@@ -35,6 +35,7 @@ from slicewise.pyramid import KIND as PYRAMID
 from slicewise.pyramid import Pyramid, draw, load_pyramid
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
 from slicewise.volume import Acquisition, Volume, without_real_slices
+from slicewise.workers import start_worker
 
 if TYPE_CHECKING:
     from slicewise.networks.icnet import ICNet
@@ -370,7 +371,7 @@ def _writing(device: torch.device) -> Iterator[Callable[..., None]]:
     workers = min(8, max(1, processors() - 1)) if device.type == "cuda" else 1
     pool: Executor = ThreadPoolExecutor(1)
     if workers > 1:
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
     waiting: deque[Future[None]] = deque()
 
     def write(function: Callable[..., None], *arguments: Any) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,6 +19,10 @@ import torch
 import torch.distributed as dist
 
 from slicewise.errors import UserError
+
+# Exit status of a command that was stopped by Ctrl-C.
+STOPPED = 130
+_PARENT = "SLICEWISE_PARENT"
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ def processes(device: str = "auto") -> Iterator[Process]:
         raise UserError(f"--device {device}: no CUDA device is available; use --device cpu")
     chosen = torch.device(f"cuda:{local}" if name == "cuda" else name)
     control = None
+    if _PARENT in os.environ:
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         # TF32 has half a HU in its last place: what is to be float32 is float32.
@@ -130,8 +137,9 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
         started = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), _PARENT: str(os.getpid())},
                 stderr=aside if rank else None,
+                start_new_session=True,  # Ctrl-C reaches them through their parent alone, once
             )
             for rank in range(count)
         ]
@@ -141,8 +149,7 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
                 if process.poll() is None:
                     process.send_signal(number)
 
-        # Ctrl-C reaches the whole group by itself: the parent only waits for it to save and end.
-        old = {s: signal.signal(s, f) for s, f in ((signal.SIGTERM, pass_on), (signal.SIGINT, lambda *_: None))}
+        old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             status = _wait_for_all(started)
         finally:
@@ -156,10 +163,10 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
 
 def _wait_for_all(started: Sequence["subprocess.Popen[bytes]"]) -> int:
     """Exit status of processes that belong together: that of the first that failed, else zero. The others wait in vain
-    for the one that is gone, and are killed."""
+    for the one that is gone, and are killed; those that were told to stop save first."""
     while any(process.poll() is None for process in started):
         failed = [process.returncode for process in started if process.returncode]
-        if failed:
+        if failed and failed[0] != STOPPED:
             for process in started:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(10)
@@ -167,6 +174,14 @@ def _wait_for_all(started: Sequence["subprocess.Popen[bytes]"]) -> int:
             return int(failed[0])
         time.sleep(0.1)
     return next((process.returncode for process in started if process.returncode), 0)
+
+
+def _stop_with_parent() -> None:
+    """Ask this process to stop, as Ctrl-C would, when the one that started it is gone."""
+    parent = int(os.environ[_PARENT])
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def core_dtype(device: torch.device, choice: str = "auto") -> torch.dtype:
