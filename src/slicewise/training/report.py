@@ -38,7 +38,7 @@ def write_run_page(run: Path) -> Path:
     if widths:
         chosen = about.get("ema")
         made = "made after training from two that were kept (Karras et al. 2024)"
-        caption = f"Validation of averages of the weights by their relative width, {made}. Saved: {chosen}."
+        caption = f"Validation of averages of the weights by relative width (0: none), {made}. Saved: {chosen}."
         plots.append((_widths(widths, chosen), caption))
     page = template("training.html").render(
         title=f"Training run {run.name}",

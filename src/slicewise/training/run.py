@@ -185,16 +185,17 @@ def _finish(trainer: Trainer, out: Path, process: Process, place: Place) -> None
 
 
 def _choose(trainer: Trainer, asked: float, out: Path, process: Process) -> tuple[float, list[Tensor]] | None:
-    """The average to use, and its width: of those of several widths, made from the snapshots, the one that validates
-    best, or the one that was asked for. None where there is nothing to choose from or by."""
+    """The average to use, and its width: of those of several widths, made from the snapshots, and the last weights as
+    they are (width 0), what validates best, or the one that was asked for. None where there is nothing to choose from
+    or by."""
     files = sorted(snapshots(out).glob("*.safetensors"))
     if not files or not (asked or trainer.settings.validations):
         return None
     names, parameters = zip(*trainer.networks[trainer.exported].named_parameters())
     scores: dict[float, float] = {}
     best: list[Tensor] = []
-    for width in (asked,) if asked else ema.TRIED:
-        made = reconstruct(files, width, names, parameters)
+    for width in (asked,) if asked else (0.0, *ema.TRIED):
+        made = reconstruct(files, width, names, parameters) if width else [p.detach().clone() for p in parameters]
         with in_place_of(parameters, made):
             scores[width] = 0.0 if asked else float(trainer.validate()["score"])
         if scores[width] == min(scores.values()):
