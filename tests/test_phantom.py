@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from slicewise.data import scanner
-from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, write_each, write_phantoms
+from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, scanner, write_each, write_phantoms
 from slicewise.errors import UserError
 
 SMALL = PhantomSettings(size=128, pathology=0.0)

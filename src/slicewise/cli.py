@@ -144,13 +144,13 @@ def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
 def phantom(argv: list[str]) -> None:
     import tyro
 
-    from slicewise.data.phantom import PhantomSettings, write_phantoms
-    from slicewise.data.phantom_store import store_phantoms
+    from slicewise.data.phantom import PhantomSettings, store_phantoms, write_phantoms
     from slicewise.settings import write_settings
 
     @dataclass(frozen=True)
     class Phantom:
-        """Make procedural head phantoms, each from its own seed: DICOM series with label maps.
+        """Make head phantoms, procedural or from label maps of real heads (--anatomy), each from its own seed: DICOM
+        series with label maps.
 
         Attributes
         ----------

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from slicewise.data.anatomy_shapes import LABELS, Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
+from slicewise.data.phantom.labels import LABELS
+from slicewise.data.phantom.shapes import Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
 
 SIDES = (-1.0, 1.0)
 F = np.float32

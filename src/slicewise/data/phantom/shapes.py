@@ -9,45 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from slicewise.data.phantom.labels import LABELS
+
 Point = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 Shape = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-LABELS: dict[str, int] = {
-    "air": 0,
-    "skin": 1,
-    "fat": 2,
-    "muscle": 3,
-    "skull": 4,
-    "diploe": 5,
-    "skull base": 6,
-    "mastoid": 7,
-    "facial bone": 8,
-    "air cavities": 9,
-    "orbit": 10,
-    "eye": 11,
-    "lens": 12,
-    "optic nerve": 13,
-    "sulci": 14,
-    "cisterns": 15,
-    "ventricles": 16,
-    "grey matter": 17,
-    "white matter": 18,
-    "deep nuclei": 19,
-    "internal capsule": 20,
-    "corpus callosum": 21,
-    "cerebellum": 22,
-    "brain stem": 23,
-    "falx and tentorium": 24,
-    "venous sinuses": 25,
-    "basilar artery": 26,
-    "calcification": 27,
-    "bleed": 28,
-    "infarct": 29,
-    "table": 30,
-    "mucosa": 31,
-}
-
 
 def ellipsoid(centre: Point, radii: Point) -> Shape:
     """First-order signed distance to an axis-aligned ellipsoid."""

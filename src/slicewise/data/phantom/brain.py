@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from slicewise.data.anatomy_shapes import LABELS, Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
+from slicewise.data.phantom.labels import LABELS
+from slicewise.data.phantom.shapes import Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
 
 SIDES = (-1.0, 1.0)
 F = np.float32
@@ -120,7 +121,7 @@ def _lookup(rng: np.random.Generator, at: list[np.ndarray], scale: float) -> np.
     """Unit noise of `scale` mm read at scattered points (x, y, z in mm): a twofold refined lattice, trilinear."""
     from scipy.ndimage import map_coordinates
 
-    from slicewise.data.anatomy_shapes import expand, spline_matrix
+    from slicewise.data.phantom.shapes import expand, spline_matrix
 
     n = [int(np.ceil(2 * half / scale)) for half in (105, 120, 100)]
     lattice = rng.standard_normal([k + 3 for k in n]).astype(np.float32)

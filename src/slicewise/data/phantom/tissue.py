@@ -1,0 +1,123 @@
+"""HU of a person's tissues, and tables that turn parts into HU and labels.
+
+Values: grey 35-40, white 26-31, difference 7-10, fluid 3-9, blood 45-60 (about its haematocrit), muscle 50-60, fat -100,
+vitreous 5-12 HU.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from slicewise.data.phantom.labels import LABELS
+from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_STEP, LEVELS, PART, PARTS, SHELLS_MM, SKIN_MM
+
+AIR_HU = -1000.0
+
+
+@dataclass(frozen=True)
+class Tissues:
+    """What one person's tissues are: HU, and the widths of what varies between people.
+
+    Attributes
+    ----------
+    age : years, 20 to 95; grey, white, csf, blood, bone, marrow, muscle, fat : HU.
+    sulci_mm : how far the fluid of the sulci reaches into the map's cortex (negative: how far it is filled).
+    fat_mm : thickness of the fat under the skin, face and neck.
+    planes : share of noise below which soft tissue is a fat plane between muscles.
+    leukoaraiosis : HU by which the white matter about the ventricles is darker.
+    calcified : HU of the pineal and of the choroid glomera (0: not calcified).
+    """
+
+    age: float
+    grey: float
+    white: float
+    csf: float
+    blood: float
+    bone: float
+    marrow: float
+    muscle: float
+    fat: float
+    sulci_mm: float
+    fat_mm: float
+    planes: float
+    leukoaraiosis: float
+    pineal: float
+    choroid: float
+
+
+def draw_tissues(rng: np.random.Generator) -> Tissues:
+    """One person's tissues. Haematocrit moves blood, grey and white together; age moves fluid spaces and white matter."""
+    haematocrit = float(rng.normal(0, 1))
+    age = float(np.clip(rng.normal(58, 19), 20, 95))
+    old = (age - 58) / 20
+    grey = 37.2 + 0.9 * haematocrit + rng.normal(0, 0.7)
+    white = grey - rng.uniform(8.0, 10.5) - 0.3 * max(old, 0)
+    return Tissues(
+        age=age,
+        grey=float(grey),
+        white=float(white),
+        csf=float(rng.uniform(3, 8)),
+        blood=float(51 + 4 * haematocrit + rng.normal(0, 1)),
+        bone=float(rng.normal(1500, 130)),
+        marrow=float(rng.normal(420, 90)),
+        muscle=float(rng.normal(56, 3)),
+        fat=float(rng.normal(-102, 5)),
+        sulci_mm=float(np.clip(-0.5 + 0.28 * old + rng.normal(0, 0.25), -1.1, 0.9)),
+        fat_mm=float(np.exp(rng.normal(np.log(3.2), 0.45))),
+        planes=float(rng.uniform(0.10, 0.24)),
+        leukoaraiosis=float(max(0.0, rng.normal(0.8 + 1.6 * old, 1.5))),
+        pineal=float(rng.uniform(120, 420)) if rng.random() < 0.45 + 0.15 * old else 0.0,
+        choroid=float(rng.uniform(100, 420)) if rng.random() < 0.4 + 0.2 * old else 0.0,
+    )
+
+
+def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
+    """(HU float32 (256,), label uint8 (256,)) of every part."""
+    hu, label = np.full(256, AIR_HU, np.float32), np.zeros(256, np.uint8)
+
+    def put(part: str, value: float, name: str) -> None:
+        hu[PART[part]], label[PART[part]] = value, LABELS[name]
+
+    for part, value, name in (
+        ("air cavities", AIR_HU, "air cavities"), ("mucosa", 42, "mucosa"), ("skin", 35, "skin"),
+        ("scalp fat", t.fat + 12, "fat"), ("galea", 25, "skin"), ("orbital fat", t.fat + 5, "orbit"),
+        ("vitreous", t.csf + 3, "eye"), ("sclera", 45, "eye"), ("lens", 85, "lens"),
+        ("eye muscle", t.muscle - 4, "orbit"), ("optic nerve", 35, "optic nerve"), ("cistern", t.csf + 2, "cisterns"),
+        ("ventricle", t.csf, "ventricles"), ("choroid plexus", 32, "ventricles"), ("pineal", 40, "deep nuclei"),
+        ("internal capsule", t.white - 0.5, "internal capsule"), ("corpus callosum", t.white, "corpus callosum"),
+        ("white matter lesion", t.white - 5, "white matter"), ("thalamus", t.grey - 1.5, "deep nuclei"),
+        ("caudate", t.grey + 0.5, "deep nuclei"), ("putamen", t.grey + 0.5, "deep nuclei"),
+        ("pallidum", t.grey - 1.0, "deep nuclei"), ("hippocampus", t.grey - 1.0, "grey matter"),
+        ("diencephalon", t.grey - 3, "deep nuclei"), ("cerebellar cortex", t.grey - 0.5, "cerebellum"),
+        ("cerebellar white matter", t.white + 1, "cerebellum"), ("brain stem", 0.6 * t.white + 0.4 * t.grey, "brain stem"),
+        ("falx", t.grey + 18, "falx and tentorium"), ("tentorium", t.grey + 16, "falx and tentorium"),
+        ("dura", t.grey + 16, "falx and tentorium"), ("venous sinus", t.blood + 2, "venous sinuses"),
+        ("vein", t.blood - 2, "venous sinuses"), ("artery", t.blood, "artery"),
+        ("basilar artery", t.blood + 1, "basilar artery"), ("chiasm", t.white + 4, "optic nerve"),
+        ("spinal cord", t.white + 4, "spinal cord"), ("vault", t.bone, "skull"), ("diploe", t.marrow + 150, "diploe"),
+        ("skull base", t.bone - 350, "skull base"), ("skull base marrow", t.marrow - 50, "skull base"),
+        ("facial bone", t.bone - 350, "facial bone"), ("facial marrow", t.marrow - 100, "facial bone"),
+        ("mastoid", t.bone - 450, "mastoid"), ("mastoid cells", -100, "mastoid"),
+        ("dense bone", t.bone + 350, "skull base"), ("septum", 350, "mastoid"), ("fat", t.fat, "fat"),
+        ("muscle", t.muscle, "muscle"), ("tooth", 2200, "teeth"),
+        ("periventricular 0", t.white - t.leukoaraiosis, "white matter"),
+        ("periventricular 1", t.white - 0.5 * t.leukoaraiosis, "white matter"),
+        ("pineal core", t.pineal or 40, "calcification" if t.pineal else "deep nuclei"),
+        ("choroid glomus", t.choroid or 32, "calcification" if t.choroid else "ventricles"),
+        ("white matter", t.white, "white matter"), ("cortex", t.grey, "grey matter"), ("sulcus", t.csf + 2, "sulci"),
+    ):  # fmt: skip
+        put(part, value, name)
+    edges = (0.0, *SHELLS_MM)
+    for i, (low, high) in enumerate(zip(edges, SHELLS_MM)):
+        opened = float(np.clip((t.sulci_mm - low) / (high - low), 0, 1))
+        filled = float(np.clip((-t.sulci_mm - low) / (high - low), 0, 1))
+        put(f"cortex {i}", t.grey + opened * (t.csf + 2 - t.grey), "sulci" if opened > 0.5 else "grey matter")
+        put(f"sulcus {i}", t.csf + 2 + filled * (t.grey - t.csf - 2), "grey matter" if filled > 0.5 else "sulci")
+    for i in range(LAYERS):
+        share = float(np.clip((t.fat_mm - SKIN_MM - i * LAYER_MM) / LAYER_MM + 1, 0, 1))
+        put(f"layer {i}", t.muscle - 6 + share * (t.fat - t.muscle + 6), "fat" if share > 0.5 else "muscle")
+    for i in range(LEVELS):
+        share = float(np.clip((t.planes - i * LEVEL_STEP) / LEVEL_STEP, 0, 1))
+        put(f"soft {i}", t.muscle + share * (t.fat - t.muscle), "fat" if share > 0.5 else "muscle")
+    assert len(PARTS) < 255
+    return hu, label
