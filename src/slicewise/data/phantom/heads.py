@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slicewise.data.phantom import scanner
-from slicewise.data.phantom.labels import TissueVolume
-from slicewise.data.phantom.people import SPLITS, Person, default_cache, find_people, load_parts
+from slicewise.data.phantom.people import SPLITS, Person, default_cache, find_people, load_person, load_shape
 from slicewise.errors import UserError
 from slicewise.hu import round_hu
 from slicewise.volume import Acquisition, Volume
@@ -27,6 +25,11 @@ class PhantomSettings:
     slice_mm : slice spacing and slice profile width in mm.
     pathology : probability that a head has a mild pathology (bleed, infarct, atrophy or calcification).
     table : probability that the head holder is in view.
+    profile_mm : width of the slice profile in mm; 0: as slice_mm.
+    kernel : reconstruction kernel: soft, standard or bone.
+    hardening : beam hardening (cupping, dark bar between the petrous bones) relative to the usual; 0: none.
+    motion : probability that the head moves in one to three slices.
+    metal : probability of a filling or a clip with its streaks.
     noise_hu : mean noise standard deviation in the brain in HU at pixels up to 1 mm; it varies a little from head to
         head, and larger pixels average some of it away (a factor 0.78 at 128 pixels).
     anatomy : folder of label maps of real heads (NIfTI) to make heads from; none: the procedural anatomy.
@@ -34,6 +37,7 @@ class PhantomSettings:
     split_people : how many persons of the folder serve train, val and test; no two splits share one.
     split : shares of heads for train, val and test.
     cache : folder for what is computed once of every map; none: the user's cache folder.
+    device : where heads from real anatomy are warped: cpu or cuda.
     """
 
     size: int = 256
@@ -41,12 +45,18 @@ class PhantomSettings:
     slice_mm: float = 5.0
     pathology: float = 0.2
     table: float = 0.0
+    profile_mm: float = 0.0
+    kernel: str = "soft"
+    hardening: float = 1.0
+    motion: float = 0.0
+    metal: float = 0.0
     noise_hu: float = 4.0
     anatomy: Path | None = None
     numbering: Path | None = None
     split_people: tuple[int, int, int] = (10, 3, 3)
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     cache: Path | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -73,23 +83,35 @@ class Phantom:
 def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Phantom:
     """The head of this seed: the same bits for the same seed and settings on one platform. Raises `UserError` for bad
     settings and for label maps that are none."""
+    from slicewise.data.phantom.scanner import Scanner, scan
+
     s = check_settings(settings)
     rng = np.random.default_rng([PHANTOM_VERSION, seed])
     split, source, model = "", f"phantom seed {seed}", "Procedural head phantom"
     if s.anatomy is None:
         from slicewise.data.phantom.procedural import make_tissue
 
-        tissue = make_tissue(rng, s.size, s.fov_mm, s.slice_mm, s.pathology, s.table)
+        tissue = make_tissue(rng, s.size, s.fov_mm, s.slice_mm, s.pathology)
     else:
         from slicewise.data.phantom import real
 
         people = find_people(s.anatomy, s.numbering, s.split_people)
-        person = draw_person(rng, people, s.split)
-        split, source, model = person.split, f"{source} of {person.name}", "Head phantom from real anatomy"
-        parts = load_parts(person, s.numbering, s.cache or default_cache())
-        tissue = real.make_tissue(rng, parts, s.size, s.fov_mm, s.slice_mm)
-    hu, labels, noise_hu = scan(rng, tissue, s)
-    about = {"seed": seed, "version": PHANTOM_VERSION, "noise_hu": round(noise_hu, 3), "source": source}
+        person, other, share = draw_people(rng, people, s.split)
+        split, model = person.split, "Head phantom from real anatomy"
+        source += f" of {person.name}" + (f", {share:.2f} of the way to {other.name}" if share else "")
+        cache = s.cache or default_cache()
+        parts, fields = load_person(person, s.numbering, cache)
+        first = next(p for p in people if p.split == split)
+        here, there = (load_shape(p, first, s.numbering, cache) for p in (person, other)) if share else (0.0, 0.0)
+        tissue = real.make_tissue(
+            rng, parts, fields, share * (here - there), s.size, s.fov_mm, s.slice_mm, s.pathology, s.device
+        )
+    profile = s.profile_mm or s.slice_mm
+    imaging = Scanner(
+        s.size, s.fov_mm, s.slice_mm, profile, s.kernel, s.noise_hu, s.hardening, s.table, s.motion, s.metal
+    )
+    hu, labels, drawn = scan((PHANTOM_VERSION, seed), tissue, imaging)
+    about = {"seed": seed, "version": PHANTOM_VERSION, "source": source} | drawn
     acquisition = Acquisition(
         patient_id=patient_id(seed),
         series_description=model,
@@ -103,35 +125,18 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     return Phantom(volume, labels, tissue.description | about, split, source)
 
 
-def draw_person(rng: np.random.Generator, people: tuple[Person, ...], shares: tuple[float, float, float]) -> Person:
-    """A person of the split that the shares draw; splits without a person get no head."""
+def draw_people(
+    rng: np.random.Generator, people: tuple[Person, ...], shares: tuple[float, float, float]
+) -> tuple[Person, Person, float]:
+    """A person of the split that the shares draw, another of the same split, and how far the one is to be morphed into
+    the other (0 for a third of heads). Splits without a person get no head."""
     held = [share if any(p.split == split for p in people) else 0.0 for split, share in zip(SPLITS, shares)]
+    if not sum(held):
+        raise UserError(f"--split {shares}: no person is in the splits that are to get heads; see --split-people")
     split = SPLITS[int(rng.choice(3, p=np.array(held) / sum(held)))]
     there = [person for person in people if person.split == split]
-    return there[int(rng.integers(len(there)))]
-
-
-def scan(rng: np.random.Generator, tissue: TissueVolume, s: PhantomSettings) -> tuple[np.ndarray, np.ndarray, float]:
-    """Image a tissue volume: float32 (Z, size, size) HU, uint8 labels on the same grid, and the noise in HU."""
-    dz, pixel, _ = tissue.step_mm
-    factor = tissue.n_fine // s.size
-    centres = tissue.centres
-    # Warp and tilt decide where the vertex is: leave at most one slice of air above it.
-    scalp = (tissue.labels[centres] > 0).sum((1, 2)) * pixel * pixel > 150.0
-    first = max(int(np.argmax(scalp)) - int(rng.random() < 0.3), 0)
-    centres = centres[first:]
-    sharp = np.full((len(centres), tissue.n_fine, tissue.n_fine), scanner.AIR_HU, np.float32)
-    sharp[:, tissue.crop[0], tissue.crop[1]] = scanner.integrate_slices(tissue.hu, centres, dz, s.slice_mm)
-    seen = scanner.reduce_pixels(scanner.blur_in_plane(sharp, pixel, float(rng.uniform(1.1, 1.7))), factor)
-    step = s.fov_mm / s.size
-    seen += scanner.beam_hardening(seen, step, float(rng.uniform(0.3, 1.0)))
-    # Pixels over 1 mm average some of the grain away (real head: 3.6 HU at 0.98 mm, 2.75 HU at 1.95 mm).
-    level = s.noise_hu * float(rng.uniform(0.85, 1.15)) * min(1.0, step**-0.4)
-    if level > 0:
-        seen += scanner.noise(rng, seen, step, level)
-    labels = np.zeros((len(centres), tissue.n_fine, tissue.n_fine), np.uint8)
-    labels[:, tissue.crop[0], tissue.crop[1]] = tissue.labels[centres]
-    return seen, np.ascontiguousarray(labels[:, factor // 2 :: factor, factor // 2 :: factor]), level
+    one, other = there[int(rng.integers(len(there)))], there[int(rng.integers(len(there)))]
+    return one, other, float(rng.uniform(0.1, 0.7)) if rng.random() < 0.67 and one != other else 0.0
 
 
 def patient_id(seed: int) -> str:
@@ -149,7 +154,14 @@ def check_settings(s: PhantomSettings) -> PhantomSettings:
         raise UserError(f"--fov-mm {s.fov_mm:g}: a head needs 200 to 400 mm; the default is 240")
     if not 0.5 <= s.slice_mm <= 12:
         raise UserError(f"--slice-mm {s.slice_mm:g}: slices are 0.5 to 12 mm thick; the default is 5")
-    for name, value in (("pathology", s.pathology), ("table", s.table)):
+    if s.profile_mm and not 0.5 <= s.profile_mm <= 12:
+        raise UserError(f"--profile-mm {s.profile_mm:g}: 0.5 to 12 mm, or 0 for the slice spacing")
+    if s.kernel not in ("soft", "standard", "bone"):
+        raise UserError(f"--kernel {s.kernel}: unknown; choose soft, standard or bone")
+    if not 0 <= s.hardening <= 5:
+        raise UserError(f"--hardening {s.hardening:g}: 0 (none) to 5 times the usual; the default is 1")
+    for name in ("pathology", "table", "motion", "metal"):
+        value = getattr(s, name)
         if not 0 <= value <= 1:
             raise UserError(f"--{name} {value:g}: a probability lies between 0 and 1")
     if len(s.split) != 3 or min(s.split) < 0 or abs(sum(s.split) - 1) > 1e-6:

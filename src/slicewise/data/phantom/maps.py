@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -110,7 +111,7 @@ def read_map(file: Path, numbering: dict[int, int]) -> HeadMap:
     name, is not in millimetres, or shows no whole head (no brain, bone or skin; far too small or too large).
     """
     try:
-        image = nib.load(file)
+        image: Any = nib.load(file)
         values = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel raises many kinds on what is no image
         raise UserError(f"{file}: not a NIfTI file, or cut short ({type(error).__name__}); copy it again") from error
@@ -207,12 +208,11 @@ def outside(tissue: np.ndarray) -> np.ndarray:
 def _fill_holes(tissue: np.ndarray) -> np.ndarray:
     """Fill small holes of air with what is most about them, unless they are cells of the mastoid or the ethmoid."""
     air = tissue == 0
-    regions, n = ndimage.label(air)
+    regions, _ = ndimage.label(air)
     sizes = np.bincount(regions.ravel())
     small = air & (sizes[regions] < 300)
     if not small.any():
         return tissue
-    lowest = np.flatnonzero(np.isin(tissue, [CODE["brain stem"], CODE["cerebellar cortex"]]).any((1, 2)))
     mucosa = ndimage.binary_dilation(tissue == CODE["mucosa"], iterations=3)
     near_bone = ndimage.uniform_filter(np.isin(tissue, [CODE[t] for t in BONE]).astype(np.float32), 5) > 0.2
     keep = mucosa & near_bone
@@ -231,7 +231,7 @@ def temporal_bone(tissue: np.ndarray) -> np.ndarray:
     inside = np.zeros(tissue.shape, bool)
     if not len(stem):
         return inside
-    z, y, x = stem.mean(0)
+    z, y, _ = stem.mean(0)
     skull = np.isin(tissue, [CODE[t] for t in BONE])[int(z)].any(0)
     ends = np.flatnonzero(skull)
     grid = np.ogrid[tuple(slice(0, n) for n in tissue.shape)]

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from slicewise.data.phantom.maps import find_maps, read_map, read_numbering
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
+
+if TYPE_CHECKING:
+    from slicewise.data.phantom.fields import Fields
+    from slicewise.data.phantom.parts import Parts
 
 SPLITS = ("train", "val", "test")
 
@@ -66,20 +72,40 @@ def default_cache() -> Path:
 
 
 @lru_cache(maxsize=64)
-def load_parts(person: Person, numbering: Path | None, cache: Path):  # type: ignore[no-untyped-def]
-    """The `Parts` of a person: from the cache, memory-mapped, or made now (a minute) and kept there."""
+def load_person(person: Person, numbering: Path | None, cache: Path) -> "tuple[Parts, Fields]":
+    """Parts and fields of a person: from the cache, memory-mapped, or made now (a minute) and kept there."""
+    from slicewise.data.phantom.fields import Fields, make_fields
     from slicewise.data.phantom.parts import Parts, make_parts
 
-    voxels, frame = cache / f"{person.key}.npy", cache / f"{person.key}.json"
-    if not frame.is_file():
-        made = make_parts(read_map(person.file, read_numbering(numbering)))
-        with output_errors(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            with atomic_file(voxels) as stream:
-                np.save(stream, made.code, allow_pickle=False)
-            with atomic_file(frame) as stream:
-                about = {"person": person.name, "axes": made.axes.tolist(), "origin": made.origin.tolist()}
-                stream.write(json.dumps(about).encode())
-    about = json.loads(frame.read_text())
-    code = np.load(voxels, mmap_mode="c", allow_pickle=False)
-    return Parts(person.name, code, np.array(about["axes"]), np.array(about["origin"]))
+    voxels, rest = cache / f"{person.key}.npy", cache / f"{person.key}.npz"
+    if not (rest.is_file() and voxels.is_file()):
+        head = read_map(person.file, read_numbering(numbering))
+        made, fields = make_parts(head), make_fields(head)
+        _keep(voxels, lambda stream: np.save(stream, made.code, allow_pickle=False))
+        about = {"axes": made.axes, "origin": made.origin} | vars(fields)
+        _keep(rest, lambda stream: np.savez(stream, **about))
+    with np.load(rest, allow_pickle=False) as held:
+        parts = Parts(person.name, np.load(voxels, mmap_mode="c", allow_pickle=False), held["axes"], held["origin"])
+        numbers = float(held["ventricle_ml"]), float(held["ventricle_mm"])
+        return parts, Fields(held["targets"], held["classes"], *numbers)
+
+
+@lru_cache(maxsize=64)
+def load_shape(person: Person, reference: Person, numbering: Path | None, cache: Path) -> np.ndarray:
+    """Velocity float32 (3, D, H, W) from the reference person of a split to this one: registered once and kept."""
+    from slicewise.data.phantom.fields import register
+
+    assert person.split == reference.split, "no shape crosses splits"
+    file = cache / f"{person.key[:32]}-{reference.key[:32]}.npy"
+    if not file.is_file():
+        moving, fixed = (load_person(p, numbering, cache)[1].classes for p in (person, reference))
+        velocity = register(moving, fixed) if person != reference else np.zeros((3, *moving.shape[1:]), np.float32)
+        _keep(file, lambda stream: np.save(stream, velocity, allow_pickle=False))
+    return np.load(file, allow_pickle=False)
+
+
+def _keep(file: Path, write: Callable[[BinaryIO], None]) -> None:
+    with output_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as stream:
+            write(stream)

@@ -15,15 +15,14 @@ from slicewise.data.phantom.skull import (
     paint_orbits,
     paint_skull,
     paint_soft_tissue,
-    paint_table,
     skin,
 )
 
 
 def make_tissue(
-    rng: np.random.Generator, size: int, fov_mm: float, slice_mm: float, pathology: float, table: float
+    rng: np.random.Generator, size: int, fov_mm: float, slice_mm: float, pathology: float
 ) -> TissueVolume:
-    """The head of these draws on sub-slices of at most 1.7 mm; `pathology` and `table` are probabilities."""
+    """The head of these draws on sub-slices of at most 1.7 mm; `pathology` is a probability."""
     person = draw_person(rng, pathology)
     per_slice, factor = fine_grid(size, fov_mm, slice_mm, 1.7)
     dz, n_fine = slice_mm / per_slice, size * factor
@@ -33,7 +32,7 @@ def make_tissue(
     n_slices = round((top - bottom) / slice_mm)
     n_z = n_slices * per_slice + per_slice
     canvas, crop = _canvas(rng, person, (n_z, n_fine, n_fine), (dz, pixel, pixel), top + per_slice // 2 * dz)
-    found = _paint(canvas, person, float(rng.random()) < table)
+    found = _paint(canvas, person)
     centres = np.arange(n_slices) * per_slice + per_slice // 2
     described = {k: (round(v, 3) if isinstance(v, float) else v) for k, v in vars(person).items()}
     return TissueVolume(
@@ -80,7 +79,7 @@ def _rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
     return (about_z @ about_y @ about_x).astype(np.float32)
 
 
-def _paint(c: Canvas, person: Person, table: bool) -> str:
+def _paint(c: Canvas, person: Person) -> str:
     """Paint the whole head; returns the description of its pathology."""
     every_other = (slice(None), slice(None, None, 2), slice(None, None, 2))
     up = (np.eye(c.x.shape[0], dtype=np.float32), *(linear_matrix(n, 2) for n in c.x.shape[1:]))
@@ -100,6 +99,4 @@ def _paint(c: Canvas, person: Person, table: bool) -> str:
     paint_brain(c, person, inner)
     pathology = paint_pathology(c, person, inner)
     paint_ears(c, person, outside)
-    if table:
-        paint_table(c)
     return pathology

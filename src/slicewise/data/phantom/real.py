@@ -6,24 +6,33 @@ import numpy as np
 import torch
 
 from slicewise.data.phantom import warp
+from slicewise.data.phantom.fields import TARGETS, Fields
 from slicewise.data.phantom.labels import TissueVolume, fine_grid
 from slicewise.data.phantom.parts import FINE_MM, Parts
-from slicewise.data.phantom.tissue import draw_tissues, tables
+from slicewise.data.phantom.pathology import Scene, paint_pathology
+from slicewise.data.phantom.tissue import Tissues, draw_tissues, tables
 
 FINEST_Z_MM = 1.25
 FLOOR_MM = (-104.0, -88.0)  # the lowest slice lies below the middle of the cerebrum: at the upper jaw
 COARSE_MM = 4.0
+LEAST_JACOBIAN = 0.1
 
 
 def make_tissue(
-    rng: np.random.Generator, parts: Parts, size: int, fov_mm: float, slice_mm: float, device: str = "cpu"
-) -> TissueVolume:
-    """The head of these draws on sub-slices of at most 1.25 mm; in plane half the pixel at 128, else the pixel."""
+    rng: np.random.Generator, parts: Parts, fields: Fields, morph: np.ndarray | float, size: int, fov_mm: float,
+    slice_mm: float, pathology: float, device: str = "cpu",
+) -> TissueVolume:  # fmt: skip
+    """The head of these draws on sub-slices of at most 1.25 mm; in plane half the pixel at 128, else the pixel.
+
+    `morph` is a velocity float32 (3, D, H, W) towards another person, or 0; `pathology` a probability.
+    """
     tissues = draw_tissues(rng)
     hu_table, label_table = tables(tissues)
     pose = draw_pose(rng, parts)
-    velocity = warp.random_velocity(rng, (60.0, 30.0, 14.0), (2.6, 1.3, 0.45))
-    displacement = warp.exponential(velocity.to(device))
+    amounts = draw_amounts(rng, tissues, fields)
+    velocity = warp.random_velocity(rng, (60.0, 30.0, 14.0), (2.2, 1.2, 0.45)) + torch.as_tensor(morph)
+    velocity += torch.tensordot(torch.tensor(amounts, dtype=torch.float32), torch.from_numpy(fields.targets), 1)
+    displacement = unfolded(velocity.to(device))
     per_slice, factor = fine_grid(size, fov_mm, slice_mm, FINEST_Z_MM)
     dz, n_fine = slice_mm / per_slice, size * factor
     pixel = fov_mm / n_fine
@@ -43,8 +52,33 @@ def make_tissue(
     hu = torch.from_numpy(hu_table).to(device)[code.long()].cpu().numpy()
     labels = label_table[code.cpu().numpy()]
     centres = np.arange(n_slices) * per_slice + per_slice // 2
-    described = {k: round(v, 3) for k, v in asdict(tissues).items()} | {"pathology": ""}
-    return TissueVolume(hu, labels, (dz, pixel, pixel), centres, (rows, columns), n_fine, described)
+    step = (dz, pixel, pixel)
+    found = ""
+    if rng.random() < pathology:
+        found = paint_pathology(Scene(rng, tissues, hu, labels, code.cpu().numpy(), step))
+    described = {k: round(v, 3) for k, v in asdict(tissues).items()}
+    described |= {f"{name}_mm": round(a, 3) for name, a in zip(TARGETS, amounts)} | {"pathology": found}
+    return TissueVolume(hu, labels, step, centres, (rows, columns), n_fine, described)
+
+
+def draw_amounts(rng: np.random.Generator, tissues: Tissues, fields: Fields) -> list[float]:
+    """Millimetres by which the surfaces of `TARGETS` move outward. Ventricles go to a size that suits the age, 0.6 to
+    2.5 times what they are."""
+    wanted_ml = np.exp(np.log(20) + 0.021 * (tissues.age - 55) + rng.normal(0, 0.38))
+    factor = np.clip(wanted_ml / max(fields.ventricle_ml, 1.0), 0.6, 2.5)
+    ventricles = np.log(factor) * fields.ventricle_mm
+    skull = np.clip(rng.normal(0.2, 0.8), -1.3, 2.0)
+    scalp = np.clip(0.35 * (tissues.fat_mm - 4) + rng.normal(0, 0.5), -1.2, 2.5)
+    return [float(v) for v in (ventricles, skull, scalp, np.clip(rng.normal(0, 0.8), -1.5, 1.5))]
+
+
+def unfolded(velocity: torch.Tensor) -> torch.Tensor:
+    """Displacement of a velocity field, weakened until it folds nowhere: Jacobian above 0.1 on every grid cell."""
+    displacement = warp.exponential(velocity)
+    while warp.jacobian(displacement).min() < LEAST_JACOBIAN:
+        velocity = velocity * 0.85
+        displacement = warp.exponential(velocity)
+    return displacement
 
 
 def draw_pose(rng: np.random.Generator, parts: Parts) -> np.ndarray:
@@ -128,7 +162,7 @@ def sample_parts(
 
 
 def _nodes(mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coarse nodes that span coordinates, mm, and the float32 matrix (len(mm), nodes) that interpolates between them."""
+    """Nodes that span coordinates, mm, and the float32 matrix (len(mm), nodes) that interpolates between them."""
     n = max(int(np.ceil(abs(mm[-1] - mm[0]) / COARSE_MM)), 1) + 1
     nodes = np.linspace(mm[0], mm[-1], n)
     at = np.linspace(0, n - 1, len(mm))

@@ -1,7 +1,7 @@
 """HU of a person's tissues, and tables that turn parts into HU and labels.
 
-Values: grey 35-40, white 26-31, difference 7-10, fluid 3-9, blood 45-60 (about its haematocrit), muscle 50-60, fat -100,
-vitreous 5-12 HU.
+Grey 35-40, white 26-31, difference 7-10, fluid 3-9, blood 45-60 (as its haematocrit), muscle 50-60, fat -100, vitreous
+5-12 HU.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slicewise.data.phantom.labels import LABELS
-from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_STEP, LEVELS, PART, PARTS, SHELLS_MM, SKIN_MM
+from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_MM, LEVELS, PART, PARTS, SHELLS_MM, SKIN_MM
 
 AIR_HU = -1000.0
 
@@ -23,7 +23,7 @@ class Tissues:
     age : years, 20 to 95; grey, white, csf, blood, bone, marrow, muscle, fat : HU.
     sulci_mm : how far the fluid of the sulci reaches into the map's cortex (negative: how far it is filled).
     fat_mm : thickness of the fat under the skin, face and neck.
-    planes : share of noise below which soft tissue is a fat plane between muscles.
+    planes_mm : half the width of the fat planes between muscles.
     leukoaraiosis : HU by which the white matter about the ventricles is darker.
     calcified : HU of the pineal and of the choroid glomera (0: not calcified).
     """
@@ -39,14 +39,14 @@ class Tissues:
     fat: float
     sulci_mm: float
     fat_mm: float
-    planes: float
+    planes_mm: float
     leukoaraiosis: float
     pineal: float
     choroid: float
 
 
 def draw_tissues(rng: np.random.Generator) -> Tissues:
-    """One person's tissues. Haematocrit moves blood, grey and white together; age moves fluid spaces and white matter."""
+    """One person's tissues. Haematocrit moves blood, grey and white together; age moves fluid and white matter."""
     haematocrit = float(rng.normal(0, 1))
     age = float(np.clip(rng.normal(58, 19), 20, 95))
     old = (age - 58) / 20
@@ -63,8 +63,8 @@ def draw_tissues(rng: np.random.Generator) -> Tissues:
         muscle=float(rng.normal(56, 3)),
         fat=float(rng.normal(-102, 5)),
         sulci_mm=float(np.clip(-0.5 + 0.28 * old + rng.normal(0, 0.25), -1.1, 0.9)),
-        fat_mm=float(np.exp(rng.normal(np.log(3.2), 0.45))),
-        planes=float(rng.uniform(0.10, 0.24)),
+        fat_mm=float(np.exp(rng.normal(np.log(4.0), 0.4))),
+        planes_mm=float(rng.uniform(0.5, 1.5)),
         leukoaraiosis=float(max(0.0, rng.normal(0.8 + 1.6 * old, 1.5))),
         pineal=float(rng.uniform(120, 420)) if rng.random() < 0.45 + 0.15 * old else 0.0,
         choroid=float(rng.uniform(100, 420)) if rng.random() < 0.4 + 0.2 * old else 0.0,
@@ -89,7 +89,8 @@ def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
         ("caudate", t.grey + 0.5, "deep nuclei"), ("putamen", t.grey + 0.5, "deep nuclei"),
         ("pallidum", t.grey - 1.0, "deep nuclei"), ("hippocampus", t.grey - 1.0, "grey matter"),
         ("diencephalon", t.grey - 3, "deep nuclei"), ("cerebellar cortex", t.grey - 0.5, "cerebellum"),
-        ("cerebellar white matter", t.white + 1, "cerebellum"), ("brain stem", 0.6 * t.white + 0.4 * t.grey, "brain stem"),
+        ("cerebellar white matter", t.white + 1, "cerebellum"),
+        ("brain stem", 0.6 * t.white + 0.4 * t.grey, "brain stem"),
         ("falx", t.grey + 18, "falx and tentorium"), ("tentorium", t.grey + 16, "falx and tentorium"),
         ("dura", t.grey + 16, "falx and tentorium"), ("venous sinus", t.blood + 2, "venous sinuses"),
         ("vein", t.blood - 2, "venous sinuses"), ("artery", t.blood, "artery"),
@@ -99,7 +100,8 @@ def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
         ("facial bone", t.bone - 350, "facial bone"), ("facial marrow", t.marrow - 100, "facial bone"),
         ("mastoid", t.bone - 450, "mastoid"), ("mastoid cells", -100, "mastoid"),
         ("dense bone", t.bone + 350, "skull base"), ("septum", 350, "mastoid"), ("fat", t.fat, "fat"),
-        ("muscle", t.muscle, "muscle"), ("tooth", 2200, "teeth"),
+        ("muscle", t.muscle, "muscle"), ("tooth", 2100, "teeth"),
+        ("suture", 350, "suture"),
         ("periventricular 0", t.white - t.leukoaraiosis, "white matter"),
         ("periventricular 1", t.white - 0.5 * t.leukoaraiosis, "white matter"),
         ("pineal core", t.pineal or 40, "calcification" if t.pineal else "deep nuclei"),
@@ -117,7 +119,7 @@ def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
         share = float(np.clip((t.fat_mm - SKIN_MM - i * LAYER_MM) / LAYER_MM + 1, 0, 1))
         put(f"layer {i}", t.muscle - 6 + share * (t.fat - t.muscle + 6), "fat" if share > 0.5 else "muscle")
     for i in range(LEVELS):
-        share = float(np.clip((t.planes - i * LEVEL_STEP) / LEVEL_STEP, 0, 1))
+        share = float(np.clip((t.planes_mm - i * LEVEL_MM) / LEVEL_MM, 0, 1))
         put(f"soft {i}", t.muscle + share * (t.fat - t.muscle), "fat" if share > 0.5 else "muscle")
     assert len(PARTS) < 255
     return hu, label

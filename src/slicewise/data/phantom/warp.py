@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from slicewise.data.phantom.shapes import smooth_noise
+
 # The head frame's box in mm, (z, y, x) from .. to, and the grid step on which velocities live.
 LOW = (-140.0, -140.0, -104.0)
 HIGH = (112.0, 132.0, 104.0)
@@ -21,18 +23,11 @@ def grid_mm() -> torch.Tensor:
 
 def random_velocity(rng: np.random.Generator, scales_mm: tuple[float, ...], sds_mm: tuple[float, ...]) -> torch.Tensor:
     """float32 (3, D, H, W) mm: the sum of smooth noises, each with its scale and standard deviation."""
-    total = torch.zeros(3, *SHAPE)
-    for scale, sd in zip(scales_mm, sds_mm, strict=True):
-        nodes = [max(int(np.ceil((b - a) / scale)), 1) + 3 for a, b in zip(LOW, HIGH)]
-        noise = torch.from_numpy(rng.standard_normal((1, 3, *nodes), np.float32))
-        smooth = functional.avg_pool3d(functional.pad(noise, (1,) * 6, mode="replicate"), 3, 1) * 2.0
-        fine = functional.interpolate(smooth, SHAPE, mode="trilinear", align_corners=True)[0]
-        # A trilinear lattice has corners; two passes of a box round them off.
-        width = 2 * round(scale / STEP_MM / 4) + 1
-        for _ in range(2):
-            fine = functional.avg_pool3d(functional.pad(fine[None], (width // 2,) * 6, mode="replicate"), width, 1)[0]
-        total += fine * (sd / fine.std())
-    return total
+    parts = [
+        [sd * smooth_noise(rng, SHAPE, (STEP_MM,) * 3, scale) for _ in range(3)]
+        for scale, sd in zip(scales_mm, sds_mm, strict=True)
+    ]
+    return torch.from_numpy(np.sum(parts, 0, dtype=np.float32))
 
 
 def sample(field: torch.Tensor, at_mm: torch.Tensor) -> torch.Tensor:
@@ -43,11 +38,11 @@ def sample(field: torch.Tensor, at_mm: torch.Tensor) -> torch.Tensor:
     return read.view(field.shape[0], *at_mm.shape[1:])
 
 
-def exponential(velocity: torch.Tensor) -> torch.Tensor:
+def exponential(velocity: torch.Tensor, squarings: int = SQUARINGS) -> torch.Tensor:
     """Displacement float32 (3, D, H, W) mm of the flow along a velocity field for unit time."""
     nodes = grid_mm().to(velocity.device)
-    moved = velocity / 2**SQUARINGS
-    for _ in range(SQUARINGS):
+    moved = velocity / 2**squarings
+    for _ in range(squarings):
         moved = moved + sample(moved, nodes + moved)
     return moved
 
@@ -56,5 +51,5 @@ def jacobian(displacement: torch.Tensor) -> torch.Tensor:
     """Determinant of the Jacobian of x -> x + displacement, (D - 1, H - 1, W - 1), by forward differences."""
     whole = grid_mm().to(displacement.device) + displacement
     core = (slice(None), slice(-1), slice(-1), slice(-1))
-    columns = [whole.diff(dim=d)[core[:d] + (slice(None),) + core[d + 1 :]] / STEP_MM for d in (3, 2, 1)]
+    columns = [whole.diff(dim=d)[(*core[:d], slice(None), *core[d + 1 :])] / STEP_MM for d in (3, 2, 1)]
     return torch.linalg.det(torch.stack(columns).permute(2, 3, 4, 0, 1))

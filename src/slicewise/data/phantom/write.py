@@ -21,7 +21,7 @@ from slicewise.errors import UserError, output_errors
 
 
 def write_phantoms(
-    out: Path, count: int, seed: int = 0, settings: PhantomSettings = PhantomSettings(), workers: int = 1
+    out: Path, count: int, seed: int = 0, settings: PhantomSettings | None = None, workers: int = 1
 ) -> list[Path]:
     """Write heads `seed` .. `seed + count - 1` under `out`; returns their DICOM folders.
 
@@ -32,6 +32,7 @@ def write_phantoms(
     A head that is there already with these settings is left alone, so a run that was stopped goes on where it was.
     Raises `UserError` for bad settings, for a head made with other settings, and where `out` cannot be written.
     """
+    settings = settings or PhantomSettings()
     check_settings(settings)
     if count < 1:
         raise UserError(f"--count {count}: ask for one phantom at least")
