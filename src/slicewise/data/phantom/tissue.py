@@ -9,9 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from slicewise.data.phantom.labels import LABELS
-from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_MM, LEVELS, PART, PARTS, SHELLS_MM, SKIN_MM
+from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_MM, LEVELS, PART, SHELLS_MM, SKIN_MM
 
 AIR_HU = -1000.0
+# Standard deviation, HU, of the smooth texture inside parts whose name begins so.
+TEXTURE = {
+    "vault": 60, "diploe": 170, "skull base": 90, "skull base marrow": 150, "facial bone": 80, "facial marrow": 150,
+    "mastoid": 150, "dense bone": 60, "septum": 100, "soft": 3, "muscle": 3, "layer": 5, "scalp fat": 8, "fat": 6,
+    "orbital fat": 5, "mucosa": 6, "cortex": 0.9, "white matter": 0.9, "periventricular": 1.1, "internal capsule": 0.8,
+    "corpus callosum": 0.8, "cerebellar": 0.9, "brain stem": 0.9, "thalamus": 0.9, "putamen": 0.7, "caudate": 0.7,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,14 @@ def draw_tissues(rng: np.random.Generator) -> Tissues:
     )
 
 
+def texture_table() -> np.ndarray:
+    """float32 (256,): `TEXTURE` of every part."""
+    table = np.zeros(256, np.float32)
+    for start, sd in TEXTURE.items():
+        table[[code for name, code in PART.items() if name.startswith(start)]] = sd
+    return table
+
+
 def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
     """(HU float32 (256,), label uint8 (256,)) of every part."""
     hu, label = np.full(256, AIR_HU, np.float32), np.zeros(256, np.uint8)
@@ -121,5 +136,4 @@ def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
     for i in range(LEVELS):
         share = float(np.clip((t.planes_mm - i * LEVEL_MM) / LEVEL_MM, 0, 1))
         put(f"soft {i}", t.muscle + share * (t.fat - t.muscle), "fat" if share > 0.5 else "muscle")
-    assert len(PARTS) < 255
     return hu, label

@@ -21,13 +21,19 @@ from slicewise.errors import UserError, output_errors
 
 
 def write_phantoms(
-    out: Path, count: int, seed: int = 0, settings: PhantomSettings | None = None, workers: int = 1
+    out: Path,
+    count: int,
+    seed: int = 0,
+    settings: PhantomSettings | None = None,
+    workers: int = 1,
+    segmentations: bool = False,
 ) -> list[Path]:
     """Write heads `seed` .. `seed + count - 1` under `out`; returns their DICOM folders.
 
         out/dicom/<patient id>/           one CT series a head, each a patient of its own
         out/labels/<patient id>.nii.gz    tissue labels (uint8, same grid), names in out/labels/labels.json
         out/labels/<patient id>.json      what the head is, and the settings that made it
+        out/segmentations/<patient id>.dcm   with `segmentations`: the labels as DICOM Segmentation
 
     A head that is there already with these settings is left alone, so a run that was stopped goes on where it was.
     Raises `UserError` for bad settings, for a head made with other settings, and where `out` cannot be written.
@@ -48,6 +54,8 @@ def write_phantoms(
     seeds = range(seed, seed + count)
     missing = [one for one in seeds if not _is_written(out, one, settings)]
     write_each(partial(_write_one, out, settings), missing, workers, count)
+    if segmentations:
+        write_each(partial(_write_segmentation, out), list(seeds), workers, count)
     return [out / "dicom" / patient_id(one) for one in seeds]
 
 
@@ -137,6 +145,15 @@ def _write_one(out: Path, settings: PhantomSettings, seed: int) -> None:
         raise UserError(
             f"{folder}: cannot write there ({error.strerror}); free space or give another folder"
         ) from error
+
+
+def _write_segmentation(out: Path, seed: int) -> None:
+    from slicewise.io.dicom_seg import write_segmentation
+
+    name = patient_id(seed)
+    file = out / "segmentations" / f"{name}.dcm"
+    if not file.is_file():
+        write_segmentation(out / "labels" / f"{name}.nii.gz", out / "dicom" / name, file)
 
 
 def _replace_text(path: Path, text: str) -> None:
