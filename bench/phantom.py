@@ -50,7 +50,7 @@ def jacobian(anatomy: Path, count: int) -> None:
         _, fields = load_person(one, None, default_cache())
         first = next(p for p in people if p.split == one.split)
         here, there = (torch.from_numpy(load_shape(p, first, None, default_cache())) for p in (one, other))
-        velocity = real.draw_velocity(rng, draw_tissues(rng), fields, share * (here - there))[0]
+        velocity = real.draw_velocity(rng, draw_tissues(rng, fields.fluid_share), fields, share * (here - there))[0]
         weakened += bool(warp.jacobian(warp.exponential(velocity)).min() < real.LEAST_JACOBIAN)
         found = warp.jacobian(real.unfolded(velocity))
         lowest.append(float(found.min()))

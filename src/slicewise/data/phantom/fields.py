@@ -35,6 +35,12 @@ class Fields:
     ventricle_ml: float
     ventricle_mm: float
 
+    @property
+    def fluid_share(self) -> float:
+        """Fluid in fluid and brain, above the skull base."""
+        fluid, brain = (float(self.classes[i][warp.grid_mm()[2].numpy() > -50].sum()) for i in (2, 3))
+        return fluid / (fluid + brain)
+
 
 def make_fields(head: HeadMap) -> Fields:
     """Fields of a head map, computed on every second voxel."""

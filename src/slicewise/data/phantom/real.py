@@ -29,7 +29,7 @@ def make_tissue(
 
     `morph` is a velocity float32 (3, D, H, W) towards another person, or 0; `pathology` a probability.
     """
-    tissues = draw_tissues(rng)
+    tissues = draw_tissues(rng, fields.fluid_share)
     hu_table, label_table = tables(tissues)
     pose = draw_pose(rng, parts)
     velocity, amounts = draw_velocity(rng, tissues, fields, torch.as_tensor(morph))

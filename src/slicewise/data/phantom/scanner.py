@@ -80,7 +80,7 @@ def scan(seed: tuple[int, ...], tissue: TissueVolume, s: Scanner) -> tuple[np.nd
         _head_holder(draws[2], seen, labels, step)
     if draws[3].random() < s.metal:
         _metal(draws[3], seen, labels, step)
-    seen += beam_hardening(seen, step, s.hardening * float(draws[4].uniform(0.3, 1.0)))
+    seen += beam_hardening(seen, step, s.hardening * float(draws[4].uniform(0.4, 1.7)))
     if draws[5].random() < s.motion:
         _motion(draws[5], seen, step)
     # Pixels over 1 mm average some of the grain away (real head: 3.6 HU at 0.98 mm, 2.75 HU at 1.95 mm).
@@ -219,10 +219,10 @@ def _head_holder(rng: np.random.Generator, seen: torch.Tensor, labels: np.ndarra
     radius, shift = float(rng.uniform(105, 120)), float(rng.normal(0, 3))
     height = lowest - radius
     ring = ((x - shift).square() + (y - height).square()).sqrt() - radius
-    cup = torch.maximum(ring.abs() - 1.2, 0.25 * radius - (y - height))
+    cup = torch.maximum(ring.abs() - float(rng.uniform(1.0, 2.2)), 0.25 * radius - (y - height))
     alpha = (0.5 - cup / pixel).clamp(0, 1)
     empty = ((-700 - seen) / 250).clamp(0, 1)
-    seen += alpha * empty * (float(rng.uniform(-250, -80)) - AIR_HU)
+    seen += alpha * empty * (float(rng.uniform(-250, 120)) - AIR_HU)
     labels[((alpha > 0.5) & (empty > 0.5)).numpy() & (labels == 0)] = LABELS["table"]
 
 

@@ -1,6 +1,6 @@
 """HU of a person's tissues, and tables that turn parts into HU and labels.
 
-Grey 35-40, white 26-31, difference 7-10, fluid 3-9, blood 45-60 (as its haematocrit), muscle 50-60, fat -100, vitreous
+Grey 35-40, white 26-31, difference 7-10, fluid 1-7, blood 45-60 (as its haematocrit), muscle 50-60, fat -100, vitreous
 5-12 HU.
 """
 
@@ -12,6 +12,7 @@ from slicewise.data.phantom.labels import LABELS
 from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_MM, LEVELS, PART, SHELLS_MM, SKIN_MM
 
 AIR_HU = -1000.0
+USUAL_FLUID = 0.28  # share of fluid in what lies inside the skull, as maps draw it
 # Standard deviation, HU, of the smooth texture inside parts whose name begins so.
 TEXTURE = {
     "vault": 60, "diploe": 170, "skull base": 90, "skull base marrow": 150, "facial bone": 80, "facial marrow": 150,
@@ -52,24 +53,26 @@ class Tissues:
     choroid: float
 
 
-def draw_tissues(rng: np.random.Generator) -> Tissues:
-    """One person's tissues. Haematocrit moves blood, grey and white together; age moves fluid and white matter."""
+def draw_tissues(rng: np.random.Generator, fluid_share: float = USUAL_FLUID) -> Tissues:
+    """One person's tissues. Haematocrit moves blood, grey and white together; age moves fluid and white matter. Of a
+    map with little fluid (`fluid_share` of brain and fluid) the sulci open wider than of one with much."""
     haematocrit = float(rng.normal(0, 1))
     age = float(np.clip(rng.normal(58, 19), 20, 95))
     old = (age - 58) / 20
     grey = 37.2 + 0.9 * haematocrit + rng.normal(0, 0.7)
+    room = float(np.clip(5 * (USUAL_FLUID - fluid_share), -0.5, 0.5))
     white = grey - rng.uniform(8.0, 10.5) - 0.3 * max(old, 0)
     return Tissues(
         age=age,
         grey=float(grey),
         white=float(white),
-        csf=float(rng.uniform(3, 8)),
+        csf=float(rng.uniform(1, 7)),
         blood=float(51 + 4 * haematocrit + rng.normal(0, 1)),
         bone=float(rng.normal(1500, 130)),
         marrow=float(rng.normal(420, 90)),
         muscle=float(rng.normal(56, 3)),
         fat=float(rng.normal(-102, 5)),
-        sulci_mm=float(np.clip(-0.5 + 0.28 * old + rng.normal(0, 0.25), -1.1, 0.9)),
+        sulci_mm=float(np.clip(-0.4 + 0.28 * old + rng.normal(0, 0.25) + room, -1.1, 0.9)),
         fat_mm=float(np.exp(rng.normal(np.log(4.0), 0.4))),
         planes_mm=float(rng.uniform(0.5, 1.5)),
         leukoaraiosis=float(max(0.0, rng.normal(0.8 + 1.6 * old, 1.5))),
