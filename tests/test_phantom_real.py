@@ -442,7 +442,9 @@ def test_pathology_shows_in_hu_and_label(kind, person: tuple[Parts, Fields]) -> 
     code = real.sample_parts(parts, torch.zeros(3, *warp.SHAPE), np.eye(3), z, y, x).numpy()
     hu, labels = hu_table[code], label_table[code]
     before = hu.copy(), labels.copy()
-    said = kind(pathology.Scene(np.random.default_rng(3), t, hu, labels, code, (1.25, 1.0, 1.0)))
+    nowhere = (slice(None), slice(None))
+    tissue = TissueVolume(hu, labels, (1.25, 1.0, 1.0), np.arange(2), nowhere, 190, dataclasses.asdict(t))
+    said = kind(pathology.Scene(np.random.default_rng(3), tissue))
     new = labels != before[1]
     name = {"intracerebral": "bleed", "extradural": "bleed", "subdural": "bleed", "subarachnoid": "bleed"}.get(
         kind.__name__.split("_")[0], "bleed" if "bleed" in kind.__name__ else kind.__name__

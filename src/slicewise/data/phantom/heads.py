@@ -11,6 +11,7 @@ from slicewise.hu import round_hu
 from slicewise.volume import Acquisition, Volume
 
 PHANTOM_VERSION = 3
+PATHOLOGY = 100  # its own stream of random numbers
 SIZES = (128, 256, 512)
 
 
@@ -23,7 +24,7 @@ class PhantomSettings:
     size : pixels per side in plane: 128, 256 or 512.
     fov_mm : in-plane field of view in mm.
     slice_mm : slice spacing and slice profile width in mm.
-    pathology : probability that a head has a mild pathology (bleed, infarct, atrophy or calcification).
+    pathology : probability that a head has a mild pathology: bleed, infarct, tumour, calcification or fracture.
     table : probability that the head holder is in view.
     profile_mm : width of the slice profile in mm; 0: as slice_mm.
     kernel : reconstruction kernel: soft, standard or bone.
@@ -79,10 +80,10 @@ class Phantom:
     source: str = ""
 
 
-
 def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Phantom:
     """The head of this seed: the same bits for the same seed and settings on one platform. Raises `UserError` for bad
     settings and for label maps that are none."""
+    from slicewise.data.phantom.pathology import paint_pathology
     from slicewise.data.phantom.scanner import Scanner, scan
 
     s = check_settings(settings)
@@ -91,7 +92,7 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     if s.anatomy is None:
         from slicewise.data.phantom.procedural import make_tissue
 
-        tissue = make_tissue(rng, s.size, s.fov_mm, s.slice_mm, s.pathology)
+        tissue = make_tissue(rng, s.size, s.fov_mm, s.slice_mm)
     else:
         from slicewise.data.phantom import real
 
@@ -103,9 +104,9 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
         parts, fields = load_person(person, s.numbering, cache)
         first = next(p for p in people if p.split == split)
         here, there = (load_shape(p, first, s.numbering, cache) for p in (person, other)) if share else (0.0, 0.0)
-        tissue = real.make_tissue(
-            rng, parts, fields, share * (here - there), s.size, s.fov_mm, s.slice_mm, s.pathology, s.device
-        )
+        tissue = real.make_tissue(rng, parts, fields, share * (here - there), s.size, s.fov_mm, s.slice_mm, s.device)
+    chance = np.random.default_rng([PHANTOM_VERSION, seed, PATHOLOGY])
+    tissue.description["pathology"] = paint_pathology(chance, tissue) if chance.random() < s.pathology else ""
     profile = s.profile_mm or s.slice_mm
     imaging = Scanner(
         s.size, s.fov_mm, s.slice_mm, profile, s.kernel, s.noise_hu, s.hardening, s.table, s.motion, s.metal

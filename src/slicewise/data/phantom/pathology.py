@@ -5,30 +5,25 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from slicewise.data.phantom.labels import LABELS
-from slicewise.data.phantom.parts import PART
+from slicewise.data.phantom.labels import LABELS, TissueVolume
 from slicewise.data.phantom.shapes import smooth_noise
-from slicewise.data.phantom.tissue import Tissues
 
 COARSE_MM = 2.5
 
 
-def _where(*starts: str) -> np.ndarray:
-    """bool (256,): parts whose name begins with one of these."""
+def _where(*names: str) -> np.ndarray:
+    """bool (256,): these labels."""
     table = np.zeros(256, bool)
-    table[[code for name, code in PART.items() if name.startswith(starts)]] = True
+    table[[LABELS[name] for name in names]] = True
     return table
 
 
-_WHITE = _where("white matter", "periventricular", "internal capsule", "corpus callosum")
-_GREY = _where("cortex", "thalamus", "caudate", "putamen", "pallidum", "hippocampus")
-_DEEP = _where("putamen", "thalamus", "pallidum")
-_FLUID = _where("sulcus", "cistern")
-_CAVITY = _where(
-    "white", "periventricular", "internal", "corpus", "cortex", "thalamus", "caudate", "putamen", "pallidum",
-    "hippocampus", "sulcus", "cistern", "ventricle", "choroid", "falx", "diencephalon",
-)  # fmt: skip
-_VAULT = _where("vault", "diploe")
+_WHITE = _where("white matter", "internal capsule", "corpus callosum")
+_CORTEX, _DEEP = _where("grey matter"), _where("deep nuclei")
+_TISSUE = _WHITE | _CORTEX | _DEEP
+_FLUID, _VENTRICLE = _where("sulci", "cisterns"), _where("ventricles")
+_CAVITY = _TISSUE | _FLUID | _VENTRICLE | _where("falx and tentorium")
+_VAULT = _where("skull", "diploe", "suture")
 
 
 class Scene:
@@ -36,20 +31,23 @@ class Scene:
 
     Attributes
     ----------
-    hu, labels, code : float32, uint8, uint8 (Z, Y, X): HU, `LABELS`, codes of `PARTS`.
+    hu, labels : float32, uint8 (Z, Y, X), changed in place.
+    whole : uint8 (Z, Y, X), the labels as they were.
     step : (z, y, x) mm.
-    rng, tissues : this head's draws.
+    grey, white, csf, blood : HU of this head's tissues.
+    rng : draws of the pathology alone.
     """
 
-    def __init__(
-        self, rng: np.random.Generator, tissues: Tissues, hu: np.ndarray, labels: np.ndarray, code: np.ndarray,
-        step: tuple[float, float, float],
-    ) -> None:  # fmt: skip
-        self.rng, self.tissues, self.hu, self.labels, self.code, self.step = rng, tissues, hu, labels, code, step
+    def __init__(self, rng: np.random.Generator, tissue: TissueVolume) -> None:
+        self.rng, self.step = rng, tissue.step_mm
+        self.hu, self.labels, self.whole = tissue.hu, tissue.labels, tissue.labels.copy()
+        self.grey, self.white, self.csf, self.blood = (
+            float(tissue.description[name]) for name in ("grey", "white", "csf", "blood")
+        )
 
     def pick(self, table: np.ndarray) -> np.ndarray | None:
-        """A random voxel (z, y, x) of these parts; None where there is none."""
-        thin = self.code[::2, ::3, ::3]
+        """A random voxel (z, y, x) of these labels; None where there is none."""
+        thin = self.whole[::2, ::3, ::3]
         there = np.flatnonzero(table[thin])
         if not len(there):
             return None
@@ -60,7 +58,7 @@ class Scene:
         """The box within `reach_mm` of a voxel, and its (z, y, x) coordinates about it, mm, open grids."""
         step = np.array(self.step)
         low = np.maximum(np.floor(centre - reach_mm / step), 0).astype(int)
-        high = np.minimum(np.ceil(centre + reach_mm / step) + 1, self.code.shape).astype(int)
+        high = np.minimum(np.ceil(centre + reach_mm / step) + 1, self.whole.shape).astype(int)
         grids = np.ogrid[tuple(slice(a, b) for a, b in zip(low, high))]
         return tuple(map(slice, low, high)), [(g - c) * s for g, c, s in zip(grids, centre, step)]
 
@@ -85,10 +83,10 @@ def intracerebral_bleed(s: Scene) -> str:
         return ""
     radius = float(s.rng.uniform(5, 17))
     box, d = s.blob(centre, radius, 0.22)
-    tissue = (_WHITE | _GREY)[s.code[box]]
-    s.mix(box, np.clip(0.5 - (d - 4) / 5, 0, 1) * tissue * 0.7, s.tissues.white - 9, "oedema")
-    density = s.tissues.blood * 1.25 + s.rng.normal(0, 3)
-    s.mix(box, np.clip(0.5 - d / 1.5, 0, 1) * (_WHITE | _GREY | _where("ventricle"))[s.code[box]], density, "bleed")
+    tissue = _TISSUE[s.whole[box]]
+    s.mix(box, np.clip(0.5 - (d - 4) / 5, 0, 1) * tissue * 0.7, s.white - 9, "oedema")
+    density = s.blood * 1.25 + s.rng.normal(0, 3)
+    s.mix(box, np.clip(0.5 - d / 1.5, 0, 1) * (_TISSUE | _VENTRICLE)[s.whole[box]], density, "bleed")
     return f"intracerebral bleed of {2 * radius:.0f} mm"
 
 
@@ -104,7 +102,7 @@ def subdural_bleed(s: Scene) -> str:
 
 def _cap(s: Scene, depth: float, curve: float, name: str) -> str:
     stride = [max(1, round(COARSE_MM / v)) for v in s.step]
-    cavity = _CAVITY[s.code[:: stride[0], :: stride[1], :: stride[2]]]
+    cavity = _CAVITY[s.whole[:: stride[0], :: stride[1], :: stride[2]]]
     if cavity.sum() < 1000:
         return ""
     step = [a * b for a, b in zip(stride, s.step)]
@@ -126,48 +124,47 @@ def _cap(s: Scene, depth: float, curve: float, name: str) -> str:
     else:
         shape = -depth - along
     shape = np.where(inside > 0, shape, 9).astype(np.float32)
-    zoom = [n / m for n, m in zip(s.code.shape, shape.shape)]
+    zoom = [n / m for n, m in zip(s.whole.shape, shape.shape)]
     fine = ndimage.zoom(shape, zoom, order=1, mode="nearest", grid_mode=True)
     age = s.rng.random()
-    density = s.tissues.blood * 1.2 if age < 0.6 or not curve else s.rng.uniform(14, 40)
+    density = s.blood * 1.2 if age < 0.6 or not curve else s.rng.uniform(14, 40)
     everywhere = (slice(None),) * 3
-    s.mix(everywhere, np.clip(0.5 - fine / 1.5, 0, 1) * _CAVITY[s.code], density, "bleed")
+    s.mix(everywhere, np.clip(0.5 - fine / 1.5, 0, 1) * _CAVITY[s.whole], density, "bleed")
     return f"{name}, {depth:.0f} mm deep"
 
 
 def subarachnoid_bleed(s: Scene) -> str:
-    centre = s.pick(_where("cistern"))
+    centre = s.pick(_where("cisterns"))
     if centre is None:
         return ""
     reach = float(s.rng.uniform(18, 45))
     box, mm = s.around(centre, 2 * reach)
     fade = np.exp(-sum(m * m for m in mm) / (2 * reach * reach))
-    s.mix(box, (fade * _FLUID[s.code[box]]).astype(np.float32), s.tissues.blood * 1.1, "bleed")
+    s.mix(box, (fade * _FLUID[s.whole[box]]).astype(np.float32), s.blood * 1.1, "bleed")
     return f"subarachnoid bleed, {reach:.0f} mm about a cistern"
 
 
 def intraventricular_bleed(s: Scene) -> str:
     """Blood settles in the back of the lateral ventricles, with a level."""
-    ventricle = _where("ventricle", "choroid")[s.code]
+    ventricle = _VENTRICLE[s.whole]
     rows = np.flatnonzero(ventricle.any((0, 2)))
     if len(rows) < 10:
         return ""
     level = float(np.quantile(rows, s.rng.uniform(0.72, 0.9)))
-    y = np.arange(s.code.shape[1])[None, :, None]
-    s.mix((slice(None),) * 3, ventricle * np.clip(0.5 + (y - level) * s.step[1], 0, 1), s.tissues.blood * 1.2, "bleed")
+    y = np.arange(s.whole.shape[1])[None, :, None]
+    s.mix((slice(None),) * 3, ventricle * np.clip(0.5 + (y - level) * s.step[1], 0, 1), s.blood * 1.2, "bleed")
     return "intraventricular bleed"
 
 
 def infarct(s: Scene) -> str:
-    centre = s.pick(_where("cortex") if s.rng.random() < 0.6 else _WHITE | _DEEP)
+    centre = s.pick(_CORTEX if s.rng.random() < 0.6 else _WHITE | _DEEP)
     if centre is None:
         return ""
     radius = float(np.exp(s.rng.uniform(np.log(5), np.log(28))))
     box, d = s.blob(centre, radius, 0.28)
-    code = s.code[box]
     old = s.rng.random() < 0.45
-    alpha = np.clip(0.5 - d / (2 if old else 6), 0, 1) * (_WHITE | _GREY)[code]
-    target = s.tissues.csf + 6 if old else s.tissues.white - s.rng.uniform(2, 7)
+    alpha = np.clip(0.5 - d / (2 if old else 6), 0, 1) * _TISSUE[s.whole[box]]
+    target = s.csf + 6 if old else s.white - s.rng.uniform(2, 7)
     s.mix(box, alpha, target, "infarct")
     return f"{'old' if old else 'recent'} infarct of {2 * radius:.0f} mm"
 
@@ -179,15 +176,15 @@ def tumour(s: Scene) -> str:
     radius = float(s.rng.uniform(4, 11))
     box, d = s.blob(centre, radius, 0.15)
     big, rim = s.blob(centre, radius * 2.2, 0.25)
-    s.mix(big, np.clip(0.5 - rim / 5, 0, 1) * _WHITE[s.code[big]] * 0.8, s.tissues.white - 8, "oedema")
-    s.mix(box, np.clip(0.5 - d / 2, 0, 1), s.tissues.grey + s.rng.uniform(-2, 12), "tumour")
+    s.mix(big, np.clip(0.5 - rim / 5, 0, 1) * _WHITE[s.whole[big]] * 0.8, s.white - 8, "oedema")
+    s.mix(box, np.clip(0.5 - d / 2, 0, 1), s.grey + s.rng.uniform(-2, 12), "tumour")
     if radius > 6:
-        s.mix(box, np.clip(0.5 - (d + 3.5) / 2, 0, 1), s.tissues.csf + 8, "tumour")
+        s.mix(box, np.clip(0.5 - (d + 3.5) / 2, 0, 1), s.csf + 8, "tumour")
     return f"tumour of {2 * radius:.0f} mm"
 
 
 def calcification(s: Scene) -> str:
-    centre = s.pick(_where("pallidum") if s.rng.random() < 0.5 else _WHITE | _GREY)
+    centre = s.pick(_DEEP if s.rng.random() < 0.5 else _TISSUE)
     if centre is None:
         return ""
     radius = float(s.rng.uniform(1.5, 4))
@@ -205,10 +202,10 @@ def fracture(s: Scene) -> str:
     box, mm = s.around(centre, length)
     normal = s.rng.normal(0, 1, 3)
     normal /= np.linalg.norm(normal)
-    wave = 1.5 * smooth_noise(s.rng, s.code[box].shape, s.step, 12.0)
+    wave = 1.5 * smooth_noise(s.rng, s.whole[box].shape, s.step, 12.0)
     across = np.abs(sum(m * n for m, n in zip(mm, normal)) + wave) - s.rng.uniform(0.35, 0.9)
     within = np.sqrt(sum(m * m for m in mm)) < length
-    s.mix(box, np.clip(0.5 - across, 0, 1) * (_VAULT[s.code[box]] & within), 90.0, "fracture")
+    s.mix(box, np.clip(0.5 - across, 0, 1) * (_VAULT[s.whole[box]] & within), 90.0, "fracture")
     return f"skull fracture of {length:.0f} mm"
 
 
@@ -218,6 +215,6 @@ KINDS: tuple[Callable[[Scene], str], ...] = (
 )  # fmt: skip
 
 
-def paint_pathology(scene: Scene) -> str:
-    """Paint one kind at random; what it is, or empty text where the head shows no place for it."""
-    return KINDS[int(scene.rng.integers(len(KINDS)))](scene)
+def paint_pathology(rng: np.random.Generator, tissue: TissueVolume) -> str:
+    """Paint one kind at random into a tissue volume; what it is, or empty text where the head shows no place for it."""
+    return KINDS[int(rng.integers(len(KINDS)))](Scene(rng, tissue))

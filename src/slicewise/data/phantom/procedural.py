@@ -5,9 +5,9 @@ Shape statistics come from the brain masks of TCIA head and neck scans (CC BY 4.
 
 import numpy as np
 
-from slicewise.data.phantom.brain import paint_brain, paint_pathology
+from slicewise.data.phantom.brain import paint_brain
 from slicewise.data.phantom.labels import TissueVolume, fine_grid
-from slicewise.data.phantom.shapes import Canvas, Person, draw_person, expand, linear_matrix, smooth_noise
+from slicewise.data.phantom.shapes import Canvas, Person, draw_person, expand, linear_matrix, rotation, smooth_noise
 from slicewise.data.phantom.skull import (
     cavity,
     paint_air,
@@ -19,11 +19,9 @@ from slicewise.data.phantom.skull import (
 )
 
 
-def make_tissue(
-    rng: np.random.Generator, size: int, fov_mm: float, slice_mm: float, pathology: float
-) -> TissueVolume:
-    """The head of these draws on sub-slices of at most 1.7 mm; `pathology` is a probability."""
-    person = draw_person(rng, pathology)
+def make_tissue(rng: np.random.Generator, size: int, fov_mm: float, slice_mm: float) -> TissueVolume:
+    """The head of these draws on sub-slices of at most 1.7 mm."""
+    person = draw_person(rng)
     per_slice, factor = fine_grid(size, fov_mm, slice_mm, 1.7)
     dz, n_fine = slice_mm / per_slice, size * factor
     pixel = fov_mm / n_fine
@@ -32,12 +30,10 @@ def make_tissue(
     n_slices = round((top - bottom) / slice_mm)
     n_z = n_slices * per_slice + per_slice
     canvas, crop = _canvas(rng, person, (n_z, n_fine, n_fine), (dz, pixel, pixel), top + per_slice // 2 * dz)
-    found = _paint(canvas, person)
+    _paint(canvas, person)
     centres = np.arange(n_slices) * per_slice + per_slice // 2
     described = {k: (round(v, 3) if isinstance(v, float) else v) for k, v in vars(person).items()}
-    return TissueVolume(
-        canvas.hu, canvas.labels, (dz, pixel, pixel), centres, crop, n_fine, described | {"pathology": found}
-    )
+    return TissueVolume(canvas.hu, canvas.labels, (dz, pixel, pixel), centres, crop, n_fine, described)
 
 
 def _canvas(
@@ -59,7 +55,7 @@ def _canvas(
     y = ((np.arange(y0, y1) - centre_y) * step[1]).astype(np.float32)[None, :, None]
     x = ((np.arange(x0, x1) - centre_x) * step[2]).astype(np.float32)[None, None, :]
     pitch, roll, yaw = np.deg2rad([person.tilt, rng.normal(0, 2.0), rng.normal(0, 3.0)])
-    turn = _rotation(pitch, roll, yaw)
+    turn = rotation(pitch, roll, yaw).astype(np.float32)
     full = (n_z, y1 - y0, x1 - x0)
     out = []
     for row in range(3):  # x, y, z of the head frame
@@ -70,17 +66,8 @@ def _canvas(
     return Canvas(head_x, head_y, head_z, step, rng), (slice(y0, y1), slice(x0, x1))
 
 
-def _rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
-    """Rotation matrix float32 (3, 3) about x, then y, then z."""
-    cp, sp, cr, sr, cy, sy = (f(a) for a in (pitch, roll, yaw) for f in (np.cos, np.sin))
-    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
-    about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
-    return (about_z @ about_y @ about_x).astype(np.float32)
-
-
-def _paint(c: Canvas, person: Person) -> str:
-    """Paint the whole head; returns the description of its pathology."""
+def _paint(c: Canvas, person: Person) -> None:
+    """Paint the whole head."""
     every_other = (slice(None), slice(None, None, 2), slice(None, None, 2))
     up = (np.eye(c.x.shape[0], dtype=np.float32), *(linear_matrix(n, 2) for n in c.x.shape[1:]))
     coarse = (c.x[every_other], c.y[every_other], c.z[every_other])
@@ -97,6 +84,4 @@ def _paint(c: Canvas, person: Person) -> str:
     paint_orbits(c, outside)
     paint_air(c, person)
     paint_brain(c, person, inner)
-    pathology = paint_pathology(c, person, inner)
     paint_ears(c, person, outside)
-    return pathology

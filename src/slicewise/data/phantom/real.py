@@ -9,8 +9,7 @@ from slicewise.data.phantom import warp
 from slicewise.data.phantom.fields import TARGETS, Fields
 from slicewise.data.phantom.labels import TissueVolume, fine_grid
 from slicewise.data.phantom.parts import FINE_MM, Parts
-from slicewise.data.phantom.pathology import Scene, paint_pathology
-from slicewise.data.phantom.shapes import smooth_noise
+from slicewise.data.phantom.shapes import rotation, smooth_noise
 from slicewise.data.phantom.tissue import Tissues, draw_tissues, tables, texture_table
 
 FINEST_Z_MM = 1.25
@@ -23,11 +22,11 @@ RANDOM_SCALES_MM, RANDOM_SDS_MM = (60.0, 30.0, 14.0), (2.2, 1.2, 0.45)
 
 def make_tissue(
     rng: np.random.Generator, parts: Parts, fields: Fields, morph: np.ndarray | float, size: int, fov_mm: float,
-    slice_mm: float, pathology: float, device: str = "cpu",
+    slice_mm: float, device: str = "cpu",
 ) -> TissueVolume:  # fmt: skip
     """The head of these draws on sub-slices of at most 1.25 mm; in plane half the pixel at 128, else the pixel.
 
-    `morph` is a velocity float32 (3, D, H, W) towards another person, or 0; `pathology` a probability.
+    `morph` is a velocity float32 (3, D, H, W) towards another person, or 0.
     """
     tissues = draw_tissues(rng, fields.fluid_share)
     hu_table, label_table = tables(tissues)
@@ -55,11 +54,8 @@ def make_tissue(
     grain = sum(smooth_noise(rng, code.shape, step, scale) for scale in TEXTURE_MM)
     hu += np.take(texture_table() / np.sqrt(len(TEXTURE_MM), dtype=np.float32), code) * grain
     centres = np.arange(n_slices) * per_slice + per_slice // 2
-    found = ""
-    if rng.random() < pathology:
-        found = paint_pathology(Scene(rng, tissues, hu, labels, code, step))
     described = {k: round(v, 3) for k, v in asdict(tissues).items()}
-    described |= {f"{name}_mm": round(a, 3) for name, a in zip(TARGETS, amounts)} | {"pathology": found}
+    described |= {f"{name}_mm": round(a, 3) for name, a in zip(TARGETS, amounts)}
     return TissueVolume(hu, labels, step, centres, (rows, columns), n_fine, described)
 
 
@@ -102,17 +98,8 @@ def draw_pose(rng: np.random.Generator, parts: Parts) -> np.ndarray:
     shear = np.eye(3) + np.triu(rng.normal(0, 0.012, (3, 3)), 1)
     mirror = np.diag([-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0])
     head = mirror @ shear @ scale
-    pose = head @ _rotation(pitch, roll, yaw)
-    return head @ _rotation(own, roll / 2, yaw) if _floor(parts, pose) > FLOOR_MM[1] else pose
-
-
-def _rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
-    """Rotation about x, then y, then z."""
-    cp, sp, cr, sr, cy, sy = (f(a) for a in (pitch, roll, yaw) for f in (np.cos, np.sin))
-    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
-    about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    pose = head @ rotation(pitch, roll, yaw)
+    return head @ rotation(own, roll / 2, yaw) if _floor(parts, pose) > FLOOR_MM[1] else pose
 
 
 def _to_mm(parts: Parts, index: np.ndarray) -> np.ndarray:
