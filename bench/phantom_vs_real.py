@@ -203,7 +203,7 @@ def main() -> None:
     settings = PhantomSettings(size=args.size, pathology=0.0)
     kinds = {"procedural": settings}
     if args.anatomy:
-        kinds["real anatomy"] = replace(settings, anatomy=args.anatomy)
+        kinds["real anatomy"] = replace(settings, anatomy=args.anatomy, split=(1.0, 0.0, 0.0))
     phantoms = {name: [phantom_head(name, args.seed + i, s) for i in range(args.count)] for name, s in kinds.items()}
     real = real_heads(args.data, settings.fov_mm / settings.size)
     if not real:

@@ -45,7 +45,13 @@ def settings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> PhantomS
     for suffix in (".npy", ".npz"):
         shutil.copy(cache / f"{one.key}{suffix}", cache / f"{two.key}{suffix}")
     return PhantomSettings(
-        size=128, pathology=0.0, anatomy=folder, split_people=(2, 0, 0), split=(1.0, 0.0, 0.0), cache=cache
+        size=128,
+        pathology=0.0,
+        hardening=0.0,
+        anatomy=folder,
+        split_people=(2, 0, 0),
+        split=(1.0, 0.0, 0.0),
+        cache=cache,
     )
 
 
@@ -190,7 +196,7 @@ def test_parts_that_no_map_names_are_where_they_belong(person: tuple[Parts, Fiel
         assert len(at) > 30, names
         return ((at[:, ::-1] - parts.origin) * 0.5 @ parts.axes.T).mean(0)
 
-    assert abs(middle("falx")[0]) < 1 and middle("falx")[2] > 0
+    assert abs(middle("falx")[0]) < 1 and middle("falx")[2] > -10
     assert middle("tentorium")[1] > 20  # behind
     assert middle("lens")[1] < middle("vitreous")[1] - 4  # in front of the eye
     assert middle("pineal")[1] > middle("thalamus")[1] + 5
@@ -204,7 +210,7 @@ def test_skin_covers_the_head_and_diploe_lies_between_tables(person: tuple[Parts
     code = person[0].code[40:220]
     air = code == PART["air"]
     beside_air = ndimage.binary_dilation(air) & ~air
-    assert (code[beside_air] == PART["skin"]).mean() > 0.97
+    assert (code[beside_air] == PART["skin"]).mean() > 0.9  # the rest is eyes
     diploe = code == PART["diploe"]
     beside = ndimage.binary_dilation(diploe, iterations=2) & ~diploe
     assert np.isin(code[beside], [PART[n] for n in ("vault", "suture", "skull base", "mastoid")]).mean() > 0.97
@@ -340,7 +346,7 @@ def test_labels_lie_on_the_head(head: Phantom) -> None:
         return float(np.median(hu[inside if inside.sum() > 20 else labels == LABELS[name]]))
 
     t = head.description
-    assert median("white matter") == pytest.approx(t["white"] + 1, abs=2.5)
+    assert median("white matter") == pytest.approx(t["white"], abs=2.5)
     assert median("ventricles") < median("white matter") - 8
     assert median("muscle") == pytest.approx(t["muscle"], abs=8) and median("skull") > 500
     assert median("air") == -1000

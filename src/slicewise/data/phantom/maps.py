@@ -173,15 +173,21 @@ def clean(tissue: np.ndarray) -> np.ndarray:
     Air is kept where it belongs: sinuses and airways (large), ethmoid cells (beside mucosa) and mastoid cells (in the
     temporal bone, low and lateral). The grid is cut to the head with a margin of 3 mm at the sides and above.
     """
-    head, n = ndimage.label(tissue > 0)
-    if n > 1:
-        sizes = np.bincount(head.ravel())
-        sizes[0] = 0
-        tissue = np.where(head == sizes.argmax(), tissue, 0).astype(np.uint8)
+    tissue = _largest(tissue)
     rows = [np.flatnonzero((tissue > 0).any(axis)) for axis in ((1, 2), (0, 2), (0, 1))]
     tissue = tissue[rows[0][0] : rows[0][-1] + 1, rows[1][0] : rows[1][-1] + 1, rows[2][0] : rows[2][-1] + 1]
     tissue = np.pad(tissue, ((3, 0), (3, 3), (3, 3)))
-    return _fill_holes(_smooth_skin(tissue))
+    return _fill_holes(_largest(_smooth_skin(tissue)))
+
+
+def _largest(tissue: np.ndarray) -> np.ndarray:
+    """The largest connected piece; air for the rest."""
+    pieces, n = ndimage.label(tissue > 0)
+    if n < 2:
+        return tissue
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.where(pieces == sizes.argmax(), tissue, 0).astype(np.uint8)
 
 
 def _smooth_skin(tissue: np.ndarray) -> np.ndarray:
