@@ -18,8 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from slicewise.data.phantom import PhantomSettings, make_phantom, real, warp
-from slicewise.data.phantom.heads import draw_people
-from slicewise.data.phantom.people import default_cache, find_people, load_person, load_shape
+from slicewise.data.phantom.heads import draw_descent
+from slicewise.data.phantom.people import default_cache, load_person, load_shape
 from slicewise.data.phantom.tissue import draw_tissues
 from slicewise.io.dicom import read_series
 
@@ -44,15 +44,14 @@ def speed(anatomy: Path) -> None:
 
 def jacobian(anatomy: Path, count: int) -> None:
     """Determinants of the whole deformation of heads: random, targeted and morph together."""
-    people = find_people(anatomy, None, (10, 3, 3))
+    settings = PhantomSettings(anatomy=anatomy, split=TRAIN)
     lowest, highest, spread, weakened = [], [], [], 0
     for seed in range(count):
-        rng = np.random.default_rng(seed)
-        one, other, share = draw_people(rng, people, TRAIN)
-        _, fields = load_person(one, None, default_cache())
-        first = next(p for p in people if p.split == one.split)
-        here, there = (torch.from_numpy(load_shape(p, first, None, default_cache())) for p in (one, other))
-        velocity = real.draw_velocity(rng, draw_tissues(rng, fields.fluid_share), fields, share * (here - there))[0]
+        d = draw_descent(seed, settings)
+        _, fields = load_person(d.person, None, default_cache())
+        here, there = (torch.from_numpy(load_shape(p, d.first, None, default_cache())) for p in (d.person, d.other))
+        tissues = draw_tissues(d.rng, fields.fluid_share)
+        velocity = real.draw_velocity(d.rng, tissues, fields, d.share * (here - there))[0]
         weakened += bool(warp.jacobian(warp.exponential(velocity)).min() < real.LEAST_JACOBIAN)
         found = warp.jacobian(real.unfolded(velocity))
         lowest.append(float(found.min()))

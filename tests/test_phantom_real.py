@@ -14,7 +14,7 @@ from scipy import ndimage
 from label_maps import label_map, write_map
 from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, pathology, real, store_phantoms, warp
 from slicewise.data.phantom.fields import TARGETS, Fields, make_fields, register
-from slicewise.data.phantom.heads import draw_people
+from slicewise.data.phantom.heads import draw_descent
 from slicewise.data.phantom.labels import TissueVolume
 from slicewise.data.phantom.maps import BONE, CODE, HeadMap, find_maps, outside, read_map, read_numbering
 from slicewise.data.phantom.parts import PART, SHELLS_MM, Parts
@@ -353,13 +353,13 @@ def test_labels_lie_on_the_head(head: Phantom) -> None:
     assert np.median(hu[:, :, :3]) == -1000
 
 
-def test_persons_and_splits(settings: PhantomSettings, head: Phantom) -> None:
+def test_two_thirds_of_heads_are_morphs_and_say_so(settings: PhantomSettings, head: Phantom) -> None:
     assert head.split == "train" and "phantom seed 5 of " in head.source
-    assert settings.anatomy
-    people = find_people(settings.anatomy, None, (2, 0, 0))
-    drawn = [draw_people(np.random.default_rng(i), people, settings.split) for i in range(60)]
-    morphs = [share for _, _, share in drawn if share]
-    assert 10 < len(morphs) < 35 and all(0.1 <= s <= 0.7 for s in morphs)
+    drawn = [draw_descent(seed, settings) for seed in range(60)]
+    morphs = [d.share for d in drawn if d.share]
+    assert 10 < len(morphs) < 35 and all(0.1 <= s <= 0.7 for s in morphs)  # of two persons half the pairs are one
+    seed = next(i for i, d in enumerate(drawn) if d.share)
+    assert f"{drawn[seed].share:.2f} of the way to {drawn[seed].other.name}" in make_phantom(seed, settings).source
 
 
 def test_no_split_shares_a_person(tmp_path: Path) -> None:
@@ -367,11 +367,12 @@ def test_no_split_shares_a_person(tmp_path: Path) -> None:
         (tmp_path / f"sub-{i:02d}.nii.gz").write_bytes(b"%d" % i)
     people = find_people(tmp_path, None, (10, 3, 3))
     assert [sum(p.split == s for p in people) for s in ("train", "val", "test")] == [10, 3, 3]
+    settings = PhantomSettings(anatomy=tmp_path, split=(0.4, 0.3, 0.3))
     seen: dict[str, str] = {}
-    for i in range(300):
-        one, other, share = draw_people(np.random.default_rng(i), people, (0.4, 0.3, 0.3))
-        for p in (one, other) if share else (one,):
-            assert seen.setdefault(p.name, one.split) == one.split == p.split
+    for seed in range(300):
+        d = draw_descent(seed, settings)
+        for p in (d.person, *d.morphed):
+            assert seen.setdefault(p.name, d.person.split) == d.person.split == p.split == d.first.split
     assert len(seen) == 16
 
 

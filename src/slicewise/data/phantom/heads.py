@@ -87,24 +87,23 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     from slicewise.data.phantom.scanner import Scanner, scan
 
     s = check_settings(settings)
-    rng = np.random.default_rng([PHANTOM_VERSION, seed])
     split, source, model = "", f"phantom seed {seed}", "Procedural head phantom"
     if s.anatomy is None:
         from slicewise.data.phantom.procedural import make_tissue
 
-        tissue = make_tissue(rng, s.size, s.fov_mm, s.slice_mm)
+        tissue = make_tissue(np.random.default_rng([PHANTOM_VERSION, seed]), s.size, s.fov_mm, s.slice_mm)
     else:
         from slicewise.data.phantom import real
 
-        people = find_people(s.anatomy, s.numbering, s.split_people)
-        person, other, share = draw_people(rng, people, s.split)
-        split, model = person.split, "Head phantom from real anatomy"
-        source += f" of {person.name}" + (f", {share:.2f} of the way to {other.name}" if share else "")
-        cache = s.cache or default_cache()
-        parts, fields = load_person(person, s.numbering, cache)
-        first = next(p for p in people if p.split == split)
-        here, there = (load_shape(p, first, s.numbering, cache) for p in (person, other)) if share else (0.0, 0.0)
-        tissue = real.make_tissue(rng, parts, fields, share * (here - there), s.size, s.fov_mm, s.slice_mm, s.device)
+        descent = draw_descent(seed, s)
+        split, model = descent.person.split, "Head phantom from real anatomy"
+        source += f" of {descent.person.name}"
+        if descent.share:
+            source += f", {descent.share:.2f} of the way to {descent.other.name}"
+        parts, fields = load_person(descent.person, s.numbering, cache_of(s))
+        shapes = [load_shape(p, descent.first, s.numbering, cache_of(s)) for p in descent.morphed]
+        morph = descent.share * (shapes[0] - shapes[1]) if shapes else 0.0
+        tissue = real.make_tissue(descent.rng, parts, fields, morph, s.size, s.fov_mm, s.slice_mm, s.device)
     chance = np.random.default_rng([PHANTOM_VERSION, seed, PATHOLOGY])
     tissue.description["pathology"] = paint_pathology(chance, tissue) if chance.random() < s.pathology else ""
     profile = s.profile_mm or s.slice_mm
@@ -126,18 +125,42 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     return Phantom(volume, labels, tissue.description | about, split, source)
 
 
-def draw_people(
-    rng: np.random.Generator, people: tuple[Person, ...], shares: tuple[float, float, float]
-) -> tuple[Person, Person, float]:
-    """A person of the split that the shares draw, another of the same split, and how far the one is to be morphed into
-    the other (0 for a third of heads). Splits without a person get no head."""
-    held = [share if any(p.split == split for p in people) else 0.0 for split, share in zip(SPLITS, shares)]
+@dataclass(frozen=True)
+class Descent:
+    """Whom a head comes from: `share` of the way from `person` to `other` (0 for a third of heads), both of one split,
+    whose shapes are told from its `first` person. `rng` goes on to draw the rest of the head."""
+
+    person: Person
+    other: Person
+    first: Person
+    share: float
+    rng: np.random.Generator
+
+    @property
+    def morphed(self) -> tuple[Person, ...]:
+        """The two persons whose shapes are needed; none without a morph."""
+        return (self.person, self.other) if self.share else ()
+
+
+def draw_descent(seed: int, s: PhantomSettings) -> Descent:
+    """A person of the split that the shares draw, and another of the same split. Splits without a person get no
+    head."""
+    assert s.anatomy is not None
+    rng = np.random.default_rng([PHANTOM_VERSION, seed])
+    people = find_people(s.anatomy, s.numbering, s.split_people)
+    held = [share if any(p.split == split for p in people) else 0.0 for split, share in zip(SPLITS, s.split)]
     if not sum(held):
-        raise UserError(f"--split {shares}: no person is in the splits that are to get heads; see --split-people")
+        raise UserError(f"--split {s.split}: no person is in the splits that are to get heads; see --split-people")
     split = SPLITS[int(rng.choice(3, p=np.array(held) / sum(held)))]
     there = [person for person in people if person.split == split]
     one, other = there[int(rng.integers(len(there)))], there[int(rng.integers(len(there)))]
-    return one, other, float(rng.uniform(0.1, 0.7)) if rng.random() < 0.67 and one != other else 0.0
+    share = float(rng.uniform(0.1, 0.7)) if rng.random() < 0.67 and one != other else 0.0
+    return Descent(one, other, there[0], share, rng)
+
+
+def cache_of(s: PhantomSettings) -> Path:
+    """The folder for what is computed once of every map."""
+    return s.cache or default_cache()
 
 
 def patient_id(seed: int) -> str:

@@ -77,8 +77,8 @@ def load_person(person: Person, numbering: Path | None, cache: Path) -> "tuple[P
     from slicewise.data.phantom.fields import Fields, make_fields
     from slicewise.data.phantom.parts import Parts, make_parts
 
-    voxels, rest = cache / f"{person.key}.npy", cache / f"{person.key}.npz"
-    if not (rest.is_file() and voxels.is_file()):
+    voxels, rest = _files(person, cache)
+    if not is_prepared(person, cache):
         head = read_map(person.file, read_numbering(numbering))
         made, fields = make_parts(head), make_fields(head)
         _keep(voxels, lambda stream: np.save(stream, made.code, allow_pickle=False))
@@ -96,12 +96,26 @@ def load_shape(person: Person, reference: Person, numbering: Path | None, cache:
     from slicewise.data.phantom.fields import register
 
     assert person.split == reference.split, "no shape crosses splits"
-    file = cache / f"{person.key[:32]}-{reference.key[:32]}.npy"
+    file = shape_file(person, reference, cache)
     if not file.is_file():
         moving, fixed = (load_person(p, numbering, cache)[1].classes for p in (person, reference))
         velocity = register(moving, fixed) if person != reference else np.zeros((3, *moving.shape[1:]), np.float32)
         _keep(file, lambda stream: np.save(stream, velocity, allow_pickle=False))
     return np.load(file, allow_pickle=False)
+
+
+def is_prepared(person: Person, cache: Path) -> bool:
+    """Whether the parts and fields of a person are in the cache."""
+    return all(file.is_file() for file in _files(person, cache))
+
+
+def shape_file(person: Person, reference: Person, cache: Path) -> Path:
+    """Where the shape of a person, told from the reference, is or will be."""
+    return cache / f"{person.key[:32]}-{reference.key[:32]}.npy"
+
+
+def _files(person: Person, cache: Path) -> tuple[Path, Path]:
+    return cache / f"{person.key}.npy", cache / f"{person.key}.npz"
 
 
 def _keep(file: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -14,10 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from slicewise.data.phantom.heads import PHANTOM_VERSION, PhantomSettings, check_settings, make_phantom, patient_id
+from slicewise.data.phantom.heads import (
+    PHANTOM_VERSION,
+    PhantomSettings,
+    cache_of,
+    check_settings,
+    draw_descent,
+    make_phantom,
+    patient_id,
+)
 from slicewise.data.phantom.labels import LABELS
+from slicewise.data.phantom.people import Person, is_prepared, load_person, load_shape, shape_file
 from slicewise.data.store import MANIFEST, Store, assign_split, open_store, put_volume, write_settings
 from slicewise.errors import UserError, output_errors
+from slicewise.progress import counting_bar
 
 
 def write_phantoms(
@@ -53,19 +63,43 @@ def write_phantoms(
         raise UserError(f"{out}: cannot write there ({error.strerror}); give another folder") from error
     seeds = range(seed, seed + count)
     missing = [one for one in seeds if not _is_written(out, one, settings)]
+    _prepare_people(settings, missing, workers)
     write_each(partial(_write_one, out, settings), missing, workers, count)
     if segmentations:
-        write_each(partial(_write_segmentation, out), list(seeds), workers, count)
+        write_each(partial(_write_segmentation, out), list(seeds), workers, count, "segmentations")
     return [out / "dicom" / patient_id(one) for one in seeds]
 
 
-def write_each(write: Callable[[int], None], seeds: Sequence[int], workers: int, total: int) -> None:
+def _prepare_people(settings: PhantomSettings, seeds: Sequence[int], workers: int) -> None:
+    """Compute once what heads of real anatomy need of their persons: each person's parts, then the shapes of those that
+    are morphed. Done beforehand, no two workers do the same."""
+    if settings.anatomy is None:
+        return
+    drawn = [draw_descent(seed, settings) for seed in seeds]
+    persons = {p for d in drawn for p in ((d.person, d.other, d.first) if d.share else (d.person,))}
+    morphed = {(p, d.first) for d in drawn for p in d.morphed}
+    cache = cache_of(settings)
+    missing = sorted((p for p in persons if not is_prepared(p, cache)), key=lambda p: p.name)
+    shapes = sorted((m for m in morphed if not shape_file(*m, cache).is_file()), key=lambda m: m[0].name)
+    write_each(partial(_prepare, settings, missing), range(len(missing)), workers, len(missing), "label maps")
+    write_each(partial(_register, settings, shapes), range(len(shapes)), workers, len(shapes), "shapes")
+
+
+def _prepare(settings: PhantomSettings, persons: list[Person], number: int) -> None:
+    load_person(persons[number], settings.numbering, cache_of(settings))
+
+
+def _register(settings: PhantomSettings, shapes: list[tuple[Person, Person]], number: int) -> None:
+    load_shape(*shapes[number], settings.numbering, cache_of(settings))
+
+
+def write_each(
+    write: Callable[[int], None], seeds: Sequence[int], workers: int, total: int, what: str = "phantoms"
+) -> None:
     """`write(seed)` for every seed, in as many processes as there are workers, with a progress bar; the others of
     `total` are there already."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        task = bar.add_task("phantoms", total=total, completed=total - len(seeds))
+    with counting_bar(bool(seeds), transient=True) as bar:
+        task = bar.add_task(what, total=total, completed=total - len(seeds))
         if workers <= 1 or len(seeds) <= 1:
             for seed in seeds:
                 write(seed)
@@ -190,6 +224,7 @@ def store_phantoms(
     elif there.settings != about:
         raise UserError(f"{out}: holds phantoms of other settings or another version; choose another folder")
     missing = [s for s in range(seed, seed + count) if _name(s) not in held]
+    _prepare_people(settings, missing, workers)
     write_each(partial(_store_one, out, settings), missing, workers, count)
     return open_store(out)
 
