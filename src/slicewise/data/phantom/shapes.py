@@ -1,4 +1,4 @@
-"""Signed distances, smooth random fields and the canvas on which `anatomy_skull` and `anatomy_brain` paint a head.
+"""Signed distances, smooth random fields and the canvas on which `skull` and `brain` paint a head.
 
 Head frame, mm: x to the patient's left, y to the back, z up; the origin lies between the commissures, so that the
 vertex of the brain is near z = +75 and the foramen magnum near z = -62. Distances are float32, mm, negative inside.
