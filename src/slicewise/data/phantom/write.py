@@ -25,9 +25,19 @@ from slicewise.data.phantom.heads import (
 )
 from slicewise.data.phantom.labels import LABELS
 from slicewise.data.phantom.people import Person, is_prepared, load_person, load_shape, shape_file
-from slicewise.data.store import MANIFEST, Store, assign_split, open_store, put_volume, write_settings
+from slicewise.data.store import (
+    MANIFEST,
+    Store,
+    assign_split,
+    fill_splits,
+    move_patients,
+    open_store,
+    put_volume,
+    write_settings,
+)
 from slicewise.errors import UserError, output_errors
 from slicewise.progress import counting_bar
+from slicewise.workers import start_worker
 
 
 def write_phantoms(
@@ -71,8 +81,8 @@ def write_phantoms(
 
 
 def _prepare_people(settings: PhantomSettings, seeds: Sequence[int], workers: int) -> None:
-    """Compute once what heads of real anatomy need of their persons: each person's parts, then the shapes of those that
-    are morphed. Done beforehand, no two workers do the same."""
+    """Compute once what heads of real anatomy need of their persons: parts, then the shapes of those that are morphed.
+    Done beforehand, no two workers do the same."""
     if settings.anatomy is None:
         return
     drawn = [draw_descent(seed, settings) for seed in seeds]
@@ -105,7 +115,10 @@ def write_each(
                 write(seed)
                 bar.advance(task)
             return
-        with _one_thread_each(), ProcessPoolExecutor(min(workers, len(seeds)), mp_context=get_context("spawn")) as pool:
+        with (
+            _one_thread_each(),
+            ProcessPoolExecutor(min(workers, len(seeds)), get_context("spawn"), start_worker) as pool,
+        ):
             jobs = [pool.submit(write, seed) for seed in seeds]
             try:
                 for job in as_completed(jobs):
@@ -204,7 +217,7 @@ def store_phantoms(
     workers: int = 1,
 ) -> Store:
     """Heads `seed` … `seed + count - 1` as a prepared store, in the split of the person they come from; procedural
-    heads by `settings.split`.
+    heads by `settings.split`, a small store with two in validation (see `fill_splits`).
 
     Voxels are exactly those of `make_phantom` (no resampling). Heads that are there already are kept. Raises
     `UserError` for bad settings, a folder that holds phantoms of other settings, or one that cannot be written.
@@ -221,11 +234,14 @@ def store_phantoms(
     held = {r.id for r in there.records} if there else set()
     if there is None or not held:
         write_settings(out, about)
-    elif there.settings != about:
+    elif {key: there.settings.get(key) for key in about} != about:
         raise UserError(f"{out}: holds phantoms of other settings or another version; choose another folder")
     missing = [s for s in range(seed, seed + count) if _name(s) not in held]
     _prepare_people(settings, missing, workers)
     write_each(partial(_store_one, out, settings), missing, workers, count)
+    if missing and settings.anatomy is None:  # heads of real anatomy stay in the split of their person
+        made = open_store(out)
+        move_patients(made, fill_splits(made, settings.split, 0))
     return open_store(out)
 
 
@@ -237,4 +253,4 @@ def _store_one(out: Path, settings: PhantomSettings, seed: int) -> None:
     name = _name(seed)
     made = make_phantom(seed, settings)
     split = made.split or assign_split(name, settings.split)
-    put_volume(out, made.volume, id=name, patient=name, split=split, source=made.source)
+    put_volume(out, made.volume, id=name, patient=name, split=split, source=made.source, synthetic=True)
