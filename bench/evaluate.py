@@ -28,8 +28,7 @@ from scipy import linalg
 from scipy.stats import wasserstein_distance
 from skimage.metrics import structural_similarity
 
-from slicewise.data.phantom import PhantomSettings
-from slicewise.data.phantom_store import store_phantoms
+from slicewise.data.phantom import PhantomSettings, store_phantoms
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.metrics.distribution import histogram_distance
 from slicewise.metrics.frechet import Moments, frechet_distance

@@ -1,6 +1,6 @@
 """The head phantom against real heads: HU per tissue, noise level and spectrum, edges, step between slices; montages.
 
-    python bench/phantom_vs_real.py OUT [--data ../shared/data] [--count 12] [--size 256] [--seed 0]
+    python bench/phantom_vs_real.py OUT [--data ../shared/data] [--anatomy FOLDER] [--count 12] [--size 256] [--seed 0]
 
 Prints one Markdown table and writes brain.png, bone.png and spectra.png to OUT. Real heads, where they are present
 under --data: `ge-head` (DICOM, 0.49 mm, slices 4 and 7 mm apart) and `cranium` (NIfTI, 0.96 x 1.5 mm). They are
@@ -9,6 +9,7 @@ edges mean nothing without the pixel.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from slicewise.data.phantom import PHANTOM_VERSION, PhantomSettings, make_phantom
+from slicewise.data.phantom import PhantomSettings, make_phantom
 from slicewise.hu import BRAIN, Window
 from slicewise.io.dicom import read_series
 from slicewise.io.nifti import read_nifti
@@ -59,6 +60,11 @@ class Head:
         self.name, self.hu, self.spacing = name, hu, spacing
         big = (hu > -300).sum(axis=(1, 2)) * spacing[1] * spacing[2] > 1000
         self.depth = np.abs(z - z[int(np.argmax(big))]) * np.where(np.arange(len(z)) < np.argmax(big), -1, 1)
+
+
+def phantom_head(kind: str, seed: int, settings: PhantomSettings) -> Head:
+    volume = make_phantom(seed, settings).volume
+    return Head(f"{kind} {seed}", volume.hu, volume.spacing, volume.positions[:, 2])
 
 
 def block_mean(hu: np.ndarray, z: int, xy: int) -> np.ndarray:
@@ -149,18 +155,16 @@ def measure(head: Head) -> dict[str, float]:
     }
 
 
-def table(real: list[Head], numbers: list[dict], phantoms: list[dict]) -> str:
-    lines = [
-        "| | "
-        + " | ".join(h.name for h in real)
-        + f" | phantom v{PHANTOM_VERSION}, mean ± SD of {len(phantoms)} heads |",
-        "| --- |" + " --- |" * (len(real) + 1),
-    ]
+def table(real: list[Head], numbers: list[dict], kinds: dict[str, list[dict]]) -> str:
+    """Markdown: a column a real head, and mean ± SD over the heads of each kind of phantom."""
+    names = [h.name for h in real] + [f"{name}, mean ± SD of {len(heads)} heads" for name, heads in kinds.items()]
+    lines = [f"| | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for title, key in ROWS.items():
-        values = np.array([p[key] for p in phantoms])
-        digits = 2 if abs(values.mean()) < 5 else 1
+        columns = [np.array([head[key] for head in heads]) for heads in kinds.values()]
+        digits = 2 if abs(columns[0].mean()) < 5 else 1
         cells = [f"{n[key]:.{digits}f}" for n in numbers]
-        lines.append(f"| {title} | {' | '.join([*cells, f'{values.mean():.{digits}f} ± {values.std():.{digits}f}'])} |")
+        cells += [f"{values.mean():.{digits}f} ± {values.std():.{digits}f}" for values in columns]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -190,26 +194,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the pictures")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the real heads")
+    parser.add_argument("--anatomy", type=Path, help="folder of label maps: measure heads of real anatomy as well")
     parser.add_argument("--count", type=int, default=12, help="phantoms to measure")
     parser.add_argument("--size", type=int, default=256, help="pixels per side of the phantoms")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first phantom")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = PhantomSettings(size=args.size, pathology=0.0)
-    phantoms = []
-    for seed in range(args.seed, args.seed + args.count):
-        volume = make_phantom(seed, settings).volume
-        phantoms.append(Head(f"phantom {seed}", volume.hu, volume.spacing, volume.positions[:, 2]))
+    kinds = {"procedural": settings}
+    if args.anatomy:
+        kinds["real anatomy"] = replace(settings, anatomy=args.anatomy, split=(1.0, 0.0, 0.0))
+    phantoms = {name: [phantom_head(name, args.seed + i, s) for i in range(args.count)] for name, s in kinds.items()}
     real = real_heads(args.data, settings.fov_mm / settings.size)
     if not real:
         print(f"No real heads under {args.data}: phantoms alone.\n")
-    of_real, of_phantoms = [measure(h) for h in real], [measure(h) for h in phantoms]
+    of_real = [measure(h) for h in real]
+    of_phantoms = {name: [measure(h) for h in heads] for name, heads in phantoms.items()}
     print(table(real, of_real, of_phantoms))
-    shown = real + phantoms[:3]
+    last = list(phantoms)[-1]
+    shown, of_shown = real + phantoms[last][:3], of_real + of_phantoms[last][:3]
     montage(shown, BRAIN, args.out / "brain.png")
     montage(shown, BONE, args.out / "bone.png")
     fig, ax = plt.subplots(figsize=(6, 4))
-    for head, numbers in zip(shown, of_real + of_phantoms[:3], strict=True):
+    for head, numbers in zip(shown, of_shown, strict=True):
         weight = numbers["_power"] * numbers["_f"]
         step = np.gradient(numbers["_f"])
         ax.plot(numbers["_f"], numbers["_power"] / (weight * step).sum(), label=head.name)

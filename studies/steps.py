@@ -14,8 +14,7 @@ import numpy as np
 
 from slicewise.ascii import ChainSettings
 from slicewise.checkpoint import load_denoiser
-from slicewise.data.phantom import SIZES, PhantomSettings
-from slicewise.data.phantom_store import store_phantoms
+from slicewise.data.phantom import SIZES, PhantomSettings, store_phantoms
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import MANIFEST, Store, open_store, put_volume
 from slicewise.diffusion.loss import WindowTask
@@ -138,9 +137,9 @@ def heads(folder: Path, size: int, count: int) -> Store:
     """A store of `count` phantoms. Below the phantom's smallest size they are made there and averaged down."""
     settings = PhantomSettings(size=max(size, min(SIZES)))
     if size >= min(SIZES):
-        return store_phantoms(folder, count, settings=settings, fractions=(0.8, 0.1, 0.1))
+        return store_phantoms(folder, count, settings=settings)
     made = folder.with_name(f"heads-{settings.size}")
-    fine = store_phantoms(made, count, settings=settings, fractions=(0.8, 0.1, 0.1))
+    fine = store_phantoms(made, count, settings=settings)
     held = {r.id for r in open_store(folder).records} if (folder / MANIFEST).is_file() else set()
     for record in fine.records:
         if record.id not in held:

@@ -39,7 +39,11 @@ LIGHT = (
     "slicewise.pages", "slicewise.viewer", "slicewise.study", "slicewise.progress", "slicewise.workers",
 )  # fmt: skip
 # Tensors are what they are about.
-TORCH_IO = ("slicewise.io.tensors", "slicewise.data.windows", "slicewise.metrics.inception", "slicewise.metrics.resnet")
+TORCH_IO = (
+    "slicewise.io.tensors", "slicewise.data.windows", "slicewise.metrics.inception", "slicewise.metrics.resnet",
+    "slicewise.data.phantom.fields", "slicewise.data.phantom.parts", "slicewise.data.phantom.real",
+    "slicewise.data.phantom.scanner", "slicewise.data.phantom.tissue", "slicewise.data.phantom.warp",
+)  # fmt: skip
 
 
 def _modules() -> dict[str, ast.Module]:

@@ -347,8 +347,9 @@ def test_a_small_store_has_something_to_judge_by(tmp_path, patients, most):
 
 
 def test_24_heads_have_two_in_validation(tmp_path):
-    from slicewise.data.phantom import PhantomSettings
     from slicewise.data.phantom_store import store_phantoms
+
+    from slicewise.data.phantom import PhantomSettings
 
     for number in range(8):
         nifti(tmp_path / "in" / f"{number}" / "ct.nii", toy_head(number, 16, 32))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from slicewise.data import scanner
-from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, write_each, write_phantoms
+from slicewise.data.phantom import LABELS, Phantom, PhantomSettings, make_phantom, scanner, write_each, write_phantoms
 from slicewise.errors import UserError
 
 SMALL = PhantomSettings(size=128, pathology=0.0)
@@ -145,8 +144,8 @@ def test_noise_filter_keeps_unit_variance() -> None:
 def test_slice_profile_averages() -> None:
     weights = scanner.slice_weights(5 / 3, 5.0)
     assert weights.sum() == pytest.approx(1) and np.allclose(weights, weights[::-1])
-    ramp = np.arange(21, dtype=np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
-    assert np.allclose(scanner.integrate_slices(ramp, np.array([7, 10]), 5 / 3, 5.0)[:, 0, 0], [7, 10], atol=1e-4)
+    ramp = np.arange(21, dtype=np.float32)
+    assert np.allclose(scanner.slice_matrix(np.array([7, 10]), 21, 5 / 3, 5.0) @ ramp, [7, 10], atol=1e-4)
 
 
 def test_slices_go_on_into_each_other() -> None:

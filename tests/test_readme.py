@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import toy_head
+from label_maps import label_map, write_map
 from slicewise.cli import main
 from slicewise.data.store import assign_split
 from slicewise.io.dicom_write import write_series
@@ -66,6 +67,10 @@ def test_command_of_the_readme_runs(number: int, folder: Path) -> None:
     series = next((folder / "archive").iterdir())
     text = COMMANDS[number].replace("ARCHIVE", "archive").replace("SERIES", f"archive/{series.name}")
     text = re.sub(r"--count \d+", "--count 2", text)
+    if "MAPS" in text:
+        (folder / "maps").mkdir()
+        write_map(folder / "maps" / "head.nii.gz", label_map(0.93))
+        text = text.replace("MAPS", "maps --split-people 1 0 0 --cache cache")
     text = re.sub(r"--chain\.slices \d+", "", text)
     argv = shlex.split(text)[1:]
     if "--seed-volume" in argv or argv[0] in ("generate", "calibrate", "demo"):

@@ -144,13 +144,13 @@ def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
 def phantom(argv: list[str]) -> None:
     import tyro
 
-    from slicewise.data.phantom import PhantomSettings, write_phantoms
-    from slicewise.data.phantom_store import store_phantoms
+    from slicewise.data.phantom import PhantomSettings, store_phantoms, write_phantoms
     from slicewise.settings import write_settings
 
     @dataclass(frozen=True)
     class Phantom:
-        """Make procedural head phantoms, each from its own seed: DICOM series with label maps.
+        """Make head phantoms, procedural or from label maps of real heads (--anatomy), each from its own seed: DICOM
+        series with label maps.
 
         Attributes
         ----------
@@ -158,7 +158,8 @@ def phantom(argv: list[str]) -> None:
         count : number of heads.
         seed : of the first head; the next has seed + 1, and so on.
         workers : processes; 0 takes one a processor.
-        store : write a prepared store to train on instead of DICOM.
+        store : write a prepared store to train on instead of DICOM; training can begin while heads are being made.
+        segmentations : write the labels as DICOM Segmentations, too (needs the clinic extra).
         dry_run : only say what would be written.
         """
 
@@ -168,6 +169,7 @@ def phantom(argv: list[str]) -> None:
         seed: int = 0
         workers: int = 0
         store: bool = False
+        segmentations: bool = False
         dry_run: bool = False
 
     a = parse("phantom", Phantom, argv, settings=PhantomSettings())
@@ -179,7 +181,7 @@ def phantom(argv: list[str]) -> None:
         store = store_phantoms(a.out, a.count, a.seed, a.settings, workers)
         print(f"{len(store.records)} heads in the store {a.out}")
     else:
-        folders = write_phantoms(a.out, a.count, a.seed, a.settings, workers)
+        folders = write_phantoms(a.out, a.count, a.seed, a.settings, workers, a.segmentations)
         print(f"{len(folders)} DICOM series in {a.out / 'dicom'}, labels in {a.out / 'labels'}")
     write_settings(a.out / "config.toml", "phantom", a.settings)
 

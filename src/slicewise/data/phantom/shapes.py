@@ -1,4 +1,4 @@
-"""Signed distances, smooth random fields and the canvas on which `anatomy_skull` and `anatomy_brain` paint a head.
+"""Signed distances, smooth random fields and the canvas on which `skull` and `brain` paint a head.
 
 Head frame, mm: x to the patient's left, y to the back, z up; the origin lies between the commissures, so that the
 vertex of the brain is near z = +75 and the foramen magnum near z = -62. Distances are float32, mm, negative inside.
@@ -9,44 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from slicewise.data.phantom.labels import LABELS
+
 Point = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 Shape = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-LABELS: dict[str, int] = {
-    "air": 0,
-    "skin": 1,
-    "fat": 2,
-    "muscle": 3,
-    "skull": 4,
-    "diploe": 5,
-    "skull base": 6,
-    "mastoid": 7,
-    "facial bone": 8,
-    "air cavities": 9,
-    "orbit": 10,
-    "eye": 11,
-    "lens": 12,
-    "optic nerve": 13,
-    "sulci": 14,
-    "cisterns": 15,
-    "ventricles": 16,
-    "grey matter": 17,
-    "white matter": 18,
-    "deep nuclei": 19,
-    "internal capsule": 20,
-    "corpus callosum": 21,
-    "cerebellum": 22,
-    "brain stem": 23,
-    "falx and tentorium": 24,
-    "venous sinuses": 25,
-    "basilar artery": 26,
-    "calcification": 27,
-    "bleed": 28,
-    "infarct": 29,
-    "table": 30,
-    "mucosa": 31,
-}
 
 
 def ellipsoid(centre: Point, radii: Point) -> Shape:
@@ -130,6 +97,15 @@ def expand(low: np.ndarray, mz: np.ndarray, my: np.ndarray, mx: np.ndarray) -> n
     out = np.tensordot(mz, low, (1, 0))
     out = np.matmul(my[None], out)
     return np.matmul(out, mx.T[None])
+
+
+def rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
+    """float64 (3, 3): rotation about x, then y, then z; radians."""
+    cp, sp, cr, sr, cy, sy = (f(a) for a in (pitch, roll, yaw) for f in (np.cos, np.sin))
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
+    about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], step: tuple[float, ...], scale: float) -> np.ndarray:
@@ -236,7 +212,6 @@ class Person:
     scalp : thickness of the scalp over the vault, mm.
     grey, white, csf, blood : HU of the tissues.
     sinus : size factor of the paranasal sinuses and mastoid cells.
-    pathology : "" or what is there.
     """
 
     width: float
@@ -254,15 +229,12 @@ class Person:
     bone: float
     sinus: float
     tilt: float
-    pathology: str
 
 
-def draw_person(rng: np.random.Generator, pathology: float) -> Person:
+def draw_person(rng: np.random.Generator) -> Person:
     """Draw a person. Width, length and height of the cavity follow the brain masks of 35 head and neck scans (width
     133 +- 5 mm, length 163 +- 10 mm; see ATTRIBUTION.md)."""
-    kinds = ("bleed", "infarct", "atrophy", "calcification")
-    kind = str(rng.choice(kinds)) if rng.random() < pathology else ""
-    atrophy = float(np.clip(rng.beta(1.6, 2.2) + (0.35 if kind == "atrophy" else 0.0), 0, 1.1))
+    atrophy = float(rng.beta(1.6, 2.2))
     size = rng.normal(1, 0.025)
     white = rng.normal(26.0, 0.9)
     return Person(
@@ -281,5 +253,4 @@ def draw_person(rng: np.random.Generator, pathology: float) -> Person:
         bone=float(rng.uniform(1450, 1850)),
         sinus=float(rng.uniform(0.8, 1.15)),
         tilt=float(np.clip(rng.normal(0, 4.5), -9, 9)),
-        pathology=kind,
     )

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from slicewise.data.anatomy_shapes import LABELS, Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
+from slicewise.data.phantom.labels import LABELS
+from slicewise.data.phantom.shapes import Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
 
 SIDES = (-1.0, 1.0)
 F = np.float32
@@ -120,7 +121,7 @@ def _lookup(rng: np.random.Generator, at: list[np.ndarray], scale: float) -> np.
     """Unit noise of `scale` mm read at scattered points (x, y, z in mm): a twofold refined lattice, trilinear."""
     from scipy.ndimage import map_coordinates
 
-    from slicewise.data.anatomy_shapes import expand, spline_matrix
+    from slicewise.data.phantom.shapes import expand, spline_matrix
 
     n = [int(np.ceil(2 * half / scale)) for half in (105, 120, 100)]
     lattice = rng.standard_normal([k + 3 for k in n]).astype(np.float32)
@@ -280,7 +281,7 @@ def _nuclei(c: Canvas, p: Person) -> None:
         putamen = ellipsoid((s * (29 + j[2] * 0.5), -5 + j[3], 4), (5.0, 18.5, 12.5))(x + s * bend, y, z)
         pallidum = ellipsoid((s * (22.5 + j[2] * 0.5), -2 + j[3], 2), (4.5, 10.5, 8))(x + s * bend, y, z)
         c.paint(box, putamen + 0.5 * c.noise(8.0, box), g + 0.6, "deep nuclei", 1.8)
-        c.paint(box, pallidum, g - 1.6 + (12 if p.pathology == "calcification" else 0), "deep nuclei", 2.0)
+        c.paint(box, pallidum, g - 1.6, "deep nuclei", 2.0)
         c.cord([(s * 14, -22, -4), (s * 24, -16, -6)], [4, 4.5], g, "deep nuclei", 2)  # accumbens
     width = 0.9 + 1.7 * v * (0.5 + 0.6 * p.atrophy)
     c.shape(
@@ -295,9 +296,6 @@ def _nuclei(c: Canvas, p: Person) -> None:
     c.blob((0, 26, 3), (2.8, 3.6, 2.4), 42, "deep nuclei")
     if rng.random() < 0.65:
         c.blob((float(rng.normal(0, 0.4)), 26, 3), (1.5, 2.0, 1.6), float(rng.uniform(110, 420)), "calcification", 1.3)
-    if p.pathology == "calcification":
-        for s in SIDES:
-            c.blob((s * 22, -3, 2), tuple(rng.uniform(1.5, 3.5, 3)), float(rng.uniform(90, 260)), "calcification", 2.5)
 
 
 def _posterior_fossa(c: Canvas, p: Person, inner: np.ndarray) -> None:
@@ -413,43 +411,3 @@ def _dura_and_vessels(c: Canvas, p: Person, inner: np.ndarray) -> None:
         )
         if p.atrophy > 0.5 and rng.random() < 0.6:
             c.blob((s * 9.5, -13, -23), (1.8, 1.5, 2.5), float(rng.uniform(200, 600)), "calcification")
-
-
-def paint_pathology(c: Canvas, p: Person, inner: np.ndarray) -> str:
-    """Add the person's lesion, if any; returns its description."""
-    rng = c.rng
-    if p.pathology not in ("bleed", "infarct"):
-        return p.pathology
-    s = float(rng.choice(SIDES))
-    box = c.box((-70, -85, -20), (70, 85, 80))
-    x, y, z = c.at(box)
-    brain = np.isin(
-        c.labels[box],
-        [LABELS[k] for k in ("white matter", "grey matter", "deep nuclei", "internal capsule", "corpus callosum")],
-    )
-    kind = rng.random()
-    if p.pathology == "bleed" and kind < 0.35:  # subdural crescent
-        lump = ellipsoid((s * 56, rng.uniform(-20, 25), rng.uniform(15, 40)), (30, 48, 38))(x, y, z) + 2 * c.noise(
-            20.0, box
-        )
-        depth = np.maximum(inner[box] + 0.3, -inner[box] - rng.uniform(3, 7) + 0.02 * np.maximum(lump, -20) ** 2 * 0)
-        d = smooth_max(smooth_max(depth, lump, 4), 2 - s * x, 1)
-        c.paint(box, d, float(rng.uniform(56, 74)), "bleed", 1.3)
-        return "subdural bleed"
-    if p.pathology == "bleed":
-        centre = (s * rng.uniform(22, 34), rng.uniform(-15, 25), rng.uniform(0, 30))
-        r = rng.uniform(4, 11)
-        d = ellipsoid(centre, tuple(r * rng.uniform(0.8, 1.3, 3)))(x, y, z) + 1.8 * c.noise(9.0, box)
-        halo = np.where(brain, d - rng.uniform(2, 6), 9)
-        target = c.hu[box]
-        target -= np.clip(0.5 - halo / 5, 0, 1) * 8 * brain
-        c.paint(box, np.where(brain, d, np.abs(d) + 1), float(rng.uniform(58, 76)), "bleed", 1.5)
-        return "intracerebral bleed"
-    centre = (s * rng.uniform(30, 55), rng.uniform(-40, 55), rng.uniform(0, 40))
-    d = ellipsoid(centre, tuple(rng.uniform(9, 24, 3)))(x, y, z) + 4 * c.noise(16.0, box) + 1.5 * c.noise(6.0, box)
-    drop = float(rng.uniform(5, 16))
-    alpha = np.clip(0.5 - d / 5, 0, 1) * brain
-    target = c.hu[box]
-    target -= alpha * drop
-    c.labels[box][(alpha > 0.5) & brain] = LABELS["infarct"]
-    return "infarct"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from slicewise.data.anatomy_shapes import LABELS, Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
+from slicewise.data.phantom.shapes import Canvas, Person, Point, ellipsoid, smooth_max, smooth_min, tube
 
 SIDES = (-1.0, 1.0)
 F = np.float32
@@ -382,14 +382,3 @@ def paint_ears(c: Canvas, p: Person, outside: np.ndarray) -> None:
         plate = np.maximum(np.abs(s * x - lift) - (2.0 + 0.8 * (rim > 0.8)), (rim - 1) * 17)
         plate = np.maximum(plate, -outside[box] - 2)
         c.paint(box, plate, 20, "skin")
-
-
-def paint_table(c: Canvas) -> None:
-    """A carbon-fibre head holder under and beside the head (its own frame: it does not move with the head)."""
-    radius, centre = float(c.rng.uniform(104, 112)), float(c.rng.normal(0, 3))
-    d = np.abs(np.sqrt((c.x - centre) ** 2 + (c.y + 4) ** 2) - radius) - 1.2
-    d = np.maximum(d, 30 - c.y)
-    empty = c.labels == LABELS["air"]
-    alpha = np.clip(0.5 - d, 0, 1) * empty
-    c.hu += alpha * (-250 - c.hu)
-    c.labels[(d < 0) & empty] = LABELS["table"]
