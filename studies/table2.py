@@ -29,12 +29,12 @@ from matplotlib.figure import Figure
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from scipy import ndimage
-from slicewise.data.anatomy_shapes import LABELS
 from steps import Study, arguments, command, steps_for, write_results
 
 from slicewise import release
 from slicewise.checkpoint import load_denoiser
 from slicewise.data.phantom import PhantomSettings, make_phantom
+from slicewise.data.phantom.labels import LABELS
 from slicewise.generate import GenerateSettings, generate, results
 from slicewise.hu import BRAIN, HU_MIN, WHOLE, to_unit
 from slicewise.io.tensors import load_tensors, save_tensors

@@ -347,16 +347,14 @@ def test_a_small_store_has_something_to_judge_by(tmp_path, patients, most):
 
 
 def test_24_heads_have_two_in_validation(tmp_path):
-    from slicewise.data.phantom_store import store_phantoms
-
-    from slicewise.data.phantom import PhantomSettings
+    from slicewise.data.phantom import PhantomSettings, store_phantoms
 
     for number in range(8):
         nifti(tmp_path / "in" / f"{number}" / "ct.nii", toy_head(number, 16, 32))
     report = prepared(tmp_path, tmp_path / "in", split=(0.98, 0.01, 0.01))
     assert report.splits == {"train": 5, "val": 2, "test": 1}
     assert {s: len(open_store(tmp_path / "store").select(s)) for s in report.splits} == report.splits
-    store = store_phantoms(tmp_path / "ph", 2, 0, PhantomSettings(size=128), 1, (1.0 - 1e-9, 1e-9, 0.0))
+    store = store_phantoms(tmp_path / "ph", 2, 0, PhantomSettings(size=128, split=(1.0 - 1e-9, 1e-9, 0.0)))
     assert [len(store.select(split)) for split in ("train", "val", "test")] == [1, 1, 0]
 
 

@@ -21,6 +21,7 @@ from slicewise.data.phantom.parts import PART, SHELLS_MM, Parts
 from slicewise.data.phantom.people import find_people, load_person
 from slicewise.data.phantom.scanner import Scanner, scan
 from slicewise.data.phantom.tissue import Tissues, draw_tissues, tables
+from slicewise.data.store import split_store
 from slicewise.errors import UserError
 
 SCALE = 0.93
@@ -388,6 +389,8 @@ def test_store_holds_heads_with_their_split_and_persons(
     assert (store_phantoms(tmp_path / "store", 1, 5, moved).path / record.file).stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="other settings"):
         store_phantoms(tmp_path / "store", 1, 5, dataclasses.replace(settings, kernel="bone"))
+    with pytest.raises(UserError, match="few persons"):
+        split_store(store.path, (0.5, 0.5, 0.0), 0)
 
 
 # --- scanner --------------------------------------------------------------------------------------------------------

@@ -18,16 +18,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
-from slicewise.io.dicom import Reading
-from slicewise.io.provenance import EDITED, RESAMPLED, Provenance, Step
 from slicewise.volume import Acquisition, Volume
+
+if TYPE_CHECKING:
+    from slicewise.io.dicom import Reading
 
 try:
     import fcntl
@@ -120,9 +120,14 @@ class Store:
         acquisition = Acquisition(patient_id=record.patient, source=source, synthetic=record.synthetic)
         return Volume.regular(np.array(self.hu(record)), record.spacing_mm, acquisition, record.origin_mm)
 
-    def reading(self, record: Record) -> Reading:
+    def reading(self, record: Record) -> "Reading":
         """The prepared volume, as if read from a file: with what was mended and where it came from, as far as a store
         knows it."""
+        from pydicom.dataset import Dataset  # training does without DICOM
+
+        from slicewise.io.dicom import Reading
+        from slicewise.io.provenance import EDITED, RESAMPLED, Provenance, Step
+
         header = Dataset()
         header.PatientID = record.patient
         steps = [Step(note, EDITED) for note in record.notes]
@@ -218,9 +223,15 @@ def move_patients(store: Store, splits: Mapping[str, str]) -> None:
 def split_store(path: Path | str, fractions: Sequence[float], seed: int) -> Store:
     """Split a store anew, by patient, without touching a voxel; volumes that are added later follow the new shares.
 
-    Raises `UserError` for shares that do not sum to one, and where the store cannot be written.
+    Raises `UserError` for shares that do not sum to one, a store whose heads share persons (heads from real anatomy),
+    and where the store cannot be written.
     """
     store = open_store(path)
+    if store.settings.get("phantom", {}).get("anatomy"):
+        raise UserError(
+            f"{path}: its heads come from a few persons, whom another split would mix; make them anew with "
+            "slicewise phantom --split-people"
+        )
     move_patients(store, {record.patient: assign_split(record.patient, fractions, seed) for record in store.records})
     store = open_store(path)
     move_patients(store, fill_splits(store, fractions, seed))

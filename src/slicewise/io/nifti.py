@@ -222,7 +222,10 @@ def _conflicts(image: Any) -> list[str]:
     sform, qform = (bool(header[f"{which}_code"]) for which in ("sform", "qform"))
     far = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)]) * [*(np.array(image.shape[:3]) - 1), 1.0]
     if sform and qform:
-        off = np.linalg.norm(far @ (affine - header.get_qform()).T, axis=1).max()
+        try:
+            off = np.linalg.norm(far @ (affine - header.get_qform()).T, axis=1).max()
+        except ValueError:
+            return ["the header's sform is taken; its qform is no rotation"]
         if off > CONFLICT_MM:
             told.append(f"the header's sform is taken; its qform puts voxels up to {off:.1f} mm elsewhere")
     elif sform:

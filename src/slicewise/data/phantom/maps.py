@@ -12,13 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from slicewise.errors import UserError
 from slicewise.io.geometry import volume_from_affine
-from slicewise.io.nifti import RAS_TO_LPS, is_nifti
 
 # What a numbering may name. The code of a tissue is its place here.
 TISSUES = (
@@ -74,6 +72,8 @@ def find_maps(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--anatomy {folder}: no such folder; give one that holds label maps (NIfTI)")
+    from slicewise.io.nifti import is_nifti
+
     files = sorted(file for file in folder.iterdir() if file.is_file() and is_nifti(file))
     if not files:
         raise UserError(f"--anatomy {folder}: holds no label map (.nii or .nii.gz); give the folder of the files")
@@ -110,6 +110,10 @@ def read_map(file: Path, numbering: dict[int, int]) -> HeadMap:
     Raises `UserError` where the file is damaged, not 3D, not whole numbers, holds labels that the numbering does not
     name, is not in millimetres, or shows no whole head (no brain, bone or skin; far too small or too large).
     """
+    import nibabel as nib  # procedural heads do without it
+
+    from slicewise.io.nifti import RAS_TO_LPS
+
     try:
         image: Any = nib.load(file)
         values = np.asanyarray(image.dataobj)
