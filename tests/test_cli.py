@@ -239,12 +239,9 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys):
 # From data to volumes, and Ctrl-C on the way -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_store, tmp_path):
-    """Ctrl-C, or the parent killed outright: both processes save and end, and one goes on with what two have begun."""
-    run = tmp_path / "run"
-    command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
-    command += ["--save-minutes", "0"]
+def _signalled(command, run: Path, how: signal.Signals) -> tuple[int, str]:
+    """Start a training, send it a signal once it has saved, and wait for it and its children, which hold the other end
+    of stderr, to end: exit status and what it said."""
     process = subprocess.Popen(
         [sys.executable, "-m", "slicewise", *map(str, command)], env=ENV, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL,
@@ -254,9 +251,18 @@ def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_st
         assert time.monotonic() < deadline, "training did not start"
         time.sleep(0.05)
     process.send_signal(how)
-    _, err = process.communicate(timeout=300)  # its children hold the other end until they end
+    return process.wait(300), process.communicate(timeout=300)[1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_store, tmp_path):
+    """Ctrl-C, or the parent killed outright: both processes save and end, and one goes on with what two have begun."""
+    run = tmp_path / "run"
+    command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
+    command += ["--save-minutes", "0"]
+    status, err = _signalled(command, run, how)
     assert err.count("stopped; the same command goes on") == 1 and "Traceback" not in err
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert status == (130 if how == signal.SIGINT else -signal.SIGKILL)
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
     command[command.index("--processes") + 1] = "1"
     command[command.index("4000")] = str(step + 2)
@@ -268,17 +274,8 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     """A real process is stopped in mid-training, the same command here ends it; generating is stopped and ended too."""
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-minutes", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "slicewise", *map(str, command)], env=ENV, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (run / "state" / "state.safetensors").is_file() and process.poll() is None:
-        assert time.monotonic() < deadline, "training did not start"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130 and "stopped; the same command goes on" in err and "Traceback" not in err
+    status, err = _signalled(command, run, signal.SIGINT)
+    assert status == 130 and "stopped; the same command goes on" in err and "Traceback" not in err
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
     assert 1 <= step < 4000
     assert _main("train", toy_store.path, "--out", run, *TINY, "--steps", str(step + 2)) == 0
