@@ -113,7 +113,8 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
     seen: list[dict[str, Tensor]] = []
     began = since = time.monotonic()
     passed, saved = place.seconds, time.monotonic()
-    longest = 0.0  # seconds that a validation takes: the last one is to end within the run's minutes
+    # Seconds that a validation takes: the last one, and those that choose the average, are to end within the minutes.
+    longest, last = 0.0, 1 + (1 + len(ema.TRIED)) * (trainer.width == 0)
     manifest, looked = _written(trainer.heads.store), 0.0
     with counting_bar(process.is_main) as bar:
         task = bar.add_task(
@@ -130,7 +131,7 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
             clock = time.monotonic()
             due = clock - saved >= 60 * settings.save_minutes
             stopping, saving, place.seconds = process.agree(
-                float(stop.requested), float(due), passed + clock - began + longest if process.is_main else 0.0
+                float(stop.requested), float(due), passed + clock - began + last * longest if process.is_main else 0.0
             )
             ended = place.share(settings) >= 1
             if average is not None and (ended or place.step % ema.EVERY == 0):
