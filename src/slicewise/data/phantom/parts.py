@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from slicewise.data.phantom.maps import BONE, BRAIN, CEREBRUM, CODE, HeadMap, outside, temporal_bone
 
-PARTS_VERSION = 6
+PARTS_VERSION = 7
 FINE_MM = 0.5
 SHELLS_MM = (0.4, 0.8, 1.2)  # of cortex from the fluid; of fluid from the cortex
 LAYER_MM = 0.8
