@@ -209,10 +209,14 @@ class Windows:
         """Number of the window at which the chain of a head starts: its last slice is the vertex."""
         return int(self.heads.starts[head]) + head
 
+    def _head(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(B,) the heads of windows (B,); each has a window more than slices."""
+        ends = torch.from_numpy(self.heads.ends) + torch.arange(1, len(self.records) + 1)
+        return torch.searchsorted(ends, numbers, right=True)
+
     def rows(self, numbers: torch.Tensor, margin: int = 0) -> torch.Tensor:
         """(B, K) rows of windows (B,), -1 where there is air; with a `margin`, so many more at either end."""
-        ends = torch.from_numpy(self.heads.ends) + torch.arange(1, len(self.records) + 1)
-        head = torch.searchsorted(ends, numbers, right=True)
+        head = self._head(numbers)
         last = numbers - head  # the row it would be, were there no window of air after each head
         rows = last[:, None] + torch.arange(1 - self.slices - margin, 1 + margin)
         first, end = self.heads.starts[head], torch.from_numpy(self.heads.ends)[head]
@@ -220,8 +224,7 @@ class Windows:
 
     def position(self, numbers: torch.Tensor) -> torch.Tensor:
         """(B,) float32, mm below the vertex of the last slice of windows (B,)."""
-        ends = torch.from_numpy(self.heads.ends) + torch.arange(1, len(self.records) + 1)
-        head = torch.searchsorted(ends, numbers, right=True)
+        head = self._head(numbers)
         return ((numbers - head - self.heads.starts[head]) * self.records[0].spacing_mm[0]).float()
 
     def about(self, numbers: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

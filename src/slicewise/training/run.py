@@ -67,13 +67,14 @@ def learning_rate(place: float, total: float, settings: RunSettings, begun: floa
 
 @dataclass
 class Place:
-    """Where a run is: steps done, seconds passed, the step that the average last took in, and where the warm-up began
-    (again, where a finished run goes on)."""
+    """Where a run is: steps done, seconds used, the step that the average last took in, where the warm-up began (again,
+    where a finished run goes on), and how many of those seconds are kept for what comes after the last step."""
 
     step: int = 0
     seconds: float = 0.0
     averaged: int = 0
     begun: float = 0.0
+    reserve: float = 0.0
 
     def now(self, settings: RunSettings) -> tuple[float, float]:
         """Where in the run, and how long it is: in seconds where minutes bound it, else in steps."""
@@ -112,7 +113,7 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
     log = StatsLog(out, place.step, settings.tensorboard) if process.is_main else None
     seen: list[dict[str, Tensor]] = []
     began = since = time.monotonic()
-    passed, saved = place.seconds, time.monotonic()
+    passed, saved = place.seconds - place.reserve, time.monotonic()
     # Seconds that a validation takes: the last one, and those that choose the average, are to end within the minutes.
     longest, last = 0.0, 1 + (1 + len(ema.TRIED)) * (trainer.width == 0)
     manifest, looked = _written(trainer.heads.store), 0.0
@@ -130,9 +131,9 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
             place.step += 1
             clock = time.monotonic()
             due = clock - saved >= 60 * settings.save_minutes
-            stopping, saving, place.seconds = process.agree(
-                float(stop.requested), float(due), passed + clock - began + last * longest if process.is_main else 0.0
-            )
+            place.reserve = last * longest
+            used = passed + clock - began + place.reserve if process.is_main else 0.0
+            stopping, saving, place.seconds = process.agree(float(stop.requested), float(due), used)
             ended = place.share(settings) >= 1
             if average is not None and (ended or place.step % ema.EVERY == 0):
                 average.update(trainer.networks[trainer.exported].parameters(), place.averaged, place.step)
@@ -269,6 +270,7 @@ def _start(trainer: Trainer, out: Path) -> Place:
     trainer.remember(meta["memory"])
     place = Place(**meta["place"])
     if place.seconds and _weights_of(out / WEIGHTS).get("finished") and place.share(trainer.settings) < 1:
+        place.reserve = 0.0  # it has been used
         place.begun = place.now(trainer.settings)[0]  # a finished run that is given more warms up again
     return place
 
