@@ -274,6 +274,16 @@ def test_labels_lie_where_they_were_written(page, files):
     until(page, "slicewise.sides[0].panel.nv.volumes.length === 1")
 
 
+def test_last_choice_of_labels_wins_whichever_is_fetched_first(page):
+    fresh(page)
+    shown = """async asked => { const { panel, volume } = slicewise.sides[0], url = `volumes/${volume}/labels/1.nii`;
+        await Promise.all(asked.map(each => panel.setLabels(each && url, { 1: "skull", 4: "brain stem" })));
+        return panel.nv.volumes.length - 1; }"""
+    assert page.evaluate(shown, [True, False]) == 0, "labels that come after they were put away stay away"
+    assert page.evaluate(shown, [True, True]) == 1
+    assert page.evaluate(shown, [False]) == 0
+
+
 def test_picture_information_and_badge(page):
     fresh(page)
     assert page.locator(".badge:visible").count() == 2, "both say that they are synthetic"

@@ -48,6 +48,7 @@ export async function createPanel(stage, label, tell) {
     // A .nii file as the server sends it; with a colour map for what is no CT.
     async show(buffer, about, lo, hi, colormap = "gray") {
       panel.about = null;
+      panel.labelsAsked = null;
       while (nv.volumes.length) nv.removeVolume(nv.volumes.at(-1));
       const voxels = (buffer.byteLength - FIRST_VOXEL) / 2;
       nv.opts.multiplanarShowRender = hasCard || voxels < MOST_WITHOUT_CARD ? ALWAYS : NEVER;
@@ -67,11 +68,14 @@ export async function createPanel(stage, label, tell) {
       nv.updateGLVolume();
     },
 
-    // Labels over the picture, a .nii file of whole numbers with names, or none.
+    // Labels over the picture, a .nii file of whole numbers with names, or none. The last call wins, whichever is
+    // fetched first.
     async setLabels(url, names) {
+      const asked = (panel.labelsAsked = Symbol());
       while (nv.volumes.length > 1) nv.removeVolume(nv.volumes.at(-1));
       if (!url) return nv.updateGLVolume();
       const overlay = await NVImage.loadFromUrl({ url: await fetched(url), name: "labels.nii", opacity: 0.45 });
+      if (panel.labelsAsked !== asked) return;
       nv.addVolume(overlay);
       overlay.setColormapLabel(colours(names));
       nv.updateGLVolume();

@@ -95,13 +95,15 @@ async function describe(side, volume) {
 
 async function label(side) {
   if (!state.labels.length) return;
-  const chosen = $("labels").value;
+  const chosen = $("labels").value, { volume } = side;
+  let trouble = "";
   try {
-    await side.panel.setLabels(chosen && `volumes/${side.volume}/labels/${chosen}.nii`, state.labels[chosen]?.names);
-    side.trouble = "";
+    await side.panel.setLabels(chosen && `volumes/${volume}/labels/${chosen}.nii`, state.labels[chosen]?.names);
   } catch (error) {
-    side.trouble = JSON.parse(error.message).error;
+    trouble = JSON.parse(error.message).error;
   }
+  if ($("labels").value !== chosen || side.volume !== volume) return; // others were chosen meanwhile
+  side.trouble = trouble;
   read(side);
 }
 
