@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -86,10 +87,24 @@ def test_grid_and_orientation() -> None:
     ],
 )
 def test_tissue_hu(name: str, low: float, high: float) -> None:
+    """Without beam hardening, which brightens what lies beside bone."""
     for seed in (3, 4):
-        phantom = head(seed)
+        phantom = head(seed, replace(SMALL, hardening=0.0))
         values = phantom.volume.hu[core(phantom, name)]
         assert values.size > 10 and low < np.median(values) < high
+
+
+def test_every_slice_has_an_offset_of_its_own_where_asked_for() -> None:
+    with_offsets, without = (make_phantom(3, replace(QUIET, offset_hu=hu)) for hu in (2.0, 0.0))
+    change = with_offsets.volume.hu.astype(int) - without.volume.hu
+    brain = without.labels == LABELS["white matter"]
+    offsets = []
+    for slices, inside in zip(change, brain):
+        if inside.sum() > 50:
+            assert np.ptp(slices[inside]) <= 1, "one number for a slice, up to rounding"
+            offsets.append(slices[inside].mean())
+    assert 0.7 < np.std(offsets) < 4.0 and abs(np.corrcoef(offsets[1:], offsets[:-1])[0, 1]) < 0.6
+    assert np.abs(change[without.volume.hu < -990]).max() <= 1, "air is air"
 
 
 def test_grey_is_brighter_than_white_and_both_than_fluid() -> None:

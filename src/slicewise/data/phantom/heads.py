@@ -29,6 +29,7 @@ class PhantomSettings:
     profile_mm : width of the slice profile in mm; 0: as slice_mm.
     kernel : reconstruction kernel: soft, standard or bone.
     hardening : beam hardening (cupping, dark bar between the petrous bones) relative to the usual; 0: none.
+    offset_hu : standard deviation of the offset in HU that each slice has of its own.
     motion : probability that the head moves in one to three slices.
     metal : probability of a filling or a clip with its streaks.
     noise_hu : mean noise standard deviation in the brain in HU at pixels up to 1 mm; it varies a little from head to
@@ -49,6 +50,7 @@ class PhantomSettings:
     profile_mm: float = 0.0
     kernel: str = "soft"
     hardening: float = 1.0
+    offset_hu: float = 0.6
     motion: float = 0.0
     metal: float = 0.0
     noise_hu: float = 4.0
@@ -108,7 +110,17 @@ def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Ph
     tissue.description["pathology"] = paint_pathology(chance, tissue) if chance.random() < s.pathology else ""
     profile = s.profile_mm or s.slice_mm
     imaging = Scanner(
-        s.size, s.fov_mm, s.slice_mm, profile, s.kernel, s.noise_hu, s.hardening, s.table, s.motion, s.metal
+        s.size,
+        s.fov_mm,
+        s.slice_mm,
+        profile,
+        s.kernel,
+        s.noise_hu,
+        s.hardening,
+        s.offset_hu,
+        s.table,
+        s.motion,
+        s.metal,
     )
     hu, labels, drawn = scan((PHANTOM_VERSION, seed), tissue, imaging)
     about = {"seed": seed, "version": PHANTOM_VERSION, "source": source} | drawn
@@ -190,6 +202,8 @@ def check_settings(s: PhantomSettings) -> PhantomSettings:
             raise UserError(f"--{name} {value:g}: a probability lies between 0 and 1")
     if len(s.split) != 3 or min(s.split) < 0 or abs(sum(s.split) - 1) > 1e-6:
         raise UserError(f"--split {s.split}: give three shares (train, val, test) that sum to 1")
+    if not 0 <= s.offset_hu <= 20:
+        raise UserError(f"--offset-hu {s.offset_hu:g}: slices are off by 0 to 20 HU; the default is 0.6")
     if not 0 <= s.noise_hu <= 50:
         raise UserError(f"--noise-hu {s.noise_hu:g}: noise is 0 to 50 HU; the default is 4")
     return s

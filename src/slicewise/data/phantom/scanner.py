@@ -43,6 +43,8 @@ class Scanner:
     kernel : name in `KERNELS`.
     noise_hu : noise in the brain at pixels up to 1 mm.
     hardening : beam hardening relative to the usual.
+    offset_hu : standard deviation of the offset that each slice has of its own, as sequential scans show it; half to
+        one and a half times that in a head.
     table, motion, metal : probabilities of a head holder in view, of a slice or three with motion, of a metal piece.
     """
 
@@ -53,6 +55,7 @@ class Scanner:
     kernel: str = "soft"
     noise_hu: float = 4.0
     hardening: float = 1.0
+    offset_hu: float = 0.0
     table: float = 0.0
     motion: float = 0.0
     metal: float = 0.0
@@ -63,7 +66,7 @@ def scan(seed: tuple[int, ...], tissue: TissueVolume, s: Scanner) -> tuple[np.nd
 
     Every option has its own numbers from `seed`, so that switching one changes nothing else.
     """
-    draws = [np.random.default_rng([*seed, i]) for i in range(7)]
+    draws = [np.random.default_rng([*seed, i]) for i in range(8)]
     kernel = KERNELS[s.kernel]
     dz, pixel, _ = tissue.step_mm
     step, factor = s.fov_mm / s.size, tissue.n_fine // s.size
@@ -80,9 +83,11 @@ def scan(seed: tuple[int, ...], tissue: TissueVolume, s: Scanner) -> tuple[np.nd
         _head_holder(draws[2], seen, labels, step)
     if draws[3].random() < s.metal:
         _metal(draws[3], seen, labels, step)
-    seen += beam_hardening(seen, step, s.hardening * float(draws[4].uniform(0.4, 1.7)))
+    seen += beam_hardening(seen, step, s.hardening * float(draws[4].uniform(0.5, 2.4)))
     if draws[5].random() < s.motion:
         _motion(draws[5], seen, step)
+    offset = draws[7].uniform(0.5, 1.5) * s.offset_hu * draws[7].standard_normal((len(seen), 1, 1))
+    seen += torch.from_numpy(offset.astype(np.float32)) * ((seen + 1000) / 1000).clamp(0, 1)
     # Pixels over 1 mm average some of the grain away (real head: 3.6 HU at 0.98 mm, 2.75 HU at 1.95 mm).
     level = s.noise_hu * kernel.noise * float(draws[6].uniform(0.85, 1.15)) * min(1.0, step**-0.4)
     if level > 0:
