@@ -89,10 +89,12 @@ def test_roles_come_as_often_as_stated():
     sigma, wanted = _draws(task)
     assert wanted.any(axis=1).all(), "every window wants a slice"
     only_last = wanted[:, -1] & (wanted.sum(axis=1) == 1)
-    # 0.6 for sure, then 2/3 of the rest one slice out of 3, then a random subset that is {last} 1/4 * 1/3 + ... of the
-    # time: P({last}) = P(all others off) P(forced = last) = (1/2)^2 * 1/3.
-    expected = 0.6 + 0.4 * (2 / 3 * 1 / 3 + 1 / 3 * 1 / 12)
-    assert only_last.mean() == pytest.approx(expected, abs=4 * np.sqrt(0.24 / len(sigma)))
+    # 0.6 for sure; of the rest a third is the first slice, a third one slice out of 3, a third a random subset, which
+    # is {last} (or {first}) where both others are off and it is the forced one: (1/2)^2 * 1/3.
+    one_of_rest = 1 / 3 * 1 / 3 + 1 / 3 * 1 / 12
+    assert only_last.mean() == pytest.approx(0.6 + 0.4 * one_of_rest, abs=4 * np.sqrt(0.24 / len(sigma)))
+    only_first = wanted[:, 0] & (wanted.sum(axis=1) == 1)
+    assert only_first.mean() == pytest.approx(0.4 * (1 / 3 + one_of_rest), abs=4 * np.sqrt(0.15 / len(sigma)))
     context = sigma[~wanted]
     missing = context == DISTRIBUTION.sigma_max
     assert missing.mean() == pytest.approx(0.1, abs=0.02)
@@ -100,6 +102,20 @@ def test_roles_come_as_often_as_stated():
     assert known.min() >= 0.05 / 15 and known.max() <= 0.05
     # log-uniform: the median lies at the geometric mean of the ends
     assert np.median(np.log(known)) == pytest.approx(np.log(0.05**2 / 15) / 2, abs=0.1)
+
+
+def test_a_whole_head_is_wanted_but_for_a_run_of_known_slices():
+    sigma, wanted = WindowTask(known_sigma=0.05, seeded=0.3).draw_whole(
+        Draws(0, range(4000), 0, 0, TRAIN_ORDER), 40, DISTRIBUTION
+    )
+    sigma, wanted = sigma.numpy(), wanted.numpy()
+    known = ~wanted
+    assert known.any(axis=1).mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / len(sigma)))
+    assert known.sum(axis=1).max() == 5, "up to an eighth"
+    for levels, k in zip(sigma, known):
+        assert len(np.unique(levels[~k])) == 1, "all that are wanted at one level"
+        assert (np.diff(np.flatnonzero(k)) == 1).all(), "a run"
+    assert sigma[known].min() >= 0.05 / 15 and sigma[known].max() <= 0.05
 
 
 def test_wanted_slices_of_a_window_share_their_level():

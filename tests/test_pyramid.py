@@ -11,15 +11,17 @@ from safetensors.torch import save_file
 from scipy import ndimage
 
 from conftest import toy_head
-from slicewise.ascii import ChainSettings
+from slicewise.ascii import ChainSettings, head_extent, whole_heads
 from slicewise.checkpoint import load_denoiser
 from slicewise.cli import main
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import as_level, training_windows
 from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, generate, results
+from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.unet import UNetConfig
+from slicewise.networks.unet3d import UNet3dConfig
 from slicewise.pyramid import draw, join, load_pyramid
 from slicewise.training.denoiser import Batches, DenoiserTraining, train_denoiser
 from slicewise.volume import Volume
@@ -29,6 +31,11 @@ PLAN = DenoiserTraining(
     steps=6, batch=4, validations=1, validation_windows=4, core="float32", device="cpu", slices=3, pool=4,
 )  # fmt: skip
 DRAWER = replace(PLAN, pool=1, above=4, crop=(16, 24), flip=True, unet=replace(PLAN.unet, fold=2))
+# A plan of whole heads: at these few steps it is hardly more than the Gaussian that it starts from.
+WHOLE = replace(
+    PLAN, network="unet3d", slices=12, position=False,
+    unet3d=UNet3dConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, fold=1, modes=4),
+)  # fmt: skip
 CHAIN = ChainSettings(steps=3, slices=5)
 
 
@@ -50,6 +57,13 @@ def levels(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 @pytest.fixture(scope="module")
 def joined(levels: tuple[Path, Path]) -> Path:
     return join(levels, levels[0].parents[1] / "pyramid.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, levels: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pyramid whose plan is of whole heads."""
+    out = tmp_path_factory.mktemp("whole")
+    return join([train_denoiser(store, out / "plan", WHOLE), levels[1]], out / "pyramid.safetensors")
 
 
 def test_a_level_sees_means_and_the_level_above_enlarged():
@@ -105,9 +119,10 @@ def test_a_plan_is_trained_on_its_own_pixels(levels):
 def test_heads_come_out_on_the_finest_grid_whichever_batch_they_are_in(joined):
     pyramid = load_pyramid(joined)
     alone, among = draw(pyramid, CHAIN, 7, [2]), draw(pyramid, CHAIN, 7, [0, 2])
-    assert [head.shape for head in among] == [(5, 32, 32)] * 2 and among[1].dtype == np.int16
-    assert np.abs(alone[0].astype(int) - among[1]).max() <= 1, "up to a rounding"
-    assert np.abs(among[0].astype(int) - among[1]).mean() > 20
+    one, first, second = alone[0].below, among[0].below, among[1].below
+    assert first.shape == second.shape == (5, 32, 32) and second.dtype == np.int16
+    assert np.abs(one.astype(int) - second).max() <= 1, "up to a rounding"
+    assert np.abs(first.astype(int) - second).mean() > 20
 
 
 def test_a_drawer_follows_its_plan(joined):
@@ -128,7 +143,7 @@ def test_generate_takes_a_pyramid(levels, tmp_path):
     generate(tmp_path / "both.safetensors", tmp_path / "run", settings)
     volumes = [volume for _, _, volume in results(tmp_path / "run", 2)]
     assert [v.hu.shape for v in volumes] == [(5, 32, 32)] * 2 and volumes[0].spacing == (5.0, 6.0, 6.0)
-    with pytest.raises(UserError, match="cannot go on from a slice"):
+    with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
         seeded = replace(settings, seed_volume=tmp_path / "run" / "dicom" / "volume-0000")
         generate(tmp_path / "both.safetensors", tmp_path / "seeded", seeded)
 
@@ -182,3 +197,89 @@ def test_a_pyramid_that_lost_a_level_is_one_line(joined, tmp_path):
 def test_levels_that_no_network_takes_are_said(change, what, store, tmp_path):
     with pytest.raises(UserError, match=what):
         train_denoiser(store, tmp_path / "run", replace(PLAN, **{"above": 4, "pool": 1, **change}))
+
+
+def test_a_plan_of_whole_heads_is_drawn_as_long_as_it_is(whole):
+    pyramid = load_pyramid(whole)
+    assert pyramid.levels[0].recipe.whole and not pyramid.recipe.whole
+    settings = ChainSettings(steps=6)
+    together = draw(pyramid, settings, 3, [0, 1])
+    alone = draw(pyramid, settings, 3, [1])[0]
+    assert [len(h.above) for h in together] == [0, 0] and 5 <= len(alone.below) <= 12
+    np.testing.assert_allclose(together[1].below.astype(int), alone.below, atol=2)
+    plans = whole_heads(pyramid.levels[0], settings, 3, [0, 1], {})
+    first, end = head_extent(plans[1], pyramid.recipe.scale.air)
+    assert end - first == len(alone.below), "the drawer draws what the plan holds"
+
+
+@pytest.mark.parametrize("direction", ["down", "up", "both"])
+def test_a_seed_slice_is_known_to_the_plan_and_drawn_from_either_way(direction, whole, store):
+    pyramid = load_pyramid(whole)
+    hu = np.asarray(store.hu(store.records[0]))
+    at = 3
+    head = draw(pyramid, ChainSettings(steps=6, direction=direction), 0, [0], hu[at], 5.0 * at)[0]
+    assert (len(head.above) > 0) == (direction != "down") and (len(head.below) > 0) == (direction != "up")
+    assert len(head.above) <= at and head.below.shape[1:] == hu.shape[1:]
+    means = np.rint(hu[at].reshape(8, 4, 8, 4).mean(axis=(1, 3)))
+    plan = whole_heads(pyramid.levels[0], ChainSettings(steps=6), 0, [0], {at: means.astype(np.int16)})
+    np.testing.assert_array_equal(plan[0, at], means)
+
+
+def test_each_way_is_the_same_whether_or_not_the_other_is_taken(whole, store):
+    pyramid = load_pyramid(whole)
+    hu = np.asarray(store.hu(store.records[0]))
+    made = {
+        d: draw(pyramid, ChainSettings(steps=3, direction=d), 0, [0], hu[3], 15.0)[0] for d in ("down", "up", "both")
+    }
+    np.testing.assert_array_equal(made["both"].below, made["down"].below)
+    np.testing.assert_array_equal(made["both"].above, made["up"].above)
+
+
+def test_seeds_that_do_not_fit_are_one_line(whole, joined, store):
+    pyramid = load_pyramid(whole)
+    hu = np.asarray(store.hu(store.records[0]))
+    with pytest.raises(UserError, match="lies 70 mm below the vertex, the plan knows heads down to 55 mm"):
+        draw(pyramid, ChainSettings(steps=3), 0, [0], hu[3], 70.0)
+    with pytest.raises(UserError, match="needs --seed-volume"):
+        draw(pyramid, ChainSettings(steps=3, direction="up"), 0, [0])
+    with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
+        draw(load_pyramid(joined), ChainSettings(steps=3), 0, [0], hu[3], 15.0)
+    with pytest.raises(UserError, match="the checkpoint draws 32; resample it"):
+        draw(pyramid, ChainSettings(steps=3), 0, [0], hu[3, ::2, ::2], 15.0)
+
+
+def test_a_plan_without_a_head_is_one_line(whole):
+    pyramid = load_pyramid(whole)
+    network = pyramid.levels[0].network
+    network.mean.fill_(-2.0)  # of air
+    network.modes.zero_()
+    network.log_spread.fill_(-6.0)
+    with pytest.raises(UserError, match="the plan of volume 7 holds no head"):
+        draw(pyramid, ChainSettings(steps=3), 0, [7])
+
+
+def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
+    """Written: all but the seed slice, at its place in the patient."""
+    volume = Volume.regular(np.asarray(store.hu(store.records[0])), (5.0, 6.0, 6.0))
+    write_nifti(volume, tmp_path / "real.nii.gz")
+    settings = GenerateSettings(
+        count=1, chain=ChainSettings(steps=6, direction="both"), calibrate="off", seed_volume=tmp_path / "real.nii.gz",
+        seed_slice=3, keep_seed=True, core="float32", device="cpu",
+    )  # fmt: skip
+    generate(whole, tmp_path / "out", settings)
+    _, _, made = next(iter(results(tmp_path / "out", 1)))
+    at = int(np.argmin(np.abs(made.positions[:, 2] - volume.positions[3, 2])))
+    assert 0 < at < len(made.hu) - 1 and made.acquisition.real_slices == (at,)
+    np.testing.assert_array_equal(made.hu[at], volume.hu[3])
+    assert made.is_even
+
+
+def test_whole_heads_need_room_and_no_position(store, tmp_path):
+    with pytest.raises(UserError, match="the longest head has 8 slices; give more than that"):
+        train_denoiser(store, tmp_path / "a", replace(WHOLE, slices=8))
+    with pytest.raises(UserError, match="give slices that divide by 2"):
+        train_denoiser(store, tmp_path / "b", replace(WHOLE, slices=11))
+    with pytest.raises(UserError, match="--no-position"):
+        train_denoiser(store, tmp_path / "c", replace(WHOLE, position=True))
+    with pytest.raises(UserError, match="give as many of each, one a level"):
+        train_denoiser(store, tmp_path / "d", replace(WHOLE, unet3d=replace(WHOLE.unet3d, blocks=(1,))))

@@ -444,7 +444,9 @@ def test_a_crop_holds_the_head_and_says_where_it_lies(tmp_path):
     numbers = torch.arange(60) * 4 + 2  # the window of all three slices of every head
     firsts = set()
     for step in range(4):
-        cut, frame = draw_cut(windows, numbers, (40, 32), 2, True, Draws(0, range(60), 0, step, TRAIN_ORDER))
+        cut, frame = draw_cut(
+            windows.heads, windows.rows(numbers), (40, 32), 2, True, Draws(0, range(60), 0, step, TRAIN_ORDER)
+        )
         parts = windows.heads.cut(cut)
         assert parts.shape == (60, 3, 40, 32)
         assert 10 < int(cut.flip.sum()) < 50
@@ -466,7 +468,9 @@ def test_a_crop_holds_the_head_and_says_where_it_lies(tmp_path):
 
 def test_without_a_crop_the_whole_is_taken(toy_store):
     windows = training_windows(toy_store, "train", 3)
-    cut, frame = draw_cut(windows, torch.arange(4), (0, 0), 2, False, Draws(0, range(4), 0, 0, TRAIN_ORDER))
+    cut, frame = draw_cut(
+        windows.heads, windows.rows(torch.arange(4)), (0, 0), 2, False, Draws(0, range(4), 0, 0, TRAIN_ORDER)
+    )
     for i, part in enumerate(windows.heads.cut(cut)):
         assert np.array_equal(part.numpy(), windows.read(i)[0]) and frame[i].tolist() == [-1, -1, 1, 1]
 

@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slicewise.ascii import ChainSettings, chain
 from slicewise.checkpoint import load_denoiser, load_icnet
 from slicewise.data.store import Store, open_store
-from slicewise.data.windows import training_windows
+from slicewise.data.windows import training_windows, uncut
 from slicewise.diffusion.denoiser import Denoiser
 from slicewise.diffusion.samplers import nfe
 from slicewise.errors import UserError
@@ -173,7 +173,7 @@ class Check:
         k, scale = denoiser.recipe.slices, denoiser.recipe.scale
         windows = training_windows(store, "train", k)
         numbers = torch.tensor([6, 9])
-        hu = windows.heads.cut(windows.whole(numbers))
+        hu = windows.heads.cut(uncut(windows.heads, windows.rows(numbers)))
         clean, position = torch.from_numpy(scale.encode(hu.numpy())).double(), windows.position(numbers)
         noise = Draws(0, range(2), 0, 0, TRAIN_NOISE).normal(clean[0].numel()).view_as(clean)
         head, brain = hu[:, -1].numpy() > AIR_HU, np.abs(hu[:, -1].numpy() - 30) <= 30

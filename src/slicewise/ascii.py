@@ -5,7 +5,7 @@ seed, or a slice of a real volume) and the last is sampled; upward the window is
 whole HU, so that a slice can be calibrated before the next one is given it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,9 @@ from slicewise.random import INITIAL, KNOWN, SliceNoise
 
 # (slices (B, H, W) float64 HU, the slices before them (B, H, W) int16 HU) -> calibrated HU, float
 Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+# The ways that a chain can go; "both" are two chains.
+Arm = Literal["down", "up"]
 
 # A slice with less of its area denser than air than this is air: the head has ended.
 END_FRACTION = 0.005
@@ -47,7 +50,7 @@ class ChainSettings:
     known_sigma : noise put on known slices, in units of x (per-slice model only): it hides from the network what is not
         quite right in its own slices. 0.005 is 2 HU in the brain on the "half" scale.
     above_sigma : noise put on the slices of the level above, in units of x (drawers only).
-    direction : "down" (from the vertex) or "up".
+    direction : "down" (from the vertex), "up" or, from a seed slice, "both" ways.
     slices : how many slices to generate; 0 means until the head ends.
     """
 
@@ -60,7 +63,7 @@ class ChainSettings:
     snr: float = 0.15
     known_sigma: float = 0.005
     above_sigma: float = 0.01
-    direction: Literal["down", "up"] = "down"
+    direction: Literal["down", "up", "both"] = "down"
     slices: int = 0
 
     def sigmas(self, denoiser: Denoiser) -> torch.Tensor:
@@ -81,6 +84,11 @@ class ChainSettings:
         return schedule.karras(self.steps, low, high, self.rho)
 
 
+def arms_of(direction: Literal["down", "up", "both"]) -> tuple[Arm, ...]:
+    """The chains that a direction takes."""
+    return ("down", "up") if direction == "both" else (direction,)
+
+
 @torch.no_grad()
 def chain(
     denoiser: Denoiser,
@@ -98,18 +106,19 @@ def chain(
     Parameters
     ----------
     denoiser : the trained denoiser.
-    settings : how to sample, and which way.
+    settings : how to sample, and which way: down or up.
     seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
     start : int16 HU (S, H, W), real slices to go on from, superior first; None starts from air above the vertex.
     start_mm : position in mm below the vertex of the slice of `start` that is next to the first generated one.
     calibrate : applied to each slice before it is given to the next (IC-Net inside the chain), or None.
     device : torch device.
-    above : int16 HU (B, Z, h, w) of the level above, in the order of generation, for a denoiser that sees one.
+    above : int16 HU (B, Z, h, w) of the level above from the vertex down, for a denoiser that sees one.
 
     Yields
     ------
-    int16 HU (B, H, W), in the order of generation. With `settings.slices == 0` the chain ends when every volume of the
-    batch has come to a slice of air after a head (see `trim`) or to one slice more than the longest volume trained on.
+    int16 HU (B, H, W), in the order of generation. A denoiser of whole heads samples all slices at once. With
+    `settings.slices == 0` the chain ends when every volume of the batch has come to a slice of air after a head (see
+    `trim`) or to one slice more than the longest volume trained on.
     """
     recipe = denoiser.recipe
     if (above is not None) != bool(recipe.above):
@@ -118,6 +127,13 @@ def chain(
             if recipe.above
             else "this denoiser sees no level above"
         )
+    if recipe.whole:
+        if start is not None:
+            raise UserError("a plan of whole heads goes on from a slice in a pyramid only; see slicewise pyramid")
+        stacks = whole_heads(denoiser, settings, seed, volumes, {}, device)
+        yield from stacks[:, : settings.slices or None].swapaxes(0, 1)
+        return
+    assert settings.direction != "both", "two chains, one each way"
     step_mm = recipe.spacing_mm[0] * (1 if settings.direction == "down" else -1)
     size = (recipe.size, recipe.size)
     if start is None:
@@ -138,7 +154,7 @@ def chain(
     denoise: Denoiser | Replayed = denoiser if torch.device(device).type == "cpu" else Replayed(denoiser)
     run, ended = np.full(len(volumes), 0 if start is None else SHORTEST), np.zeros(len(volumes), bool)
     for index in range(limit):
-        seen = None if above is None else _slices_above(above, index)
+        seen = None if above is None else _slices_above(above, round(position / recipe.spacing_mm[0]))
         hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, before, position, device, seen)
         if calibrate is not None:
             hu = calibrate(hu, before[-1])
@@ -153,10 +169,52 @@ def chain(
         position += step_mm
 
 
-def _slices_above(above: np.ndarray, index: int) -> np.ndarray:
-    """(B, 3, h, w): those at index - 1, index and index + 1; air beyond the ends."""
+@torch.no_grad()
+def whole_heads(
+    denoiser: Denoiser,
+    settings: ChainSettings,
+    seed: int,
+    volumes: Sequence[int],
+    known: Mapping[int, np.ndarray],
+    device: str = "cpu",
+) -> np.ndarray:
+    """Whole heads by a denoiser of such, all slices at once: int16 HU (B, K, H, W) from the vertex down, air below the
+    head. `known` are slices, int16 HU (H, W) by their number from the vertex, that the heads are to hold."""
+    recipe = denoiser.recipe
+    k, batch, size = recipe.slices, len(volumes), recipe.size
+    if not all(0 <= z < k for z in known):
+        deepest = (k - 1) * recipe.spacing_mm[0]
+        raise UserError(
+            f"the seed slice lies {max(known) * recipe.spacing_mm[0]:g} mm below the vertex, the plan knows heads down "
+            f"to {deepest:g} mm; take a slice within"
+        )
+    scale = codec(recipe.scale, torch.device(device))
+    context = torch.zeros(1, k, size, size, dtype=torch.float64, device=device)
+    is_known = torch.zeros(k, dtype=torch.bool, device=device)
+    for z, slices in known.items():
+        context[:, z] = scale.encode(torch.from_numpy(np.ascontiguousarray(slices)).to(device)).double()
+        is_known[z] = True
+    noise = SliceNoise(seed, volumes, 0, (k, size, size), device)
+    level, mask = max(settings.known_sigma, recipe.sigma_min), is_known[None, :, None, None]
+    context = context + level * noise(0, KNOWN)
+    run: Denoiser | Replayed = denoiser if torch.device(device).type == "cpu" else Replayed(denoiser)
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        levels = torch.full((batch, k), sigma, dtype=torch.float64, device=device)
+        return run(torch.where(mask, context, x), torch.where(is_known, level, levels), None)
+
+    sigmas = settings.sigmas(denoiser)
+    x = _sampled(settings, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, samplers.nothing_known)
+    hu = round_hu(scale.decode(x).cpu().numpy())
+    for z, slices in known.items():
+        hu[:, z] = slices
+    return hu
+
+
+def _slices_above(above: np.ndarray, z: int) -> np.ndarray:
+    """(B, 3, h, w): those at z - 1, z and z + 1; air beyond the ends."""
     air = np.full_like(above[:, 0], HU_MIN)
-    return np.stack([above[:, z] if 0 <= z < above.shape[1] else air for z in range(index - 1, index + 2)], axis=1)
+    return np.stack([above[:, n] if 0 <= n < above.shape[1] else air for n in range(z - 1, z + 2)], axis=1)
 
 
 def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
@@ -165,18 +223,24 @@ def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
 
 
 def trim(hu: np.ndarray, begun: bool = False, most: float = AIR_HU) -> np.ndarray:
-    """The head in generated slices (Z, Y, X), in the order of generation: the first `SHORTEST` or more in a row that
-    are not air (see `is_air`), or the most in a row there are; where the head had `begun` with a real slice, those up
-    to the first slice of air. Where that is fewer than two, which are no volume, and no head had begun, all slices."""
-    air = is_air(hu, most)
+    """The head in generated slices (Z, Y, X), in the order of generation (see `head_extent`); where the head had
+    `begun` with a real slice, those up to the first slice of air. Where that is fewer than two, which are no volume,
+    and no head had begun, all slices."""
     if begun:
+        air = is_air(hu, most)
         return hu[: int(np.argmax(air))] if air.any() else hu
+    first, end = head_extent(hu, most)
+    return hu if end - first < 2 else hu[first:end]
+
+
+def head_extent(hu: np.ndarray, most: float = AIR_HU) -> tuple[int, int]:
+    """First slice of the head in (Z, Y, X) and the one after its last: the first `SHORTEST` or more in a row that are
+    not air (see `is_air`), or the most in a row there are; (0, 0) where all are air."""
+    air = is_air(hu, most)
     edges = np.flatnonzero(np.diff(np.concatenate([[True], air, [True]]).astype(int)))
     runs = list(zip(edges[::2].tolist(), edges[1::2].tolist()))
     heads = [run for run in runs if run[1] - run[0] >= SHORTEST] or sorted(runs, key=lambda run: run[0] - run[1])
-    if not heads or heads[0][1] - heads[0][0] < 2:
-        return hu
-    return hu[slice(*heads[0])]
+    return heads[0] if heads else (0, 0)
 
 
 def _sample_slice(
@@ -238,11 +302,21 @@ def _sample_slice(
             window[:, wanted], sigma_window[:, wanted] = x[:, 0], sigma
             return denoiser(window, sigma_window, positions)[:, wanted : wanted + 1]
 
-    x = float(sigmas[0]) * noise(0, INITIAL)
-    if settings.sampler == "heun":
-        x = samplers.heun(denoise, x, sigmas, noise, impose)
-    elif settings.sampler == "dpmpp_2m":
-        x = samplers.dpmpp_2m(denoise, x, sigmas, noise, impose)
-    else:
-        x = samplers.pc(denoise, x, sigmas, noise, impose, settings.snr, clean_mean=settings.sampler == "pc")
+    x = _sampled(settings, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
     return scale.decode(x[:, wanted if recipe.joint else 0]).cpu().numpy()
+
+
+def _sampled(
+    settings: ChainSettings,
+    denoise: samplers.Denoise,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    noise: SliceNoise,
+    impose: samplers.Impose,
+) -> torch.Tensor:
+    """`x` at the first of `sigmas` taken to zero by the chosen sampler."""
+    if settings.sampler == "heun":
+        return samplers.heun(denoise, x, sigmas, noise, impose)
+    if settings.sampler == "dpmpp_2m":
+        return samplers.dpmpp_2m(denoise, x, sigmas, noise, impose)
+    return samplers.pc(denoise, x, sigmas, noise, impose, settings.snr, clean_mean=settings.sampler == "pc")

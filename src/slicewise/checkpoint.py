@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
+DENOISERS = ("unet", "unet3d", "ncsnpp")
 
 
 def build_network(kind: str, config: dict[str, Any]) -> nn.Module:
-    """The raw network of a kind ("unet", "ncsnpp", "icnet") with the given settings."""
+    """The raw network of a kind ("unet", "unet3d", "ncsnpp", "icnet") with the given settings."""
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     if kind == "unet":
         from slicewise.networks.unet import UNet, UNetConfig
 
         return UNet(UNetConfig(**settings))
+    if kind == "unet3d":
+        from slicewise.networks.unet3d import UNet3d, UNet3dConfig
+
+        return UNet3d(UNet3dConfig(**settings))
     if kind == "ncsnpp":
         from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
 
@@ -36,7 +41,7 @@ def build_network(kind: str, config: dict[str, Any]) -> nn.Module:
         from slicewise.networks.icnet import ICNet, ICNetConfig
 
         return ICNet(ICNetConfig(**settings))
-    raise UserError(f"network kind {kind!r} is not known; expected unet, ncsnpp or icnet")
+    raise UserError(f"network kind {kind!r} is not known; expected unet, unet3d, ncsnpp or icnet")
 
 
 def save_model(
@@ -64,7 +69,7 @@ def kind_of(path: Path) -> str:
 
 def load_model(
     path: Path,
-    kinds: tuple[str, ...] = ("unet", "ncsnpp", "icnet"),
+    kinds: tuple[str, ...] = (*DENOISERS, "icnet"),
     build: Callable[[str, dict[str, Any]], nn.Module] = build_network,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a checkpoint file, or the weights of a run folder: the network in eval mode and its metadata. `build` makes
@@ -100,12 +105,18 @@ def fitted(
         raise UserError(
             f"{name}: weights do not fit the network it names ({reason}); it is from another version"
         ) from None
-    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.eval().to(memory_format=memory_format(network))  # type: ignore[call-overload, no-any-return]
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """How a network's weights lie in memory: channels last, in two dimensions or three."""
+    found: torch.memory_format = getattr(network, "memory_format", torch.channels_last)
+    return found
 
 
 def load_denoiser(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Denoiser:
     """A denoiser from a checkpoint file or a run folder."""
-    network, meta = load_model(path, ("unet", "ncsnpp"))
+    network, meta = load_model(path, DENOISERS)
     return Denoiser(network.to(device), Recipe.from_dict(meta["recipe"], path), meta, core_dtype)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import slicewise
-from slicewise.ascii import Calibrate, ChainSettings, chain, trim
+from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, trim
 from slicewise.baselines.sampling import KINDS, Baseline, draw_volume, load_baseline
 from slicewise.calibrate import calibrate_chains, calibrate_slice
 from slicewise.checkpoint import kind_of, load_denoiser, load_icnet, weights_file
@@ -32,7 +32,7 @@ from slicewise.io.nifti import write_nifti
 from slicewise.io.provenance import Provenance
 from slicewise.io.tensors import sha256
 from slicewise.pyramid import KIND as PYRAMID
-from slicewise.pyramid import Pyramid, draw, load_pyramid
+from slicewise.pyramid import Head, Pyramid, draw, load_pyramid
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
 from slicewise.volume import Acquisition, Volume, without_real_slices
 from slicewise.workers import start_worker
@@ -131,10 +131,10 @@ def generate(
         model = _load(checkpoint, settings, process.device)
         net = load_icnet(icnet, device) if icnet is not None and settings.calibrate != "off" else None
         seed = None
-        if isinstance(model, Denoiser) and settings.seed_volume is not None:
+        if not isinstance(model, Baseline) and settings.seed_volume is not None:
             seed = load_seed(settings, model)
-        if process.is_main and isinstance(model, Denoiser) and settings.chain.direction == "up":
-            tell(upward_doubt(model.meta))
+        if process.is_main and not isinstance(model, Baseline) and settings.chain.direction != "down":
+            tell(upward_doubt((model.levels[-1] if isinstance(model, Pyramid) else model).meta))
         if process.is_main and seed is not None and seed.doubt:
             tell(f"values of the seed volume may be no HU: {seed.doubt}")
         about = describe(settings, model, checkpoint, icnet if net is not None else None)
@@ -169,10 +169,6 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
     """The denoiser, pyramid or baseline that a checkpoint holds; `UserError` for settings that it has no use for."""
     kind = kind_of(checkpoint)
     if kind == PYRAMID:
-        if settings.seed_volume is not None:
-            raise UserError(
-                f"--seed-volume: {checkpoint} plans whole heads and cannot go on from a slice; leave it out"
-            )
         return load_pyramid(checkpoint, core_dtype(device, settings.core), str(device))
     if kind not in KINDS:
         return load_denoiser(checkpoint, core_dtype(device, settings.core), str(device))
@@ -222,7 +218,7 @@ def upward_doubt(meta: dict[str, Any]) -> str:
     )
 
 
-def load_seed(settings: GenerateSettings, denoiser: Denoiser) -> Seed:
+def load_seed(settings: GenerateSettings, denoiser: Denoiser | Pyramid) -> Seed:
     """The seed volume on the checkpoint's grid, and the slice to go on from."""
     assert settings.seed_volume is not None
     recipe = denoiser.recipe
@@ -262,29 +258,56 @@ def _batch(
 ) -> Iterator[tuple[int, Volume | None, Volume]]:
     """(number, uncalibrated or None, final) of the volumes of one batch."""
     inside = (lambda hu, before: calibrate_slice(net, hu, before)) if net and settings.calibrate == "inside" else None
-    start, start_mm = None, 0.0
-    if seed is not None:
-        assert isinstance(denoiser, Denoiser)
-        k = denoiser.recipe.slices - 1
-        window = slice(max(0, seed.index - k + 1), seed.index + 1)
-        if settings.chain.direction == "up":
-            window = slice(seed.index, seed.index + k)
-        start, start_mm = seed.volume.hu[window], seed.position_mm
-
+    done = lambda slices: progress(made, slices)  # noqa: E731
     if isinstance(denoiser, Pyramid):
-        done = lambda slices: progress(made, slices)  # noqa: E731
-        made_hu = draw(denoiser, settings.chain, settings.seed, numbers, inside, device, done)
+        start = None if seed is None else seed.volume.hu[seed.index]
+        mm = 0.0 if seed is None else seed.position_mm
+        heads = draw(denoiser, settings.chain, settings.seed, numbers, start, mm, inside, device, done)
     else:
-        made_hu = _chains(denoiser, settings, numbers, start, start_mm, inside, device, lambda n: progress(made, n))
-    volumes = [_place(hu, denoiser, seed, settings.chain.direction) for hu in made_hu]
+        heads = _chained(denoiser, settings, seed, numbers, inside, device, done)
+    volumes = [_place(head, denoiser, seed) for head in heads]
     if net is None or settings.calibrate != "after":
         yield from ((number, None, _written(volume, seed, settings)) for number, volume in zip(numbers, volumes))
         return
-    order = slice(None, None, -1 if settings.chain.direction == "up" else 1)  # as the slices were made
-    calibrated = calibrate_chains(net, [volume.hu[order] for volume in volumes], seeded=seed is not None)
-    for number, volume, hu in zip(numbers, volumes, calibrated):
-        final = volume.with_hu(round_hu(hu[order]))
+    for number, volume, final in zip(numbers, volumes, _calibrated(net, volumes)):
         yield number, _written(volume, seed, settings), _written(final, seed, settings)
+
+
+def _calibrated(net: "ICNet", volumes: list[Volume]) -> list[Volume]:
+    """Volumes calibrated slice after slice from their vertex, or both ways from the real slice that they hold."""
+    at = [(volume.acquisition.real_slices or (None,))[0] for volume in volumes]
+    if at[0] is None:
+        done = calibrate_chains(net, [volume.hu for volume in volumes], seeded=False)
+        return [volume.with_hu(round_hu(hu)) for volume, hu in zip(volumes, done)]
+    down = calibrate_chains(net, [volume.hu[z:] for volume, z in zip(volumes, at)], seeded=True)
+    up = calibrate_chains(net, [volume.hu[z::-1] for volume, z in zip(volumes, at)], seeded=True)
+    return [volume.with_hu(round_hu(np.concatenate([u[:0:-1], d]))) for volume, u, d in zip(volumes, up, down)]
+
+
+def _chained(
+    denoiser: Denoiser,
+    settings: GenerateSettings,
+    seed: Seed | None,
+    numbers: list[int],
+    inside: Calibrate | None,
+    device: str,
+    progress: Callable[[int], None],
+) -> list[Head]:
+    """The heads of one batch by a denoiser alone: a chain down, or from a seed slice one down, one up or both."""
+    nothing = np.zeros((0, denoiser.recipe.size, denoiser.recipe.size), np.int16)
+    made = {"down": [nothing] * len(numbers), "up": [nothing] * len(numbers)}
+    for arm in arms_of(settings.chain.direction):
+        own = replace(settings, chain=replace(settings.chain, direction=arm))
+        start, start_mm = None, 0.0
+        if seed is not None:
+            # Beside the seed slice the real ones on its far side are known, too, unless they are to be generated.
+            more = denoiser.recipe.slices - 2 if settings.chain.direction != "both" else 0
+            window = slice(max(0, seed.index - more), seed.index + 1)
+            if arm == "up":
+                window = slice(seed.index, seed.index + more + 1)
+            start, start_mm = seed.volume.hu[window], seed.position_mm
+        made[arm] = _chains(denoiser, own, numbers, start, start_mm, inside, device, progress)
+    return [Head(up[::-1], down) for up, down in zip(made["up"], made["down"])]
 
 
 def _chains(
@@ -339,20 +362,16 @@ def _drawn(baseline: Baseline, settings: GenerateSettings, numbers: list[int]) -
         yield number, None, Volume.regular(hu, baseline.recipe.spacing_mm)
 
 
-def _place(hu: np.ndarray, denoiser: Denoiser | Pyramid, seed: Seed | None, direction: str) -> Volume:
-    """Generated slices (in the order of generation) as a Volume; with a seed, its slice first (or last, upward)."""
+def _place(head: Head, denoiser: Denoiser | Pyramid, seed: Seed | None) -> Volume:
+    """A generated head as a Volume; with a seed, its slice between what lies above it and what lies below."""
     if seed is None:
-        return Volume.regular(np.ascontiguousarray(hu), denoiser.recipe.spacing_mm)
+        return Volume.regular(np.ascontiguousarray(head.below), denoiser.recipe.spacing_mm)
     real, step = seed.volume, np.array([0.0, 0.0, denoiser.recipe.spacing_mm[0]])
-    at = real.positions[seed.index]
-    seed_slice = real.hu[seed.index : seed.index + 1]
-    if direction == "down":
-        voxels, first = np.concatenate([seed_slice, hu]), at
-    else:
-        voxels, first = np.concatenate([hu[::-1], seed_slice]), at + len(hu) * step
-    positions = first - step * np.arange(len(voxels))[:, None]
-    about = Acquisition(synthetic=True, real_slices=(0 if direction == "down" else len(hu),))
-    return Volume(np.ascontiguousarray(voxels), positions, real.row_axis, real.column_axis, real.pixel_spacing, about)
+    index = len(head.above)
+    voxels = np.concatenate([head.above, real.hu[seed.index : seed.index + 1], head.below])
+    positions = real.positions[seed.index] + (index - np.arange(len(voxels)))[:, None] * step
+    about = Acquisition(synthetic=True, real_slices=(index,))
+    return Volume(voxels, positions, real.row_axis, real.column_axis, real.pixel_spacing, about)
 
 
 def _written(volume: Volume, seed: Seed | None, settings: GenerateSettings) -> Volume:

@@ -1,8 +1,9 @@
 """Level after level: a plan of the whole head on large pixels, then drawn on smaller ones.
 
-Every level is a denoiser whose chain makes slice after slice (see `ascii`). Those below the first also see the level
-above, enlarged, at the slices above, at and below the one to draw: the plan decides size, ventricles and lobes, and the
-drawer, which learns on patches, puts in the rest without drifting.
+Every level is a denoiser (see `ascii`): the plan is best one of whole heads, which samples all slices at once; the
+others are chains that make slice after slice. Those also see the level above, enlarged, at the slices above, at and
+below the one to draw: the plan decides size, ventricles and lobes, and the drawer, which learns on patches, puts in the
+rest without drifting.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from slicewise.ascii import Calibrate, ChainSettings, chain, trim
-from slicewise.checkpoint import fitted, save_model, weights_file
+from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, head_extent, is_air, whole_heads
+from slicewise.checkpoint import DENOISERS, fitted, save_model, weights_file
 from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN
+from slicewise.hu import HU_MIN, round_hu
 from slicewise.io.tensors import load_tensors
 
 KIND = "pyramid"
@@ -64,49 +65,124 @@ def check_levels(recipes: Sequence[Recipe], name: object) -> None:
                 )
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head that has been drawn, int16 HU (Z, Y, X) each, superior first: the slices `above` the seed slice, none
+    where there was no seed, and those `below` it."""
+
+    above: np.ndarray
+    below: np.ndarray
+
+
 def draw(
     pyramid: Pyramid,
     settings: ChainSettings,
     seed: int,
     volumes: Sequence[int],
+    start: np.ndarray | None = None,
+    start_mm: float = 0.0,
     calibrate: Calibrate | None = None,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda slices: None,
-) -> list[np.ndarray]:
-    """Heads of a pyramid, int16 HU (Z, Y, X) each, superior first, as many slices as the plan of each has.
+) -> list[Head]:
+    """Heads of a pyramid, as many slices as the plan of each has.
 
     Parameters
     ----------
     pyramid : the levels.
     settings : how each level's slices are sampled.
     seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
+    start : int16 HU (H, W), a real slice to go on from, down, up or both ways, or None.
+    start_mm : position of that slice in mm below the vertex.
     calibrate : applied to each slice of the finest level before it is given to the next, or None.
     device : torch device.
     progress : called with the number of slices done of all levels.
+
+    Raises `UserError` where a seed does not fit the plan, or a plan holds no head.
     """
-    if settings.direction == "up":
-        raise UserError("--chain.direction up: a pyramid draws downward; leave it out")
-    heads: list[np.ndarray] | None = None
-    done = 0
-    for number, level in enumerate(pyramid.levels):
-        last = number == len(pyramid.levels) - 1
-        above = None if heads is None else _stacked(heads)
-        chosen = settings if above is None else replace(settings, slices=above.shape[1])
-        # Each level has noise of its own.
-        key = seed + (number << 48)
-        made: list[np.ndarray] = []
-        for slices in chain(level, chosen, key, volumes, None, 0.0, calibrate if last else None, device, above):
-            made.append(slices)
-            done += 1
-            progress(done)
-        stacks = np.stack(made, axis=1)
-        if heads is None:
-            most = level.recipe.scale.air
-            heads = [stack if settings.slices else trim(stack, most=most) for stack in stacks]
-        else:
-            heads = [stack[: len(head)] for stack, head in zip(stacks, heads)]
-    assert heads is not None
+    plan = pyramid.levels[0]
+    at = None if start is None else round(start_mm / plan.recipe.spacing_mm[0])
+    if settings.direction != "down" and start is None:
+        raise UserError(
+            f"--chain.direction {settings.direction}: needs --seed-volume; heads are drawn downward without"
+        )
+    if start is not None and not plan.recipe.whole:
+        raise UserError("--seed-volume: the plan of this checkpoint begins at the vertex; train one with unet3d")
+    if start is not None and start.shape != (pyramid.recipe.size,) * 2:
+        raise UserError(f"seed slice of {start.shape} pixels: the checkpoint draws {pyramid.recipe.size}; resample it")
+    stacks = _plan(plan, settings, seed, volumes, start, at, device)
+    extents = [_extent(stack, at, plan.recipe, number) for stack, number in zip(stacks, volumes)]
+    if settings.slices:
+        extents = [(0, settings.slices)] * len(volumes)
+    elif at is None:  # what lies above the vertex is not drawn
+        stacks = _stacked([stack[first:end] for stack, (first, end) in zip(stacks, extents)])
+        extents = [(0, end - first) for first, end in extents]
+    done = stacks.shape[1]
+    progress(done)
+    arms = arms_of(settings.direction)
+    for number, level in enumerate(pyramid.levels[1:], 1):
+        fine = level.recipe.size
+        drawn = np.full((*stacks.shape[:2], fine, fine), HU_MIN, np.int16)
+        before = None
+        if start is not None:
+            before = _means(start, fine)[None]
+            drawn[:, at] = before[0]
+        for arm in arms:
+            first, last = (0, 0) if at is None else (at + 1, at - 1)
+            order = range(first, max(end for _, end in extents)) if arm == "down" else range(last, -1, -1)
+            chosen = replace(settings, direction=arm, slices=len(order))
+            inside = calibrate if level is pyramid.levels[-1] else None
+            # Each level has noise of its own, and so has each arm.
+            key = seed + (number << 48) + ((arm == "up") << 47)
+            made = chain(level, chosen, key, volumes, before, start_mm, inside, device, stacks) if order else ()
+            for z, slices in zip(order, made):
+                drawn[:, z] = slices
+                done += 1
+                progress(done)
+        stacks = drawn
+    heads = []
+    for stack, (first, end) in zip(stacks, extents):
+        upper, lower = (0, 0) if at is None else (at, at + 1)
+        above = stack[first:upper] if "up" in arms else stack[:0]
+        heads.append(Head(above, stack[lower:end] if "down" in arms else stack[:0]))
     return heads
+
+
+def _plan(
+    plan: Denoiser,
+    settings: ChainSettings,
+    seed: int,
+    volumes: Sequence[int],
+    start: np.ndarray | None,
+    at: int | None,
+    device: str,
+) -> np.ndarray:
+    """int16 HU (B, Z, h, w) of the first level, with the seed slice as it sees it at number `at`."""
+    if not plan.recipe.whole:
+        return np.stack(list(chain(plan, settings, seed, volumes, device=device)), axis=1)
+    known = {} if start is None or at is None else {at: _means(start, plan.recipe.size)}
+    return whole_heads(plan, settings, seed, volumes, known, device)
+
+
+def _means(hu: np.ndarray, size: int) -> np.ndarray:
+    """A slice (H, W) on so many pixels, int16 HU: means of the squares of pixels that become one."""
+    factor = len(hu) // size
+    return round_hu(hu.reshape(size, factor, size, factor).mean(axis=(1, 3)))
+
+
+def _extent(stack: np.ndarray, at: int | None, recipe: Recipe, number: int) -> tuple[int, int]:
+    """First slice of the head in a plan (Z, h, w), and the one after its last: the run of slices that are no air about
+    the seed slice, or the first long one (see `ascii.head_extent`)."""
+    air = is_air(stack, recipe.scale.air)
+    if at is None:
+        first, end = head_extent(stack, recipe.scale.air)
+    else:
+        before, after = np.flatnonzero(air[:at]), np.flatnonzero(air[at + 1 :])
+        first = int(before[-1]) + 1 if len(before) else 0
+        end = at + 1 + int(after[0]) if len(after) else len(stack)
+    if end - first < 2:
+        raise UserError(f"the plan of volume {number} holds no head; train the plan for longer, or give another --seed")
+    return first, end
 
 
 def _stacked(heads: Sequence[np.ndarray]) -> np.ndarray:
@@ -125,7 +201,7 @@ def join(levels: Sequence[Path], out: Path) -> Path:
     """
     read = [load_tensors(weights_file(path)) for path in levels]
     for path, (_, meta) in zip(levels, read):
-        if meta.get("kind") not in ("unet", "ncsnpp"):
+        if meta.get("kind") not in DENOISERS:
             raise UserError(f"{path}: holds {meta.get('kind', 'no network')}, a level is a denoiser of slicewise train")
     check_levels([Recipe.from_dict(meta["recipe"], path) for path, (_, meta) in zip(levels, read)], out)
     tensors = {f"{n}.{key}": value for n, (held, _) in enumerate(read) for key, value in held.items()}

@@ -118,6 +118,11 @@ class Heads:
         """Pixels per side."""
         return self.records[0].shape[1]
 
+    def whole(self, heads: torch.Tensor, slices: int) -> torch.Tensor:
+        """(B, slices) rows of heads (B,) from the vertex down, -1 below their last."""
+        rows = self.starts[heads][:, None] + torch.arange(slices)
+        return torch.where(rows < torch.from_numpy(self.ends)[heads][:, None], rows, -1)
+
     def cut(self, cut: Cut) -> torch.Tensor:
         """The parts that `cut` names, int16 HU (B, K, rows, columns), on the device."""
         y = cut.top[:, None] + torch.arange(cut.shape[0])
@@ -232,21 +237,21 @@ class Windows:
         air."""
         return self.rows(numbers, margin=1).gather(1, place[:, None] + torch.arange(3))
 
-    def whole(self, numbers: torch.Tensor, rows: torch.Tensor | None = None) -> Cut:
-        """The windows (B,), or other rows (B, K), uncut."""
-        zero = torch.zeros(len(numbers), dtype=torch.int64)
-        rows = self.rows(numbers) if rows is None else rows
-        return Cut(rows, zero, zero, zero.bool(), (self.heads.side, self.heads.side))
-
     def read(self, number: int) -> tuple[np.ndarray, float]:
         """One window: int16 HU (K, Y, X), and the position of its last slice in mm below the vertex."""
         numbers = torch.tensor([number])
-        return self.heads.cut(self.whole(numbers))[0].cpu().numpy(), float(self.position(numbers))
+        return self.heads.cut(uncut(self.heads, self.rows(numbers)))[0].cpu().numpy(), float(self.position(numbers))
+
+
+def uncut(heads: Heads, rows: torch.Tensor) -> Cut:
+    """Slices at rows (B, K), whole and as they lie."""
+    zero = torch.zeros(len(rows), dtype=torch.int64)
+    return Cut(rows, zero, zero, zero.bool(), (heads.side, heads.side))
 
 
 def draw_cut(
-    windows: Windows,
-    numbers: torch.Tensor,
+    heads: Heads,
+    rows: torch.Tensor,
     sides: tuple[int, int],
     fold: int,
     flip: bool,
@@ -257,7 +262,8 @@ def draw_cut(
 
     Parameters
     ----------
-    numbers : (B,) windows.
+    heads : what they are cut from.
+    rows : (B, K) rows of the windows' slices.
     sides : rows and columns of the parts; 0 takes all. Along each axis a part holds the head, or lies within it where
         the head is longer, and is random beyond that.
     fold : pixels that a network folds into one.
@@ -270,9 +276,9 @@ def draw_cut(
     The cut, and float32 (B, 4): top, left, bottom and right of each part, where the whole spans -1 … 1 between the
     centres of its first and last `fold` pixels.
     """
-    side, rows, grain = windows.heads.side, windows.rows(numbers), grain or fold
-    mirrored = draws.uniform(1)[:, 0] < 0.5 if flip else torch.zeros(len(numbers), dtype=torch.bool)
-    extents = torch.from_numpy(windows.heads.extents)[rows.clamp_min(0)]
+    side, grain = heads.side, grain or fold
+    mirrored = draws.uniform(1)[:, 0] < 0.5 if flip else torch.zeros(len(rows), dtype=torch.bool)
+    extents = torch.from_numpy(heads.extents)[rows.clamp_min(0)]
     air = (rows < 0)[:, :, None]
     nothing = torch.tensor([side, 0, side, 0])
     extents = torch.where(air, nothing, extents)
@@ -322,6 +328,15 @@ def root_mean_square(windows: Windows, scale: HUScale, pool: int = 1, count: int
     of mean zero; with the mean in it, c_in still scales the network's input to unit power)."""
     chosen = torch.from_numpy(np.random.default_rng(seed).integers(0, len(windows), count))
     encode = codec(scale, windows.heads.device).encode
-    parts = (pooled(windows.heads.cut(windows.whole(part)), pool) for part in chosen.split(16))
+    parts = (pooled(windows.heads.cut(uncut(windows.heads, windows.rows(part))), pool) for part in chosen.split(16))
     squares = [encode(part).double().square().mean() for part in parts]
     return float(torch.stack(squares).mean().sqrt())
+
+
+def whole_heads(heads: Heads, slices: int, scale: HUScale, pool: int = 1, most: int = 2048) -> torch.Tensor:
+    """Whole heads from the vertex down, (N, slices, H, W) x on pixels `pool` times as large, on the CPU: evenly chosen
+    ones where there are more than `most`."""
+    chosen = torch.linspace(0, len(heads.records) - 1, min(most, len(heads.records))).round().long()
+    encode = codec(scale, heads.device).encode
+    parts = (heads.cut(uncut(heads, heads.whole(part, slices))) for part in chosen.split(16))
+    return torch.cat([encode(pooled(part, pool)).float().cpu() for part in parts])

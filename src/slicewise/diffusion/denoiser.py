@@ -27,6 +27,7 @@ class Recipe:
     sigma_min, sigma_max : trained range of noise levels, units of x.
     position : whether the network is told each window's position below the vertex (of its last slice, in 100 mm).
     min_slices, max_slices : lengths of the volumes it was trained on.
+    whole : whether the window is a whole head from the vertex down, whose slices are sampled at once.
     above : how many times as large the pixels of the level above are, whose slices above, at and below the wanted one
         follow the K slices of the window (see `pyramid`); 0 where there is none.
     above_sigma : largest noise that slices of the level above had in training, units of x.
@@ -44,6 +45,7 @@ class Recipe:
     position: bool
     min_slices: int
     max_slices: int
+    whole: bool = False
     above: int = 0
     above_sigma: float = 0.0
     residual: ResidualFilter | None = None

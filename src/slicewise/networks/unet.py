@@ -209,7 +209,7 @@ class UNet(nn.Module):
         features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)
         embedding = self.embed(features)
         windowed = [
-            _redescend(gain * self.zoom * (_mean(x, side) - self.centre))
+            redescend(gain * self.zoom * (_mean(x, side) - self.centre))
             for gain, side in zip(self.config.window, self.config.window_mean)
         ]
         x = torch.cat([x, *_details(self.zoom * x, self.config.detail), *windowed], dim=1)
@@ -255,7 +255,7 @@ def _details(x: torch.Tensor, gains: tuple[float, ...]) -> list[torch.Tensor]:
     if not gains:
         return []
     high = x - _mean(x, 3)
-    return [_redescend(gain * high) for gain in gains]
+    return [redescend(gain * high) for gain in gains]
 
 
 def _mean(x: torch.Tensor, side: int) -> torch.Tensor:
@@ -275,7 +275,7 @@ def _band(pixels: int, side: int, device: torch.device) -> torch.Tensor:
     return near / near.sum(dim=1, keepdim=True)
 
 
-def _redescend(u: torch.Tensor) -> torch.Tensor:
+def redescend(u: torch.Tensor) -> torch.Tensor:
     """u / (1 + u^2/4): linear in what is faint, and back to zero where the noise is strong, an edge runs or the tissue
     is another, so that an amplified input disturbs nothing there."""
     return u / (1 + u.square() / 4)

@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from slicewise import checkpoint
-from slicewise.checkpoint import build_network
+from slicewise.checkpoint import DENOISERS, build_network, memory_format
 from slicewise.codec import codec
 from slicewise.data.store import Store
-from slicewise.data.windows import Cut, Windows, as_level, draw_cut, root_mean_square, slices_of, training_windows
+from slicewise.data.windows import (
+    Cut,
+    Windows,
+    as_level,
+    draw_cut,
+    root_mean_square,
+    slices_of,
+    training_windows,
+    whole_heads,
+)
 from slicewise.diffusion.denoiser import Denoiser, Recipe, position_condition
 from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
 from slicewise.diffusion.precondition import c_noise, posterior
@@ -28,6 +37,7 @@ from slicewise.hu import BRAIN, HUScale
 from slicewise.metrics.tissue import brain_mask, noise_level
 from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
 from slicewise.networks.unet import UNet, UNetConfig
+from slicewise.networks.unet3d import UNet3d, UNet3dConfig, fit_gaussian
 from slicewise.random import TRAIN_DITHER, TRAIN_NOISE, TRAIN_ORDER, Draws
 from slicewise.runtime import Process, core_dtype, processes
 from slicewise.training import ema
@@ -46,9 +56,10 @@ class DenoiserTraining(RunSettings):
 
     Attributes
     ----------
-    network : "unet" (lean) or "ncsnpp" (the paper's).
-    unet, ncsnpp : shape of the chosen network; its number of slices and conditions follow from the fields below.
-    slices : K, slices in a window.
+    network : "unet" (lean), "ncsnpp" (the paper's) or "unet3d" (whole heads at once, for the plan of a pyramid).
+    unet, unet3d, ncsnpp : shape of the chosen network; its number of slices and conditions follow from the fields
+        below.
+    slices : K, slices in a window; of "unet3d", more than the longest head has.
     pool : train on pixels so many times as large as the store's: the plan of a pyramid (see `pyramid`).
     above : see the slices of a level whose pixels are so many times as large, too: those above, at and below the wanted
         one, as a pyramid's drawer does; 0 for none.
@@ -76,8 +87,9 @@ class DenoiserTraining(RunSettings):
     compile : compile the network's blocks: "auto" does so on CUDA; takes a minute at the start.
     """
 
-    network: Literal["unet", "ncsnpp"] = "unet"
+    network: Literal["unet", "unet3d", "ncsnpp"] = "unet"
     unet: UNetConfig = field(default_factory=UNetConfig)
+    unet3d: UNet3dConfig = field(default_factory=UNet3dConfig)
     ncsnpp: NCSNppConfig = field(default_factory=NCSNppConfig)
     slices: int = 3
     pool: int = 1
@@ -102,6 +114,11 @@ class DenoiserTraining(RunSettings):
     compile: Literal["auto", "on", "off"] = "auto"
 
     @property
+    def whole(self) -> bool:
+        """Whether a window is a whole head."""
+        return self.network == "unet3d"
+
+    @property
     def grain(self) -> int:
         """Store pixels whose multiple the first row and column of a part are: whole pixels of every level."""
         return self.pool * math.lcm(self.unet.fold, self.above or 1)
@@ -115,6 +132,11 @@ class DenoiserTraining(RunSettings):
             raise UserError(
                 f"--sigma.sigma-min {self.sigma.sigma_min:g}, --sigma.sigma-max {self.sigma.sigma_max:g}: "
                 "must be above 0, and the first below the second"
+            )
+        if self.whole and (self.task.joint or self.position or self.above or any(self.crop)):
+            raise UserError(
+                "--network unet3d: trains on whole heads; leave out --task.joint, --above and --crop, and give "
+                "--no-position"
             )
         if not 0 <= self.ema < 0.28:
             raise UserError(f"--ema {self.ema:g}: must lie in (0, 0.28), or be 0 to choose it by validation")
@@ -179,8 +201,9 @@ class Batches:
         head = draws.integers(len(windows.records))[:, 0]
         start = windows.heads.starts[head] + head
         numbers = torch.where(draws.uniform(1)[:, 0] < s.starts, start, own)
-        cut, frame = draw_cut(windows, numbers, s.crop, s.pool * s.unet.fold, s.flip, draws, s.grain)
-        sigma, wanted = s.task.draw(draws, s.slices, s.sigma)
+        rows = windows.heads.whole(head, s.slices) if s.whole else windows.rows(numbers)
+        cut, frame = draw_cut(windows.heads, rows, s.crop, s.pool * s.unet.fold, s.flip, draws, s.grain)
+        sigma, wanted = (s.task.draw_whole if s.whole else s.task.draw)(draws, s.slices, s.sigma)
         faded = (draws.uniform(1) < s.fade) & ~wanted
         contrast, mottle = draws.uniform(2 * s.slices).unflatten(1, (2, s.slices)).unbind(1)
         if s.above:
@@ -232,6 +255,8 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     """Settings of the chosen network with what follows from the data and the recipe filled in; `UserError` where they
     do not fit one another or slices of `size` pixels."""
     condition, slices = 1 if settings.position else 0, settings.slices + (3 if settings.above else 0)
+    if settings.network == "unet3d":
+        return _whole_config(settings, size)
     multiple = settings.unet.multiple if settings.network == "unet" else 2 ** (len(settings.ncsnpp.multipliers) - 1)
     multiple = math.lcm(multiple * settings.pool, settings.grain)
     if any(side < 0 or side > size or side % multiple for side in settings.crop):
@@ -261,6 +286,18 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
             image_size=size,
         )
     )
+
+
+def _whole_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
+    shape = settings.unet3d
+    if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
+        raise UserError("--unet3d.channels, --unet3d.blocks, --unet3d.attention: give as many of each, one a level")
+    if size % (shape.multiple * settings.pool) or settings.slices % shape.slices_multiple:
+        raise UserError(
+            f"{settings.slices} slices of {size} pixels, --pool {settings.pool}: give slices that divide by "
+            f"{shape.slices_multiple} and pixels that divide by {shape.multiple * settings.pool}, or fewer levels"
+        )
+    return asdict(replace(shape, slices=settings.slices, size=size // settings.pool))
 
 
 def train_denoiser(store: Store, out: Path, settings: DenoiserTraining, init: Path | None = None) -> Path:
@@ -308,7 +345,7 @@ class DenoiserTrainer:
         network = build_network(settings.network, self.config).to(device)
         sharded = settings.parallel == "fsdp" and process.world > 1
         if not sharded:  # FSDP takes contiguous parameters only
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = network.to(memory_format=memory_format(network))  # type: ignore[call-overload]
         self.recipe = Recipe(
             slices=settings.slices,
             joint=settings.task.joint,
@@ -321,15 +358,24 @@ class DenoiserTrainer:
             position=settings.position,
             min_slices=0,
             max_slices=0,
+            whole=settings.whole,
             above=settings.above,
             above_sigma=settings.above_sigma if settings.above else 0.0,
         )
         if init is not None:
             self.recipe = _start_from(network, self.config, self.recipe, init)
-        if isinstance(network, UNet):
-            _place_brain(network, self.recipe)
+        if settings.whole:
+            longest = max(map(slices_of, self.heads.records))
+            if longest >= settings.slices:
+                raise UserError(
+                    f"--slices {settings.slices}: the longest head has {longest} slices; give more than that"
+                )
+        _place_brain(network, self.recipe)
+        if isinstance(network, UNet3d):
+            known = whole_heads(self.heads, settings.slices, settings.scale, settings.pool)
+            network.gaussian(fit_gaussian(known, settings.unet3d.modes), self.recipe.sigma_data)
         if settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"):
-            assert isinstance(network, UNet | NCSNpp)
+            assert isinstance(network, UNet | UNet3d | NCSNpp)
             torch._dynamo.config.recompile_limit = 64  # a graph for each shape of block, of which there are a dozen
             for block in network.blocks():
                 block.compile(dynamic=False)
@@ -467,8 +513,7 @@ class DenoiserTrainer:
         """A run keeps the sigma_data that it began with, whatever heads have come since."""
         self.recipe = replace(self.recipe, sigma_data=memory["sigma_data"])
         self.objective.sigma_data = self.recipe.sigma_data
-        if isinstance(self.objective.network, UNet):
-            _place_brain(self.objective.network, self.recipe)
+        _place_brain(self.objective.network, self.recipe)
 
     @torch.compiler.set_stance("force_eager")
     def finish(self) -> None:
@@ -489,7 +534,10 @@ def _noise_of(windows: Windows, heads: int = 8) -> float | None:
     return round(float(np.median(sound)), 3) if sound else None
 
 
-def _place_brain(network: UNet, recipe: Recipe) -> None:
+def _place_brain(network: nn.Module, recipe: Recipe) -> None:
+    """Tell a network that knows of brains where in x they lie."""
+    if not isinstance(network, UNet | UNet3d):
+        return
     centre, scale = np.array(BRAIN.centre), recipe.scale
     network.brain(float(scale.encode(centre)) / recipe.sigma_data, float(scale.slope(centre)) / recipe.sigma_data)
 
@@ -507,7 +555,7 @@ def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
 
 def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init: Path) -> Recipe:
     """Load weights to fine-tune; scale and sigma_data stay those that the weights were trained with."""
-    loaded, meta = checkpoint.load_model(init, ("unet", "ncsnpp"))
+    loaded, meta = checkpoint.load_model(init, DENOISERS)
     theirs = Recipe.from_dict(meta["recipe"], init)
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     for name, found, expected in (
@@ -520,5 +568,3 @@ def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init
             )
     network.load_state_dict(loaded.state_dict())
     return replace(recipe, sigma_data=theirs.sigma_data)
-
-

@@ -5,7 +5,7 @@ import math
 import torch
 
 from slicewise.codec import codec
-from slicewise.data.windows import Windows, as_level
+from slicewise.data.windows import Windows, as_level, uncut
 from slicewise.diffusion.denoiser import Denoiser
 from slicewise.hu import AIR_HU
 from slicewise.random import VALIDATION, Draws
@@ -19,35 +19,38 @@ def validate(
     denoiser: Denoiser, windows: Windows, count: int, batch: int, seed: int, pool: int = 1
 ) -> list[dict[str, float | None]]:
     """Error of the denoised last slice by noise level, on `count` windows and noise that the seed fixes, `batch` at a
-    time, its predecessors known, and the level above where there is one; on pixels `pool` times the store's.
+    time, its predecessors known, and the level above where there is one; on pixels `pool` times the store's. Of a
+    denoiser of whole heads, the error of all slices of `count` heads, none known.
 
     Each row: sigma; head_rmse_hu over voxels above -500 HU; brain_rmse_hu and brain_bias_hu over voxels whose true HU
     lies in [0, 60]; None where the windows hold no such voxel.
     """
     k, scale, device = denoiser.recipe.slices, denoiser.recipe.scale, windows.heads.device
-    above = denoiser.recipe.above
+    above, whole = denoiser.recipe.above, denoiser.recipe.whole
+    wanted = slice(0 if whole else k - 1, k)
     to_x = codec(scale, device)
-    chosen = Draws(seed, range(count), 0, 0, VALIDATION).integers(len(windows))[:, 0]
+    below = len(windows.records) if whole else len(windows)
+    chosen = Draws(seed, range(count), 0, 0, VALIDATION).integers(below)[:, 0]
     sums = torch.zeros(len(VALIDATION_SIGMAS), 5, dtype=torch.float64, device=device)
     training = denoiser.network.training
     denoiser.network.eval()
     for part in torch.arange(count).split(batch):
         numbers = chosen[part]
-        rows = windows.rows(numbers)
+        rows = windows.heads.whole(numbers, k) if whole else windows.rows(numbers)
         if above:
             rows = torch.cat([rows, windows.about(numbers, torch.full_like(numbers, k - 1))], dim=1)
-        hu = as_level(windows.heads.cut(windows.whole(numbers, rows)), k, pool, above)
+        hu = as_level(windows.heads.cut(uncut(windows.heads, rows)), k, pool, above)
         clean, position = to_x.encode(hu), windows.position(numbers).to(device)
         noise = Draws(seed, part.tolist(), 0, 1, VALIDATION, device).normal(clean[0].numel()).view_as(clean)
-        true = hu[:, k - 1].double()
+        true = hu[:, wanted].double()
         head, brain = true > AIR_HU, (true >= 0) & (true <= 60)
         for row, level in enumerate(VALIDATION_SIGMAS):
             sigma = torch.full(clean.shape[:2], level, dtype=torch.float64, device=device)
             if not denoiser.recipe.joint:
-                sigma[:, : k - 1] = denoiser.recipe.sigma_min
+                sigma[:, : wanted.start] = denoiser.recipe.sigma_min
             sigma[:, k:] = max(0.2 * denoiser.recipe.above_sigma, denoiser.recipe.sigma_min)
             noisy = clean + sigma.float()[:, :, None, None] * noise
-            denoised = denoiser(noisy, sigma, position)[:, k - 1]
+            denoised = denoiser(noisy, sigma, position)[:, wanted]
             error = to_x.decode(denoised) - true
             square = error.square()
             sums[row] += torch.stack(

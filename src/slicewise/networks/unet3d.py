@@ -1,0 +1,284 @@
+"""A U-Net over whole heads in three dimensions, for the plan of a pyramid: all slices at once, on few large pixels.
+
+It shares the interface of the other networks, (B, K, H, W) with K the slices of a whole head from the vertex down, and
+is told the noise level of every slice. It starts from the Gaussian of the training heads and learns the rest: at high
+noise the best denoiser is the Gaussian's, which has a closed form (Wang and Vastola 2024, "The unreasonable
+effectiveness of Gaussian score approximation"), and at low noise each voxel is measured in units of what varies at its
+place, a few HU in the brain and hundreds at the edge of bone.
+
+The Gaussian is a factor model: x = mean + spread (modes^T c + sqrt(own) e) with c and e standard normal; spread and own
+are numbers of each voxel, own the share of its variance that no mode explains. Given c every voxel is on its own, so
+that the exact posterior mean is that of a local network (see `precondition.posterior`) whose M is the mean given the
+best c.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from slicewise.networks.unet import UNet, fourier_features, redescend
+
+
+@dataclass(frozen=True)
+class UNet3dConfig:
+    """Shape of the network.
+
+    Attributes
+    ----------
+    slices, size : K, slices of a window, and pixels per side.
+    channels : channels at each level; each halves slices, rows and columns of the one before.
+    blocks : residual blocks at each level, on the way down; the way up has as many.
+    attention : self-attention after the blocks at each level.
+    fold : side of the pixel square that is folded into channels at the input (1 = none); slices are not folded.
+    window : amplifications at which every voxel is shown through a soft window about the brain (see `UNetConfig`).
+    modes : modes of the Gaussian.
+    condition : number of scalar conditions; a whole head needs none.
+    embedding : width of the embedding of a slice's noise level.
+    """
+
+    slices: int = field(default=40, metadata={"derived": True})
+    size: int = field(default=32, metadata={"derived": True})
+    channels: tuple[int, ...] = (48, 96, 192)
+    blocks: tuple[int, ...] = (1, 2, 2)
+    attention: tuple[bool, ...] = (False, False, True)
+    fold: int = 2
+    window: tuple[float, ...] = (16.0, 4.0)
+    modes: int = 96
+    condition: int = field(default=0, metadata={"derived": True})
+    embedding: int = 128
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a slice, in pixels, must be a multiple of."""
+        return int(self.fold * self.slices_multiple)
+
+    @property
+    def slices_multiple(self) -> int:
+        """What the number of slices must be a multiple of."""
+        return int(2 ** (len(self.channels) - 1))
+
+
+def channel_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Layer norm over the channels of each voxel, (B, C, K, H, W) in channels_last_3d, times a learned gain (C,)."""
+    return F.layer_norm(x.permute(0, 2, 3, 4, 1), (x.shape[1],), weight, None, 1e-6).permute(0, 4, 1, 2, 3)
+
+
+class Block(nn.Module):
+    """Residual block: norm, SiLU, 3x3x3; norm modulated slice by slice by the embedding, SiLU, 3x3x3; skip scaled by
+    1/sqrt(2)."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int, attention: bool) -> None:
+        super().__init__()
+        self.gain1 = nn.Parameter(torch.ones(c_in))
+        self.conv1 = nn.Conv3d(c_in, c_out, 3, padding=1)
+        self.modulate = nn.Linear(embedding, 2 * c_out)
+        self.gain2 = nn.Parameter(torch.ones(c_out))
+        self.conv2 = nn.Conv3d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv3d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.attention = Attention(c_out) if attention else None
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """x (B, C, Z, H, W), embedding (B, Z, E)."""
+        h = self.conv1(F.silu(channel_norm(x, self.gain1)))
+        scale, shift = self.modulate(embedding).transpose(1, 2)[:, :, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, channel_norm(h, self.gain2), 1 + scale)
+        h = self.conv2(F.silu(h))
+        x = (self.skip(x) + h) * math.sqrt(0.5)
+        return x if self.attention is None else self.attention(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all voxels with 32 channels a head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 32)
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, c, z, h, w = x.shape
+        tokens = channel_norm(x, self.gain).permute(0, 2, 3, 4, 1).reshape(b, z * h * w, c)
+        q, k, v = self.qkv(tokens).reshape(b, z * h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        if x.device.type == "cpu":  # over a few hundred voxels faster there than the fused kernel
+            attended = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attended.transpose(1, 2).reshape(b, z * h * w, c)
+        return x + self.out(attended).reshape(b, z, h, w, c).permute(0, 4, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What whole heads are like, as far as a Gaussian goes: `mean` and `spread` (K, H, W) in units of x, `modes`
+    (modes, K, H, W) in units of the spread, `own` (K, H, W) the share of variance that no mode explains."""
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+    modes: torch.Tensor
+    own: torch.Tensor
+
+
+def fit_gaussian(heads: torch.Tensor, modes: int) -> Gaussian:
+    """The factor model of heads (N, K, H, W) in units of x, and of their mirror images: principal components of what
+    lies off the mean, each voxel divided by its spread. The spread is a mean over neighbours and not below a hundredth:
+    what never varied may vary yet."""
+    heads = torch.cat([heads, heads.flip(-1)])
+    mean = heads.mean(dim=0)
+    variance = heads.var(dim=0, correction=0)
+    spread = _near(variance).sqrt().clamp_min(0.01)
+    off = ((heads - mean) / spread).flatten(1)
+    modes = min(modes, len(off) - 1)
+    torch.manual_seed(0)
+    _, singular, vectors = torch.svd_lowrank(off, q=min(modes + 16, *off.shape), niter=4)
+    rest = off - (off @ vectors[:, :modes]) @ vectors[:, :modes].T
+    own = _near(rest.square().mean(dim=0).view(mean.shape)).clamp_min(1e-3)
+    # What the modes are given too much: each also holds its share of what is every voxel's own.
+    kept = (singular[:modes].square() / len(off) - own.mean()).clamp_min(0).sqrt()
+    return Gaussian(mean, spread, (vectors[:, :modes] * kept).T.unflatten(1, mean.shape).contiguous(), own)
+
+
+def _near(values: torch.Tensor) -> torch.Tensor:
+    """Mean over 3 x 3 x 3 voxels about each of (K, H, W), fewer at the border."""
+    return F.avg_pool3d(values[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
+
+
+class UNet3d(nn.Module):
+    """The raw network: no sigma arithmetic inside, output layer in float32.
+
+    forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4) -> F, M and S as (B, 3 K, H, W) float32.
+
+    Buffers, which training sets (`gaussian`): `mean` and `log_spread` (K, H, W) in units of `sigma_data`, `modes`
+    (modes, K H W) and `own` (K, H, W); `centre`, the value of 30 HU in these units, and `zoom` (`brain`, see `UNet`).
+    """
+
+    memory_format = torch.channels_last_3d
+    FEATURES = 16
+    mean: torch.Tensor
+    log_spread: torch.Tensor
+    modes: torch.Tensor
+    own: torch.Tensor
+    sigma_data: torch.Tensor
+    centre: torch.Tensor
+    zoom: torch.Tensor
+
+    def __init__(self, config: UNet3dConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, e, pixels = config.channels, config.embedding, config.fold**2
+        grid = (config.slices, config.size, config.size)
+        self.register_buffer("mean", torch.zeros(grid))
+        self.register_buffer("log_spread", torch.zeros(grid))
+        self.register_buffer("modes", torch.zeros(config.modes, math.prod(grid)))
+        self.register_buffer("own", torch.ones(grid))
+        self.register_buffer("sigma_data", torch.ones(()))
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("zoom", torch.ones(()))
+        self.embed = nn.Sequential(nn.Linear(2 * self.FEATURES, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        # What is shown of every pixel: x, how far it is from the mean, what the Gaussian makes of it, and both through
+        # the windows; then noise level and place.
+        self.stem = nn.Conv3d((3 + 2 * len(config.window)) * pixels + 4, c[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips = c[0], []
+        for level, count in enumerate(config.blocks):
+            blocks = nn.ModuleList()
+            for _ in range(count):
+                blocks.append(Block(width, c[level], e, config.attention[level]))
+                width = c[level]
+                skips.append(width)
+            self.down.append(blocks)
+        self.middle = Block(width, width, e, config.attention[-1])
+        for level in reversed(range(len(c))):
+            blocks = nn.ModuleList()
+            for _ in range(config.blocks[level]):
+                blocks.append(Block(width + skips.pop(), c[level], e, config.attention[level]))
+                width = c[level]
+            self.up.append(blocks)
+        self.gain = nn.Parameter(torch.ones(width))
+        self.head = nn.Conv3d(width, pixels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def blocks(self) -> list[nn.Module]:
+        """The parts that repeat, which is what is worth compiling."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def gaussian(self, g: "Gaussian", sigma_data: float) -> None:
+        """Set the Gaussian to start from; fewer modes than there is room for leave the others zero."""
+        self.mean.copy_(g.mean / sigma_data)
+        self.log_spread.copy_((g.spread / sigma_data).log())
+        self.modes.zero_()
+        self.modes[: len(g.modes)] = g.modes.flatten(1)
+        self.own.copy_(g.own)
+        self.sigma_data.fill_(sigma_data)
+
+    def brain(self, value: float, slope: float) -> None:
+        """Set `centre` and `zoom` by the brain's value and what a HU of it is worth, both in units of sigma_data."""
+        self.centre.fill_(value)
+        self.zoom.fill_(UNet.HU / slope)
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        assert condition is None, "a whole head has no position"
+        b, k, h, w = x.shape
+        fold = self.config.fold
+        # x comes times c_in. Freed of that, its distance from the mean is told in what noise and heads make it vary.
+        sigma = ((4 * noise).exp() / self.sigma_data)[:, :, None, None]
+        values = x * (1 + sigma.square()).sqrt()
+        spread = self.log_spread.exp()
+        expected = self.mean + spread * self.expected((values - self.mean) / spread, sigma / spread)
+        off = (values - self.mean) / (sigma.square() + spread.square()).sqrt()
+        shown = [x, off, (expected - self.mean) / spread]
+        for gain in self.config.window:
+            shown += [redescend(gain * self.zoom * (each - self.centre)) for each in (values, expected)]
+        folded = F.pixel_unshuffle(torch.stack(shown, dim=2).flatten(0, 1), fold)
+        volume = folded.unflatten(0, (b, k)).transpose(1, 2)
+        told = noise[:, None, :, None, None].expand(-1, 1, -1, h // fold, w // fold)
+        volume = torch.cat([volume, told, _places(volume)], dim=1).contiguous(memory_format=self.memory_format)
+        embedding = self.embed(fourier_features(noise, self.FEATURES, 0.5, 64.0))
+        y = self.stem(volume)
+        levels = [embedding]
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level > 0:
+                y = F.avg_pool3d(y, 2)
+                levels.append(levels[-1].unflatten(1, (-1, 2)).mean(dim=2))
+            for block in blocks:  # type: ignore[attr-defined]
+                y = block(y, levels[level])
+                skips.append(y)
+        y = self.middle(y, levels[-1])
+        for step, blocks in enumerate(self.up):
+            if step > 0:
+                y = F.interpolate(y, scale_factor=2, mode="nearest")
+            for block in blocks:  # type: ignore[attr-defined]
+                y = block(torch.cat([y, skips.pop()], dim=1), levels[-1 - step])
+        y = F.silu(channel_norm(y, self.gain))
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.head(y.float())
+        f = F.pixel_shuffle(out.transpose(1, 2).flatten(0, 1), fold).view(b, k, h, w)
+        own = self.log_spread + 0.5 * self.own.log()
+        return torch.cat([f, expected, own.expand_as(f)], dim=1)
+
+    def expected(self, off: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """modes^T E[c | x] of x that lies `off` the mean at noise `sigma`, all (B, K, H, W) in units of the spread."""
+        weight = (self.own + sigma.square()).reciprocal().flatten(1)  # (B, voxels)
+        scaled = self.modes * weight.sqrt()[:, None]
+        precision = (scaled @ scaled.mT).double() + torch.eye(len(self.modes), dtype=torch.float64, device=off.device)
+        seen = ((off.flatten(1) * weight) @ self.modes.T).double()
+        factor, _ = torch.linalg.cholesky_ex(precision)
+        best = torch.cholesky_solve(seen[:, :, None], factor)[:, :, 0]
+        return (best.to(off.dtype) @ self.modes).view_as(off)
+
+
+def _places(volume: torch.Tensor) -> torch.Tensor:
+    """z, y and x of every voxel of (B, C, Z, H, W), each from -1 to 1: (B, 3, Z, H, W)."""
+    axes = [torch.linspace(-1, 1, n, device=volume.device, dtype=volume.dtype) for n in volume.shape[2:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(volume), -1, -1, -1, -1)
