@@ -16,6 +16,7 @@ from slicewise.data.store import Store
 from slicewise.errors import UserError
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.unet import UNetConfig
+from slicewise.pyramid import load_pyramid
 from slicewise.training.denoiser import DenoiserTraining, train_denoiser
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +164,8 @@ def test_release_trains_draws_and_goes_on_from_its_parcel(parcel, tmp_path):
                    "--resume", tmp_path / "out")  # fmt: skip
     assert number(rows(again)["last"]["step"]) > number(first["last"]["step"])
     module("release").main(["--home", str(tmp_path / "out2"), "--work", str(tmp_path / "home")])
-    run = tmp_path / "home" / "release"
+    assert len(load_pyramid(tmp_path / "home" / "pyramid.safetensors").levels) == 2
+    run = tmp_path / "home" / "draw-128"
     assert (run / "volumes.png").read_bytes()[:4] == b"\x89PNG" and "Learning rate" in (run / "report.html").read_text()
     assert load_denoiser(run).meta["step"] == number(rows(again)["last"]["step"])
     assert again.rstrip().endswith("|") and (tmp_path / "out2" / "table.md").read_text().strip() in again

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from slicewise import pyramid
 from slicewise.ascii import SHORTEST, ChainSettings, chain, trim
 from slicewise.baselines.sampling import KINDS, draw_volume, load_baseline
 from slicewise.checkpoint import kind_of, load_denoiser
@@ -25,14 +26,22 @@ VOLUMES = "volumes"
 def draw(
     run: Path, count: int, batch: int, device: torch.device, seconds: float, settings: ChainSettings | None = None
 ) -> Iterator[Volume]:
-    """Up to `count` volumes of a run folder, `batch` at once; the last are cut or not begun where `seconds` are over.
-    A volume is the same whichever batch it is made in."""
+    """Up to `count` volumes of a run folder or a pyramid's file, `batch` at once; the last are cut or not begun where
+    `seconds` are over. A volume is the same whichever batch it is made in."""
     until = time.monotonic() + seconds
     if kind_of(run) in KINDS:
         baseline = load_baseline(run, str(device))
         for number in range(count):
             if time.monotonic() < until:
                 yield Volume.regular(draw_volume(baseline, 0, number), baseline.recipe.spacing_mm)
+        return
+    if kind_of(run) == pyramid.KIND:
+        levels = pyramid.load_pyramid(run, core_dtype(device), str(device))
+        for first in range(0, count, batch):
+            if time.monotonic() < until:
+                numbers = range(first, min(first + batch, count))
+                for head in pyramid.draw(levels, settings or ChainSettings(), 0, numbers, device=str(device)):
+                    yield Volume.regular(np.ascontiguousarray(head.below), levels.recipe.spacing_mm)
         return
     denoiser = load_denoiser(run, core_dtype(device), str(device))
     for first in range(0, count, batch):

@@ -1,10 +1,11 @@
 """Make heads for training in the background, with all processors but one, while training goes on with those there are.
 
-    python bench/gpu/heads.py STORE --size 128 [--count 100000] [--seed 0] [--workers N]
+    python bench/gpu/heads.py STORE --size 128 [--anatomy MAPS] [--count 100000] [--seed 0] [--workers N]
 
 First the heads that are held out, the same for every run, half to validate on and half to judge by; then those to train
 on, each from its own seed. Heads that are there already are kept. With `--toy` they are balls, made at once, to try the
-way through. Needs no torch, which every worker would have to load.
+way through. With `--anatomy`, heads from label maps of real ones, held-out heads from persons whom none to train on
+comes from; without, procedural ones, which need no torch, which every worker would have to load.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from threading import Thread
 
 import numpy as np
 
-from slicewise.data.phantom import SIZES, PhantomSettings, make_phantom, write_each
+from slicewise.data.phantom import SIZES, PhantomSettings, make_phantom, prepare_people, write_each
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import MANIFEST, open_store, put_volume
 from slicewise.errors import UserError
@@ -30,16 +31,18 @@ HELD_SEED = 90_000_000
 HELD = 32
 
 
-def store_head(out: Path, size: int, splits: Sequence[str], seed: int) -> None:
+def store_head(out: Path, size: int, anatomy: Path | None, splits: Sequence[str], seed: int) -> None:
     """Put the head of a seed into the store; `splits` take turns. Below the phantom's smallest size it is made there
     and averaged down."""
-    settings = PhantomSettings(size=max(size, min(SIZES)))
+    split = splits[seed % len(splits)]
+    shares = (float(split == "train"), float(split == "val"), float(split == "test"))
+    settings = PhantomSettings(size=max(size, min(SIZES)), anatomy=anatomy, split=shares)
     volume = make_phantom(seed, settings).volume
     if size < settings.size:
         grid = Grid(size=size, fov_mm=settings.fov_mm, slice_mm=settings.slice_mm, crop_air_above=False)
         volume = resample_volume(volume, grid)
     name = f"phantom-{seed:08d}"
-    put_volume(out, volume, id=name, patient=name, split=splits[seed % len(splits)], source=f"phantom seed {seed}")
+    put_volume(out, volume, id=name, patient=name, split=split, source=volume.acquisition.source)
 
 
 def store_toy(out: Path, size: int, splits: Sequence[str], seed: int) -> None:
@@ -64,13 +67,18 @@ def seed_of(name: str) -> int:
     return int(name.removeprefix("phantom-")) if name.startswith("phantom-") else -1
 
 
-def make(out: Path, size: int, count: int, seed: int, held: int, workers: int, toy: bool = False) -> None:
+def make(
+    out: Path, size: int, count: int, seed: int, held: int, workers: int, toy: bool = False, anatomy: Path | None = None
+) -> None:
     """Make the held-out heads, then the others."""
+    write = partial(store_toy, out, size) if toy else partial(store_head, out, size, anatomy)
+    if anatomy and not toy:
+        prepare_people(PhantomSettings(size=size, anatomy=anatomy), range(200), workers)
     out.mkdir(parents=True, exist_ok=True)
     there = {record.id for record in open_store(out).records} if (out / MANIFEST).is_file() else set()
     for first, number, splits in ((HELD_SEED, held, ("val", "test")), (seed, count, ("train",))):
         missing = [s for s in range(first, first + number) if f"phantom-{s:08d}" not in there]
-        write_each(partial(store_toy if toy else store_head, out, size, splits), missing, workers, number)
+        write_each(partial(write, splits), missing, workers, number)
 
 
 def end_with(parent: int) -> None:
@@ -84,13 +92,21 @@ class Heads:
     """Heads that are being made for as long as this lasts, by processes that give way to all others."""
 
     def __init__(
-        self, store: Path, size: int, count: int = 100_000, seed: int = 0, held: int = HELD, toy: bool = False
+        self,
+        store: Path,
+        size: int,
+        count: int = 100_000,
+        seed: int = 0,
+        held: int = HELD,
+        toy: bool = False,
+        anatomy: Path | None = None,
     ) -> None:
         self.store = store
         workers = 1 if toy else max(1, processors() - 1)
         options = {"size": size, "count": count, "seed": seed, "held": held, "workers": workers}
         command = [sys.executable, __file__, str(store), *(f"--{name}={value}" for name, value in options.items())]
         command += [f"--parent={os.getpid()}", *["--toy"] * toy]
+        command += [f"--anatomy={anatomy}"] if anatomy else []
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def wait_for(self, train: int, held: int, say: Callable[[str], None] = print) -> None:
@@ -126,13 +142,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held", type=int, default=HELD)
     parser.add_argument("--workers", type=int, default=processors())
+    parser.add_argument("--anatomy", type=Path)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--parent", type=int, help="end with this process, however it ends")
     a = parser.parse_args()
     os.nice(10)
     if a.parent:
         Thread(target=end_with, args=(a.parent,), daemon=True).start()
-    make(a.store, a.size, a.count, a.seed, a.held, a.workers, a.toy)
+    make(a.store, a.size, a.count, a.seed, a.held, a.workers, a.toy, a.anatomy)
 
 
 if __name__ == "__main__":

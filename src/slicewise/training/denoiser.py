@@ -133,6 +133,8 @@ class DenoiserTraining(RunSettings):
                 f"--sigma.sigma-min {self.sigma.sigma_min:g}, --sigma.sigma-max {self.sigma.sigma_max:g}: "
                 "must be above 0, and the first below the second"
             )
+        if self.residual_windows and (self.whole or self.above or self.pool > 1):
+            raise UserError("--residual-windows: is for a denoiser alone, not for levels of a pyramid; leave it out")
         if self.whole and (self.task.joint or self.position or self.above or any(self.crop)):
             raise UserError(
                 "--network unet3d: trains on whole heads; leave out --task.joint, --above and --crop, and give "

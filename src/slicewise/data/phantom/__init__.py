@@ -7,7 +7,7 @@ the head together; `procedural` paints one from nothing; `heads` scans either; `
 
 from slicewise.data.phantom.heads import PHANTOM_VERSION, SIZES, Phantom, PhantomSettings, make_phantom
 from slicewise.data.phantom.labels import LABELS
-from slicewise.data.phantom.write import store_phantoms, write_each, write_phantoms
+from slicewise.data.phantom.write import prepare_people, store_phantoms, write_each, write_phantoms
 
 __all__ = [
     "LABELS",
@@ -16,6 +16,7 @@ __all__ = [
     "Phantom",
     "PhantomSettings",
     "make_phantom",
+    "prepare_people",
     "store_phantoms",
     "write_each",
     "write_phantoms",

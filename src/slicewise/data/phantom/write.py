@@ -73,14 +73,14 @@ def write_phantoms(
         raise UserError(f"{out}: cannot write there ({error.strerror}); give another folder") from error
     seeds = range(seed, seed + count)
     missing = [one for one in seeds if not _is_written(out, one, settings)]
-    _prepare_people(settings, missing, workers)
+    prepare_people(settings, missing, workers)
     write_each(partial(_write_one, out, settings), missing, workers, count)
     if segmentations:
         write_each(partial(_write_segmentation, out), list(seeds), workers, count, "segmentations")
     return [out / "dicom" / patient_id(one) for one in seeds]
 
 
-def _prepare_people(settings: PhantomSettings, seeds: Sequence[int], workers: int) -> None:
+def prepare_people(settings: PhantomSettings, seeds: Sequence[int], workers: int) -> None:
     """Compute once what heads of real anatomy need of their persons: parts, then the shapes of those that are morphed.
     Done beforehand, no two workers do the same."""
     if settings.anatomy is None:
@@ -237,7 +237,7 @@ def store_phantoms(
     elif {key: there.settings.get(key) for key in about} != about:
         raise UserError(f"{out}: holds phantoms of other settings or another version; choose another folder")
     missing = [s for s in range(seed, seed + count) if _name(s) not in held]
-    _prepare_people(settings, missing, workers)
+    prepare_people(settings, missing, workers)
     write_each(partial(_store_one, out, settings), missing, workers, count)
     if missing and settings.anatomy is None:  # heads of real anatomy stay in the split of their person
         made = open_store(out)
