@@ -8,8 +8,7 @@ place, a few HU in the brain and hundreds at the edge of bone.
 
 The Gaussian is a factor model: x = mean + spread (modes^T c + sqrt(own) e) with c and e standard normal; spread and own
 are numbers of each voxel, own the share of its variance that no mode explains. Given c every voxel is on its own, so
-that the exact posterior mean is that of a local network (see `precondition.posterior`) whose M is the mean given the
-best c.
+that its exact posterior mean is a local network's (see `precondition.posterior`) of which F is zero.
 """
 
 import math
@@ -264,8 +263,10 @@ class UNet3d(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             out = self.head(y.float())
         f = F.pixel_shuffle(out.transpose(1, 2).flatten(0, 1), fold).view(b, k, h, w)
-        own = self.log_spread + 0.5 * self.own.log()
-        return torch.cat([f, expected, own.expand_as(f)], dim=1)
+        # The Gaussian's answer m + own / (own + sigma^2) (x - m), all in units of the spread, is that of a local
+        # network with this mean, if F is to be measured in the whole spread: what the modes get wrong is of that size.
+        mean = expected + (self.own - 1) / (self.own + (sigma / spread).square()) * (values - expected)
+        return torch.cat([f, mean, self.log_spread.expand_as(f)], dim=1)
 
     def expected(self, off: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """modes^T E[c | x] of x that lies `off` the mean at noise `sigma`, all (B, K, H, W) in units of the spread."""
