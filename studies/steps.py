@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from slicewise.ascii import ChainSettings
-from slicewise.checkpoint import load_denoiser
 from slicewise.data.phantom import SIZES, PhantomSettings, store_phantoms
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import MANIFEST, Store, open_store, put_volume
@@ -23,7 +22,8 @@ from slicewise.errors import UserError
 from slicewise.generate import GenerateSettings, generate, results
 from slicewise.hu import HUScale
 from slicewise.montage import write_whole
-from slicewise.release import DENOISER
+from slicewise.pyramid import load_generator
+from slicewise.release import CHECKPOINT
 from slicewise.settings import fill, preset
 from slicewise.training.denoiser import DenoiserTraining, train_denoiser
 from slicewise.training.gan import GANTraining, train_gan
@@ -116,8 +116,8 @@ def arguments(
     work = a.work / ("quick" if a.quick else "full")
     checkpoint = None
     if given_model and a.checkpoint:
-        checkpoint = DENOISER if a.checkpoint == "release" else Path(a.checkpoint)
-        budget = replace(budget, size=load_denoiser(checkpoint).recipe.size)
+        checkpoint = CHECKPOINT if a.checkpoint == "release" else Path(a.checkpoint)
+        budget = replace(budget, size=load_generator(checkpoint).recipe.size)
     store = None
     if stored:
         store = open_store(a.store) if a.store else heads(work / f"heads-{budget.size}", budget.size, budget.heads)

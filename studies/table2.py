@@ -32,7 +32,6 @@ from scipy import ndimage
 from steps import Study, arguments, command, steps_for, write_results
 
 from slicewise import release
-from slicewise.checkpoint import load_denoiser
 from slicewise.data.phantom import PhantomSettings, make_phantom
 from slicewise.data.phantom.labels import LABELS
 from slicewise.generate import GenerateSettings, generate, results
@@ -40,6 +39,7 @@ from slicewise.hu import BRAIN, HU_MIN, WHOLE, to_unit
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.montage import save_figure
 from slicewise.progress import counting_bar
+from slicewise.pyramid import load_generator
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "skull": ("skull", "diploe"),
@@ -232,7 +232,7 @@ def generated(study: Study) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """HU of the checkpoint's volumes, (before, after) calibration."""
     out, count = study.work / "volumes", study.budget.volumes
     settings = GenerateSettings(count=count, seed=study.seed, batch=8, nifti=False, device=study.device)
-    generate(study.checkpoint or release.DENOISER, out, settings, release.ICNET)
+    generate(study.checkpoint or release.CHECKPOINT, out, settings, release.ICNET)
     before, after = [], []
     for _, raw, final in results(out, count):
         assert raw is not None
@@ -260,7 +260,7 @@ def figure(shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     study = arguments("table2", __doc__, argv, stored=False, given_model=True)
-    recipe = load_denoiser(study.checkpoint or release.DENOISER).recipe
+    recipe = load_generator(study.checkpoint or release.CHECKPOINT).recipe
     grid = PhantomSettings(size=recipe.size, fov_mm=recipe.size * recipe.spacing_mm[1], slice_mm=recipe.spacing_mm[0])
     study = replace(study, budget=replace(study.budget, size=recipe.size))
     folder, count = study.work / f"heads-{recipe.size}", max(3, study.budget.volumes)

@@ -13,7 +13,7 @@ from label_maps import label_map, write_map
 from slicewise.cli import main
 from slicewise.data.store import assign_split
 from slicewise.io.dicom_write import write_series
-from slicewise.release import DENOISER
+from slicewise.release import CHECKPOINT
 from slicewise.volume import Volume
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -74,7 +74,7 @@ def test_command_of_the_readme_runs(number: int, folder: Path) -> None:
     text = re.sub(r"--chain\.slices \d+", "", text)
     argv = shlex.split(text)[1:]
     if "--seed-volume" in argv or argv[0] in ("generate", "calibrate", "demo"):
-        if not DENOISER.is_file():
+        if not CHECKPOINT.is_file():
             pytest.skip("the release checkpoint is not in the package")
     main([*argv, *SHORTER.get(argv[0], "").split()])
 

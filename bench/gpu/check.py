@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slicewise.ascii import ChainSettings, chain
-from slicewise.checkpoint import load_denoiser, load_icnet
+from slicewise.checkpoint import load_icnet
 from slicewise.data.store import Store, open_store
 from slicewise.data.windows import training_windows, uncut
 from slicewise.diffusion.denoiser import Denoiser
@@ -46,8 +46,9 @@ from slicewise.errors import UserError
 from slicewise.hu import AIR_HU
 from slicewise.networks.icnet import ICNet, ICNetConfig
 from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
+from slicewise.networks.unet3d import UNet3d, UNet3dConfig, fit_gaussian
 from slicewise.random import TRAIN_NOISE, Draws
-from slicewise.release import DENOISER, ICNET
+from slicewise.release import ICNET
 from slicewise.runtime import Process, core_dtype
 from slicewise.settings import fill, preset
 from slicewise.training.denoiser import Batches, DenoiserTrainer, DenoiserTraining
@@ -168,7 +169,7 @@ class Check:
         yield "batch, sigma", {"largest difference": float((sigma[0] - sigma[1]).abs().max())}
 
     def same_networks(self) -> Rows:
-        denoiser, which = self.denoiser()
+        denoiser = self.denoiser()
         store = self.store(denoiser.recipe.size)
         k, scale = denoiser.recipe.slices, denoiser.recipe.scale
         windows = training_windows(store, "train", k)
@@ -196,11 +197,11 @@ class Check:
                 row[f"σ {level:g}: relative"] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
                 row[f"σ {level:g}: RMS in the head, HU"] = _rms(error[head])
                 row[f"σ {level:g}: in the brain, HU"] = _rms(error[brain])
-            yield f"denoiser ({which}), {name}", row
+            yield f"denoiser, {name}", row
         yield from self.same_others()
 
     def same_others(self) -> Rows:
-        """IC-Net and a small NCSN++: relative error, of IC-Net in HU too."""
+        """IC-Net, a small NCSN++ and a small network of whole heads: relative error, of IC-Net in HU too."""
         size = self.effort.size
         torch.manual_seed(0)
         try:
@@ -210,10 +211,15 @@ class Check:
         x = torch.rand(2, 2, size, size) * 2 - 1
         paper = NCSNpp(NCSNppConfig(channels=16, multipliers=(1, 2), blocks=1, attention=(size // 2,), image_size=size,
                                     in_channels=2, out_channels=2, slices=2, condition=0)).eval()  # fmt: skip
-        _wake(paper)
+        whole = UNet3d(UNet3dConfig(channels=(16, 32), blocks=(1, 1), attention=(False, True), size=size, modes=8)).eval()
+        whole.gaussian(fit_gaussian(torch.randn(12, 40, size, size), 8), 1.0)
+        for network in (paper, whole):
+            _wake(network)
+        heads = torch.randn(2, 40, size, size)
         for name, network, arguments in (
             ("IC-Net", icnet, (x,)),
             ("NCSN++, small", paper, (x, torch.zeros(2, 2), None)),
+            ("U-Net of whole heads, small", whole, (heads, torch.zeros(2, 40))),
         ):
             with torch.no_grad():
                 want = network(*arguments)
@@ -228,7 +234,7 @@ class Check:
                     yield f"{name}, {self.device.type} float32{'' if exact else ', as set'}", row
 
     def same_samplers(self) -> Rows:
-        denoiser, _ = self.denoiser()
+        denoiser = self.denoiser()
         for sampler in ("dpmpp_2m", "heun", "pc"):
             settings = ChainSettings(sampler=sampler, steps=self.effort.steps, slices=2)  # type: ignore[arg-type]
             want = _first_slices(denoiser, settings, CPU)
@@ -351,19 +357,14 @@ class Check:
                 store_toy(folder, size, ("val", "train", "train", "train"), seed)
         return open_store(folder)
 
-    def denoiser(self) -> tuple[Denoiser, str]:
-        """The release's denoiser, or one with random weights where that is of another version, on the CPU."""
-        try:
-            if not self.short:
-                return load_denoiser(DENOISER), "release"
-        except UserError:
-            pass
+    def denoiser(self) -> Denoiser:
+        """A denoiser with random weights, on the CPU."""
         trainer = DenoiserTrainer(
             self.store(self.effort.size), self.work / "run", replace(self.settings("head-128"), compile="off"), None,
             Process(0, 1, CPU),
         )  # fmt: skip
         _wake(trainer.objective.network)
-        return replace(trainer.denoiser(), network=trainer.objective.network.eval(), core_dtype=torch.float32), "random"
+        return replace(trainer.denoiser(), network=trainer.objective.network.eval(), core_dtype=torch.float32)
 
     def bytes_of_window(self, trainer: DenoiserTrainer) -> float:
         """See the head of the file; of one window of the training's own shape."""

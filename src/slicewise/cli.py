@@ -340,20 +340,22 @@ def pyramid(argv: list[str]) -> None:
         ----------
         levels : run folders or weights, the plan first.
         out : .safetensors file to write.
+        half : write float16, half as large.
         """
 
         levels: Annotated[tuple[Path, ...], tyro.conf.Positional]
         out: Path
+        half: bool = False
 
     a = parse("pyramid", JoinLevels, argv)
-    print(f"checkpoint: {join(a.levels, a.out)}")
+    print(f"checkpoint: {join(a.levels, a.out, a.half)}")
 
 
 def generate(argv: list[str]) -> None:
     import tyro
 
     from slicewise import generate as generation
-    from slicewise.release import DENOISER, ICNET, REFERENCE
+    from slicewise.release import CHECKPOINT, ICNET, REFERENCE
 
     @dataclass(frozen=True)
     class Generate:
@@ -362,7 +364,7 @@ def generate(argv: list[str]) -> None:
         Attributes
         ----------
         out : folder to write to; volumes that are there already are kept.
-        checkpoint : run folder or weights of the denoiser, or of a baseline; default: the release checkpoint.
+        checkpoint : run folder or weights of a denoiser, a pyramid or a baseline; default: the release checkpoint.
         icnet : run folder or weights of IC-Net; default: the release one.
         reference : measures of the training data for the report (slicewise reference); default: the release's.
         report : write pictures and the HTML report.
@@ -371,7 +373,7 @@ def generate(argv: list[str]) -> None:
 
         out: Path
         settings: Annotated[generation.GenerateSettings, tyro.conf.arg(name="")]
-        checkpoint: Path = DENOISER
+        checkpoint: Path = CHECKPOINT
         icnet: Path = ICNET
         reference: Path = REFERENCE
         report: bool = True
@@ -383,7 +385,7 @@ def generate(argv: list[str]) -> None:
 
 def demo(argv: list[str]) -> None:
     from slicewise import generate as generation
-    from slicewise.release import DENOISER, ICNET, REFERENCE
+    from slicewise.release import CHECKPOINT, ICNET, REFERENCE
 
     @dataclass(frozen=True)
     class Demo:
@@ -402,7 +404,7 @@ def demo(argv: list[str]) -> None:
 
     a = parse("demo", Demo, argv)
     settings = generation.GenerateSettings(count=a.count, seed=a.seed)
-    _generate(a.out, DENOISER, ICNET, REFERENCE, settings, True, False)
+    _generate(a.out, CHECKPOINT, ICNET, REFERENCE, settings, True, False)
 
 
 def _generate(

@@ -18,7 +18,7 @@ import slicewise
 from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, trim
 from slicewise.baselines.sampling import KINDS, Baseline, draw_volume, load_baseline
 from slicewise.calibrate import calibrate_chains, calibrate_slice
-from slicewise.checkpoint import kind_of, load_denoiser, load_icnet, weights_file
+from slicewise.checkpoint import kind_of, load_icnet, weights_file
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import first_head_slice
 from slicewise.diffusion.denoiser import Denoiser
@@ -31,8 +31,7 @@ from slicewise.io.dicom_write import SyntheticOrigin, series_header, write_serie
 from slicewise.io.nifti import write_nifti
 from slicewise.io.provenance import Provenance
 from slicewise.io.tensors import sha256
-from slicewise.pyramid import KIND as PYRAMID
-from slicewise.pyramid import Head, Pyramid, draw, load_pyramid
+from slicewise.pyramid import Head, Pyramid, draw, load_generator
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
 from slicewise.volume import Acquisition, Volume, without_real_slices
 from slicewise.workers import start_worker
@@ -167,11 +166,8 @@ def generate(
 
 def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) -> Denoiser | Pyramid | Baseline:
     """The denoiser, pyramid or baseline that a checkpoint holds; `UserError` for settings that it has no use for."""
-    kind = kind_of(checkpoint)
-    if kind == PYRAMID:
-        return load_pyramid(checkpoint, core_dtype(device, settings.core), str(device))
-    if kind not in KINDS:
-        return load_denoiser(checkpoint, core_dtype(device, settings.core), str(device))
+    if kind_of(checkpoint) not in KINDS:
+        return load_generator(checkpoint, core_dtype(device, settings.core), str(device))
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
         raise UserError(f"--seed-volume: a {baseline.kind} cannot go on from a slice; leave it out")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, head_extent, is_air, whole_heads
-from slicewise.checkpoint import DENOISERS, fitted, save_model, weights_file
+from slicewise.checkpoint import DENOISERS, fitted, kind_of, load_denoiser, save_model, weights_file
 from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.errors import UserError
 from slicewise.hu import HU_MIN, round_hu
@@ -194,8 +194,9 @@ def _stacked(heads: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
-def join(levels: Sequence[Path], out: Path) -> Path:
-    """Write one checkpoint of several levels, coarsest first: run folders or weights of `slicewise train`.
+def join(levels: Sequence[Path], out: Path, half: bool = False) -> Path:
+    """Write one checkpoint of several levels, coarsest first: run folders or weights of `slicewise train`; with `half`
+    in float16, which is half as large (single numbers stay float32).
 
     Raises `UserError` where a level cannot be read, or they do not fit one another.
     """
@@ -205,10 +206,18 @@ def join(levels: Sequence[Path], out: Path) -> Path:
             raise UserError(f"{path}: holds {meta.get('kind', 'no network')}, a level is a denoiser of slicewise train")
     check_levels([Recipe.from_dict(meta["recipe"], path) for path, (_, meta) in zip(levels, read)], out)
     tensors = {f"{n}.{key}": value for n, (held, _) in enumerate(read) for key, value in held.items()}
+    if half:
+        tensors = {key: value.half() if value.dim() else value for key, value in tensors.items()}
     metas = [meta for _, meta in read]
     about = {"levels": metas, "step": [meta["step"] for meta in metas], "data": metas[-1]["data"]}
     save_model(out, KIND, {}, tensors, about)
     return out
+
+
+def load_generator(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Denoiser | Pyramid":
+    """What a checkpoint file or a run folder holds: a pyramid, or a denoiser alone."""
+    load = load_pyramid if kind_of(path) == KIND else load_denoiser
+    return load(path, core_dtype, device)
 
 
 def load_pyramid(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pyramid:

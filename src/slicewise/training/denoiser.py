@@ -38,6 +38,8 @@ from slicewise.metrics.tissue import brain_mask, noise_level
 from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
 from slicewise.networks.unet import UNet, UNetConfig
 from slicewise.networks.unet3d import UNet3d, UNet3dConfig, fit_gaussian
+from slicewise.pyramid import KIND as PYRAMID
+from slicewise.pyramid import load_pyramid
 from slicewise.random import TRAIN_DITHER, TRAIN_NOISE, TRAIN_ORDER, Draws
 from slicewise.runtime import Process, core_dtype, processes
 from slicewise.training import ema
@@ -373,7 +375,7 @@ class DenoiserTrainer:
                     f"--slices {settings.slices}: the longest head has {longest} slices; give more than that"
                 )
         _place_brain(network, self.recipe)
-        if isinstance(network, UNet3d):
+        if isinstance(network, UNet3d) and init is None:
             known = whole_heads(self.heads, settings.slices, settings.scale, settings.pool)
             network.gaussian(fit_gaussian(known, settings.unet3d.modes), self.recipe.sigma_data)
         if settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"):
@@ -552,12 +554,23 @@ def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
         ("spacing", ours_mm, theirs_mm),
         ("HU scale", recipe.scale, theirs.scale),
         ("joint", recipe.joint, theirs.joint),
+        ("level above", recipe.above, theirs.above),
     ]
+
+
+def _level_like(init: Path, recipe: Recipe) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Weights to start from and what is said of them; of a pyramid those of the level that sees the same above it."""
+    if checkpoint.kind_of(init) != PYRAMID:
+        loaded, meta = checkpoint.load_model(init, DENOISERS)
+        return loaded.state_dict(), meta
+    levels = load_pyramid(init).levels
+    like = next((level for level in levels if level.recipe.above == recipe.above), levels[-1])
+    return like.network.state_dict(), like.meta
 
 
 def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init: Path) -> Recipe:
     """Load weights to fine-tune; scale and sigma_data stay those that the weights were trained with."""
-    loaded, meta = checkpoint.load_model(init, DENOISERS)
+    loaded, meta = _level_like(init, recipe)
     theirs = Recipe.from_dict(meta["recipe"], init)
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     for name, found, expected in (
@@ -568,5 +581,5 @@ def _start_from(network: nn.Module, config: dict[str, Any], recipe: Recipe, init
             raise UserError(
                 f"{init}: its {name} is {expected}, this training's is {found}; use the settings it was made with"
             )
-    network.load_state_dict(loaded.state_dict())
+    network.load_state_dict(loaded)
     return replace(recipe, sigma_data=theirs.sigma_data)
