@@ -283,3 +283,23 @@ def test_whole_heads_need_room_and_no_position(store, tmp_path):
         train_denoiser(store, tmp_path / "c", replace(WHOLE, position=True))
     with pytest.raises(UserError, match="give as many of each, one a level"):
         train_denoiser(store, tmp_path / "d", replace(WHOLE, unet3d=replace(WHOLE.unet3d, blocks=(1,))))
+
+
+def test_float16_halves_the_file_and_hardly_moves_a_head(levels, whole, tmp_path):
+    plan = whole.parent / "plan"
+    halved = join([plan, levels[1]], tmp_path / "half.safetensors", half=True)
+    assert halved.stat().st_size < 0.62 * whole.stat().st_size  # the JSON in the header stays as long
+    a, b = (draw(load_pyramid(path), ChainSettings(steps=4), 0, [0])[0].below for path in (whole, halved))
+    assert a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 5
+
+
+def test_training_goes_on_from_the_level_that_fits(whole, store, tmp_path):
+    """Fine-tuning keeps the Gaussian that the plan was trained with."""
+    for number, settings in enumerate((WHOLE, DRAWER)):
+        weights = train_denoiser(store, tmp_path / str(number), replace(settings, steps=2, lr=1e-9), init=whole)
+        tuned, level = load_denoiser(weights), load_pyramid(whole).levels[number]
+        for name, value in level.network.state_dict().items():
+            found = tuned.network.state_dict()[name]  # averages of weights are kept in float16
+            torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-3)
+    with pytest.raises(UserError, match="its level above is 4, this training's is 0"):
+        train_denoiser(store, tmp_path / "other", replace(DRAWER, above=0), init=whole)

@@ -211,7 +211,8 @@ class Check:
         x = torch.rand(2, 2, size, size) * 2 - 1
         paper = NCSNpp(NCSNppConfig(channels=16, multipliers=(1, 2), blocks=1, attention=(size // 2,), image_size=size,
                                     in_channels=2, out_channels=2, slices=2, condition=0)).eval()  # fmt: skip
-        whole = UNet3d(UNet3dConfig(channels=(16, 32), blocks=(1, 1), attention=(False, True), size=size, modes=8)).eval()
+        shape = UNet3dConfig(channels=(16, 32), blocks=(1, 1), attention=(False, True), size=size, modes=8)
+        whole = UNet3d(shape).eval()
         whole.gaussian(fit_gaussian(torch.randn(12, 40, size, size), 8), 1.0)
         for network in (paper, whole):
             _wake(network)
