@@ -1,6 +1,6 @@
 """The phantom from real anatomy measured: heads a second, folds, how near heads come to one another; pictures.
 
-    python bench/phantom.py OUT --anatomy FOLDER [--ge ../shared/data/ge-head] [--only speed jacobian neighbours …]
+    python bench/phantom.py OUT --anatomy FOLDER [--data ../shared/data] [--only speed jacobian neighbours …]
 
 Prints Markdown; pictures go to OUT. Times are processor seconds of one thread, procedural and real anatomy in one run.
 All heads are of the training split.
@@ -21,6 +21,9 @@ from slicewise.data.phantom import PhantomSettings, make_phantom, real, warp
 from slicewise.data.phantom.heads import draw_descent
 from slicewise.data.phantom.people import default_cache, load_person, load_shape
 from slicewise.data.phantom.tissue import draw_tissues
+from slicewise.data.resample import Grid, resample_volume
+from slicewise.data.store import first_head_slice
+from slicewise.io.archive import read_volume
 from slicewise.io.dicom import read_series
 
 TRAIN = (1.0, 0.0, 0.0)
@@ -110,10 +113,19 @@ def pictures(anatomy: Path, ge: Path, out: Path) -> None:
         plt.close(fig)
 
 
-def crowd(anatomy: Path, out: Path, count: int) -> None:
-    """Heads side by side at one height, in the brain and bone windows."""
-    settings = PhantomSettings(size=128, anatomy=anatomy, split=TRAIN)
-    heads = [make_phantom(seed, settings).volume.hu[14] for seed in range(count)]
+def crowd(anatomy: Path, data: Path, out: Path, count: int) -> None:
+    """Heads side by side, 65 mm below the vertex, in the brain and bone windows; real ones among them where they are
+    at hand, brought to the same pixels. Prints where those are."""
+    settings = PhantomSettings(size=128, anatomy=anatomy, split=TRAIN, table=0.4)
+    grid = Grid(size=128, fov_mm=settings.fov_mm, slice_mm=settings.slice_mm)
+    volumes = [make_phantom(seed, settings).volume for seed in range(count)]
+    for place, path in ((7, data / "ge-head"), (14, data / "cranium" / "Cranium.nii.gz")):
+        if path.exists():
+            real_head = resample_volume(read_volume(path).volume, grid)
+            flipped = path.name == "Cranium.nii.gz"  # its affine is wrong
+            volumes[place] = real_head.with_hu(real_head.hu[:, ::-1]) if flipped else real_head
+            print(f"picture {place + 1} of the crowd is {path.name}")
+    heads = [volume.hu[first_head_slice(volume.hu) + 13] for volume in volumes]
     for name in ("brain", "bone"):
         low, high = WINDOWS[name]
         fig, axes = plt.subplots(4, count // 4, figsize=(2.4 * count // 4, 11), facecolor="black")
@@ -129,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the pictures")
     parser.add_argument("--anatomy", type=Path, required=True, help="folder of label maps")
-    parser.add_argument("--ge", type=Path, default=Path("../shared/data/ge-head"), help="the GE head")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of real heads")
     parser.add_argument("--count", type=int, default=200, help="heads for neighbours; a quarter of them for Jacobians")
     parts = ("speed", "jacobian", "neighbours", "pictures", "crowd")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
@@ -143,9 +155,9 @@ def main() -> None:
     if "neighbours" in args.only:
         neighbours(args.anatomy, args.count)
     if "pictures" in args.only:
-        pictures(args.anatomy, args.ge, args.out)
+        pictures(args.anatomy, args.data / "ge-head", args.out)
     if "crowd" in args.only:
-        crowd(args.anatomy, args.out, 20)
+        crowd(args.anatomy, args.data, args.out, 20)
 
 
 if __name__ == "__main__":
