@@ -143,7 +143,7 @@ def main() -> None:
     made = {}
     for name, plan in plans.items():
         began = time.monotonic()
-        chain = ChainSettings(steps=a.steps)
+        chain = ChainSettings(plan_steps=a.steps)
         parts = [whole_heads(plan, chain, a.seed, range(n, min(n + 8, a.count)), {}) for n in range(0, a.count, 8)]
         made[name] = np.concatenate(parts).astype(np.float32)
         label = f"{name}, step {plan.meta['step']}" if name != "Gaussian" else name

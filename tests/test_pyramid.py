@@ -1,5 +1,6 @@
 """Level after level: what a level sees, that levels fit, and heads that come out of a plan and its drawer."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.unet import UNetConfig
 from slicewise.networks.unet3d import UNet3dConfig
-from slicewise.pyramid import draw, join, load_pyramid
+from slicewise.pyramid import draw, guided, join, load_pyramid
 from slicewise.training.denoiser import Batches, DenoiserTraining, train_denoiser
 from slicewise.volume import Volume
 
@@ -36,7 +37,7 @@ WHOLE = replace(
     PLAN, network="unet3d", slices=12, position=False,
     unet3d=UNet3dConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, fold=1, modes=4),
 )  # fmt: skip
-CHAIN = ChainSettings(steps=3, slices=5)
+CHAIN = ChainSettings(steps=3, plan_steps=3, slices=5)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_levels_that_no_network_takes_are_said(change, what, store, tmp_path):
 def test_a_plan_of_whole_heads_is_drawn_as_long_as_it_is(whole):
     pyramid = load_pyramid(whole)
     assert pyramid.levels[0].recipe.whole and not pyramid.recipe.whole
-    settings = ChainSettings(steps=6)
+    settings = ChainSettings(plan_steps=6, steps=6)
     together = draw(pyramid, settings, 3, [0, 1])
     alone = draw(pyramid, settings, 3, [1])[0]
     assert [len(h.above) for h in together] == [0, 0] and 5 <= len(alone.below) <= 12
@@ -217,11 +218,11 @@ def test_a_seed_slice_is_known_to_the_plan_and_drawn_from_either_way(direction, 
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     at = 3
-    head = draw(pyramid, ChainSettings(steps=6, direction=direction), 0, [0], hu[at], 5.0 * at)[0]
+    head = draw(pyramid, ChainSettings(plan_steps=6, steps=6, direction=direction), 0, [0], hu[at], 5.0 * at)[0]
     assert (len(head.above) > 0) == (direction != "down") and (len(head.below) > 0) == (direction != "up")
     assert len(head.above) <= at and head.below.shape[1:] == hu.shape[1:]
     means = np.rint(hu[at].reshape(8, 4, 8, 4).mean(axis=(1, 3)))
-    plan = whole_heads(pyramid.levels[0], ChainSettings(steps=6), 0, [0], {at: means.astype(np.int16)})
+    plan = whole_heads(pyramid.levels[0], ChainSettings(plan_steps=6, steps=6), 0, [0], {at: means.astype(np.int16)})
     np.testing.assert_array_equal(plan[0, at], means)
 
 
@@ -229,7 +230,8 @@ def test_each_way_is_the_same_whether_or_not_the_other_is_taken(whole, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     made = {
-        d: draw(pyramid, ChainSettings(steps=3, direction=d), 0, [0], hu[3], 15.0)[0] for d in ("down", "up", "both")
+        d: draw(pyramid, ChainSettings(steps=3, plan_steps=3, direction=d), 0, [0], hu[3], 15.0)[0]
+        for d in ("down", "up", "both")
     }
     np.testing.assert_array_equal(made["both"].below, made["down"].below)
     np.testing.assert_array_equal(made["both"].above, made["up"].above)
@@ -239,13 +241,13 @@ def test_seeds_that_do_not_fit_are_one_line(whole, joined, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     with pytest.raises(UserError, match="lies 70 mm below the vertex, the plan knows heads down to 55 mm"):
-        draw(pyramid, ChainSettings(steps=3), 0, [0], hu[3], 70.0)
+        draw(pyramid, ChainSettings(steps=3, plan_steps=3), 0, [0], hu[3], 70.0)
     with pytest.raises(UserError, match="needs --seed-volume"):
-        draw(pyramid, ChainSettings(steps=3, direction="up"), 0, [0])
+        draw(pyramid, ChainSettings(steps=3, plan_steps=3, direction="up"), 0, [0])
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
-        draw(load_pyramid(joined), ChainSettings(steps=3), 0, [0], hu[3], 15.0)
+        draw(load_pyramid(joined), ChainSettings(steps=3, plan_steps=3), 0, [0], hu[3], 15.0)
     with pytest.raises(UserError, match="the checkpoint draws 32; resample it"):
-        draw(pyramid, ChainSettings(steps=3), 0, [0], hu[3, ::2, ::2], 15.0)
+        draw(pyramid, ChainSettings(steps=3, plan_steps=3), 0, [0], hu[3, ::2, ::2], 15.0)
 
 
 def test_a_plan_without_a_head_is_one_line(whole):
@@ -255,7 +257,7 @@ def test_a_plan_without_a_head_is_one_line(whole):
     network.modes.zero_()
     network.log_spread.fill_(-6.0)
     with pytest.raises(UserError, match="the plan of volume 7 holds no head"):
-        draw(pyramid, ChainSettings(steps=3), 0, [7])
+        draw(pyramid, ChainSettings(steps=3, plan_steps=3), 0, [7])
 
 
 def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
@@ -263,8 +265,8 @@ def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
     volume = Volume.regular(np.asarray(store.hu(store.records[0])), (5.0, 6.0, 6.0))
     write_nifti(volume, tmp_path / "real.nii.gz")
     settings = GenerateSettings(
-        count=1, chain=ChainSettings(steps=6, direction="both"), calibrate="off", seed_volume=tmp_path / "real.nii.gz",
-        seed_slice=3, keep_seed=True, core="float32", device="cpu",
+        count=1, chain=ChainSettings(plan_steps=6, steps=6, direction="both"), calibrate="off",
+        seed_volume=tmp_path / "real.nii.gz", seed_slice=3, keep_seed=True, core="float32", device="cpu",
     )  # fmt: skip
     generate(whole, tmp_path / "out", settings)
     _, _, made = next(iter(results(tmp_path / "out", 1)))
@@ -289,7 +291,7 @@ def test_float16_halves_the_file_and_hardly_moves_a_head(levels, whole, tmp_path
     plan = whole.parent / "plan"
     halved = join([plan, levels[1]], tmp_path / "half.safetensors", half=True)
     assert halved.stat().st_size < 0.62 * whole.stat().st_size  # the JSON in the header stays as long
-    a, b = (draw(load_pyramid(path), ChainSettings(steps=4), 0, [0])[0].below for path in (whole, halved))
+    a, b = (draw(load_pyramid(path), ChainSettings(steps=4, plan_steps=4), 0, [0])[0].below for path in (whole, halved))
     assert a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 5
 
 
@@ -301,5 +303,35 @@ def test_training_goes_on_from_the_level_that_fits(whole, store, tmp_path):
         for name, value in level.network.state_dict().items():
             found = tuned.network.state_dict()[name]  # averages of weights are kept in float16
             torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-3)
-    with pytest.raises(UserError, match="its network is .*this training's is"):
+    with pytest.raises(UserError, match=r"its network is .*this training's is"):
         train_denoiser(store, tmp_path / "other", replace(DRAWER, above=0), init=whole)
+
+
+def test_guidance_leads_away_from_the_guide_within_its_interval(whole):
+    pyramid = load_pyramid(whole)
+    level = pyramid.levels[1]
+    worse = copy.deepcopy(level)
+    for parameter in worse.network.parameters():
+        parameter.data *= 0.9
+    lead = guided(level, worse, ChainSettings(guidance=1.7, guidance_interval=(0.1, 2.0)))
+    x, position = torch.randn(2, 6, 32, 32, dtype=torch.float64), torch.tensor([20.0, 40.0])
+    sigma = torch.tensor([[0.05, 0.1, 1.0, 0.01, 0.01, 0.01], [0.05, 2.0, 2.1, 0.01, 0.01, 0.01]], dtype=torch.float64)
+    with torch.no_grad():
+        good, bad, found = (d(x, sigma, position) for d in (level, worse, lead))
+    inside = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]], dtype=torch.bool)
+    expected = torch.where(inside[:, :, None, None], good + 0.7 * (good - bad), good)
+    torch.testing.assert_close(found, expected)
+    assert (found - good).abs().max() > 1e-3
+
+
+def test_generate_is_guided_by_an_earlier_checkpoint_of_the_same_levels(whole, joined, levels, tmp_path):
+    settings = GenerateSettings(count=1, chain=CHAIN, calibrate="off", nifti=False, guide=whole)
+    plain = generate(whole, tmp_path / "plain", replace(settings, guide=None))
+    same = generate(whole, tmp_path / "same", settings)
+    assert same["settings"]["guide"] and not plain["settings"]["guide"]
+    hu = [next(iter(results(tmp_path / name, 1)))[2].hu for name in ("plain", "same")]
+    np.testing.assert_array_equal(*hu)  # led away from itself nothing moves
+    with pytest.raises(UserError, match="--guide: its slices is 3 where the checkpoint's is 12"):
+        generate(whole, tmp_path / "a", replace(settings, guide=joined))
+    with pytest.raises(UserError, match="--guide: has other levels"):
+        generate(whole, tmp_path / "b", replace(settings, guide=levels[1]))

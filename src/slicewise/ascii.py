@@ -41,6 +41,7 @@ class ChainSettings:
     sampler : "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
         copied inpainting code has it: the noise of the last step stays in the result).
     steps : noise levels.
+    plan_steps : noise levels of a plan of whole heads.
     spacing : "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above sigma = 3, where nothing
         is left to decide once neighbours are known.
     sigma_min : lowest noise level in units of x; 0 takes the one that the checkpoint was trained from.
@@ -50,12 +51,15 @@ class ChainSettings:
     known_sigma : noise put on known slices, in units of x (per-slice model only): it hides from the network what is not
         quite right in its own slices. 0.005 is 2 HU in the brain on the "half" scale.
     above_sigma : noise put on the slices of the level above, in units of x (drawers only).
+    guidance : how far to lead away from a worse checkpoint (--guide); 1 not at all.
+    guidance_interval : lowest and highest noise level, in units of x, at which to do so.
     direction : "down" (from the vertex), "up" or, from a seed slice, "both" ways.
     slices : how many slices to generate; 0 means until the head ends.
     """
 
     sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
     steps: int = 20
+    plan_steps: int = 30
     spacing: Literal["karras", "geometric"] = "geometric"
     sigma_min: float = 0.0
     sigma_max: float = 0.0
@@ -63,6 +67,8 @@ class ChainSettings:
     snr: float = 0.15
     known_sigma: float = 0.005
     above_sigma: float = 0.01
+    guidance: float = 1.5
+    guidance_interval: tuple[float, float] = (0.02, 5.0)
     direction: Literal["down", "up", "both"] = "down"
     slices: int = 0
 
@@ -70,9 +76,10 @@ class ChainSettings:
         """The schedule, descending, float64."""
         low = self.sigma_min or denoiser.recipe.sigma_min
         high = self.sigma_max or denoiser.recipe.sigma_max
-        if self.steps < 2 or not 0 < low < high:
+        name, steps = ("plan-steps", self.plan_steps) if denoiser.recipe.whole else ("steps", self.steps)
+        if steps < 2 or not 0 < low < high:
             raise UserError(
-                f"--chain.steps {self.steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"
+                f"--chain.{name} {steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"
             )
         if self.rho <= 0 or self.snr <= 0 or self.known_sigma < 0 or self.slices < 0:
             raise UserError(
@@ -80,8 +87,8 @@ class ChainSettings:
                 f"--chain.known-sigma {self.known_sigma:g}, --chain.slices {self.slices}: must not be below 0"
             )
         if self.spacing == "geometric":
-            return schedule.geometric(self.steps, low, high)
-        return schedule.karras(self.steps, low, high, self.rho)
+            return schedule.geometric(steps, low, high)
+        return schedule.karras(steps, low, high, self.rho)
 
 
 def arms_of(direction: Literal["down", "up", "both"]) -> tuple[Arm, ...]:

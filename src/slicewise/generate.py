@@ -31,7 +31,7 @@ from slicewise.io.dicom_write import SyntheticOrigin, series_header, write_serie
 from slicewise.io.nifti import write_nifti
 from slicewise.io.provenance import Provenance
 from slicewise.io.tensors import sha256
-from slicewise.pyramid import Head, Pyramid, draw, load_generator
+from slicewise.pyramid import Head, Pyramid, draw, guided, load_generator
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
 from slicewise.volume import Acquisition, Volume, without_real_slices
 from slicewise.workers import start_worker
@@ -54,6 +54,8 @@ class GenerateSettings:
     seed : of the run; volume i of seed s is the same in any batch.
     batch : volumes that are generated together.
     chain : sampler, direction and number of slices.
+    guide : worse checkpoint of the same levels to be led away from, such as an earlier one, which sharpens what is
+        unsure (see chain.guidance); takes twice the time.
     calibrate : IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is
         calibrated before the next is given it) or "off".
     seed_volume : DICOM folder or NIfTI file of a real head to go on from; none starts from air.
@@ -69,6 +71,7 @@ class GenerateSettings:
     seed: int = 0
     batch: int = 4
     chain: ChainSettings = field(default_factory=ChainSettings)
+    guide: Path | None = None
     calibrate: Literal["after", "inside", "off"] = "after"
     seed_volume: Path | None = None
     seed_slice: int = -1
@@ -167,7 +170,13 @@ def generate(
 def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) -> Denoiser | Pyramid | Baseline:
     """The denoiser, pyramid or baseline that a checkpoint holds; `UserError` for settings that it has no use for."""
     if kind_of(checkpoint) not in KINDS:
-        return load_generator(checkpoint, core_dtype(device, settings.core), str(device))
+        core = core_dtype(device, settings.core)
+        model = load_generator(checkpoint, core, str(device))
+        if settings.guide is None:
+            return model
+        return guided(model, load_generator(settings.guide, core, str(device)), settings.chain)
+    if settings.guide is not None:
+        raise UserError("--guide: leads denoisers, not baselines; leave it out")
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
         raise UserError(f"--seed-volume: a {baseline.kind} cannot go on from a slice; leave it out")
@@ -189,6 +198,7 @@ def describe(
     for name in ("count", "batch", "device"):
         shown.pop(name)
     shown["seed_volume"] = str(settings.seed_volume or "")
+    shown["guide"] = sha256(weights_file(settings.guide)) if settings.guide else ""
     return {
         "slicewise": slicewise.__version__,
         "model": model.meta.get("name", Path(checkpoint).name),

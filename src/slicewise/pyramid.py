@@ -17,7 +17,7 @@ import torch
 
 from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, head_extent, is_air, whole_heads
 from slicewise.checkpoint import DENOISERS, fitted, kind_of, load_denoiser, save_model, weights_file
-from slicewise.diffusion.denoiser import Denoiser, Recipe
+from slicewise.diffusion.denoiser import Denoiser, Guidance, Recipe
 from slicewise.errors import UserError
 from slicewise.hu import HU_MIN, round_hu
 from slicewise.io.tensors import load_tensors
@@ -218,6 +218,25 @@ def load_generator(path: Path, core_dtype: torch.dtype = torch.float32, device: 
     """What a checkpoint file or a run folder holds: a pyramid, or a denoiser alone."""
     load = load_pyramid if kind_of(path) == KIND else load_denoiser
     return load(path, core_dtype, device)
+
+
+def guided(model: "Denoiser | Pyramid", guide: "Denoiser | Pyramid", settings: ChainSettings) -> "Denoiser | Pyramid":
+    """A model whose levels are each led away from those of `guide`. Raises `UserError` where they do not fit."""
+
+    def lead(level: Denoiser, by: Denoiser) -> Denoiser:
+        for what in ("slices", "size", "scale", "whole", "above", "position", "joint"):
+            if getattr(level.recipe, what) != getattr(by.recipe, what):
+                raise UserError(
+                    f"--guide: its {what} is {getattr(by.recipe, what)} where the checkpoint's is "
+                    f"{getattr(level.recipe, what)}; give an earlier or smaller checkpoint of the same levels"
+                )
+        return replace(level, guidance=Guidance(by, settings.guidance, settings.guidance_interval))
+
+    if isinstance(model, Denoiser) and isinstance(guide, Denoiser):
+        return lead(model, guide)
+    if isinstance(model, Pyramid) and isinstance(guide, Pyramid) and len(model.levels) == len(guide.levels):
+        return replace(model, levels=tuple(map(lead, model.levels, guide.levels)))
+    raise UserError("--guide: has other levels than the checkpoint; give an earlier or smaller one of the same levels")
 
 
 def load_pyramid(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pyramid:

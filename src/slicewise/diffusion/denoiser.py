@@ -73,16 +73,42 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """A worse denoiser to be led away from, such as one of an earlier step: D + (weight - 1) (D - D_guide) (Karras et
+    al. 2024, "Guiding a diffusion model with a bad version of itself", eq. 4), for slices whose noise level lies in
+    the `interval` (Kynkäänniemi et al. 2024)."""
+
+    guide: "Denoiser"
+    weight: float
+    interval: tuple[float, float]
+
+    def __call__(
+        self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, position_mm: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What D (B, K, H, W) of `x` at `sigma` (B, K) becomes."""
+        guided = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
+        if x.device.type == "cpu" and not guided.any():
+            return denoised
+        further = (self.weight - 1.0) * guided[:, :, None, None]
+        return denoised + further * (denoised - self.guide(x, sigma, position_mm))
+
+
+@dataclass(frozen=True)
 class Denoiser:
-    """D(x; sigma, context): a network and its recipe."""
+    """D(x; sigma, context): a network and its recipe; guided where a worse one is at hand."""
 
     network: nn.Module
     recipe: Recipe
     meta: dict[str, Any]
     core_dtype: torch.dtype = torch.float32
+    guidance: Guidance | None = None
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, position_mm: torch.Tensor | None) -> torch.Tensor:
         """(B, K, H, W) noisy x and (B, K) sigmas to the clean slices; `position_mm` (B,) of the last slice."""
+        denoised = self._alone(x, sigma, position_mm)
+        return denoised if self.guidance is None else self.guidance(denoised, x, sigma, position_mm)
+
+    def _alone(self, x: torch.Tensor, sigma: torch.Tensor, position_mm: torch.Tensor | None) -> torch.Tensor:
         condition = None
         if self.recipe.position:
             assert position_mm is not None

@@ -503,7 +503,8 @@ class DenoiserTrainer:
         denoiser.network.eval()
         longest = max(map(slices_of, self.heads.records))
         denoiser = replace(denoiser, recipe=replace(self.recipe, max_slices=longest))
-        made = chain(denoiser, ChainSettings(steps=12), seed=0, volumes=[0], device=str(self.process.device))
+        few = ChainSettings(steps=12, plan_steps=12)
+        made = chain(denoiser, few, seed=0, volumes=[0], device=str(self.process.device))
         hu = trim(np.stack([slices[0] for slices in made]), most=self.recipe.scale.air)
         denoiser.network.train()
         if self.process.is_main:
