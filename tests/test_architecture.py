@@ -40,7 +40,8 @@ LIGHT = (
 )  # fmt: skip
 # Tensors are what they are about.
 TORCH_IO = (
-    "slicewise.io.tensors", "slicewise.data.windows", "slicewise.metrics.inception", "slicewise.metrics.resnet",
+    "slicewise.io.tensors", "slicewise.data.windows", "slicewise.data.heads", "slicewise.metrics.inception",
+    "slicewise.metrics.resnet",
     "slicewise.data.phantom.fields", "slicewise.data.phantom.parts", "slicewise.data.phantom.real",
     "slicewise.data.phantom.scanner", "slicewise.data.phantom.tissue", "slicewise.data.phantom.warp",
 )  # fmt: skip

@@ -167,6 +167,34 @@ def generate(
         return about
 
 
+def generate_volumes(
+    model: Denoiser | Pyramid,
+    count: int,
+    seed: int = 0,
+    *,
+    icnet: "ICNet | None" = None,
+    chain: ChainSettings | None = None,
+    batch: int = 4,
+    device: str = "cpu",
+) -> Iterator[Volume]:
+    """Head CT volumes in memory, one after the other; those of `slicewise generate` with the same settings.
+
+    Parameters
+    ----------
+    model : what `load_denoiser` read, on `device`.
+    count, seed : how many, and the key of their noise: volume i of a seed is always the same.
+    icnet : calibrates every volume, where given.
+    chain : how slices are sampled; none takes the usual settings.
+    batch : volumes that are made together.
+    """
+    how: Literal["after", "off"] = "after" if icnet else "off"
+    settings = GenerateSettings(count, seed, batch, chain or ChainSettings(), calibrate=how, device=device)
+    for first in range(0, count, batch):
+        numbers = list(range(first, min(first + batch, count)))
+        for _, _, final in _batch(model, icnet, settings, None, numbers, device, first, lambda volumes, slices: None):
+            yield final
+
+
 def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) -> Denoiser | Pyramid | Baseline:
     """The denoiser, pyramid or baseline that a checkpoint holds; `UserError` for settings that it has no use for."""
     if kind_of(checkpoint) not in KINDS:

@@ -1,11 +1,21 @@
 """The one type for a CT volume, from ingest to export."""
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slicewise.errors import UserError
-from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.hu import HU_MAX, HU_MIN, round_hu
+
+if TYPE_CHECKING:
+    import nibabel
+    import SimpleITK
+    import torchio
+    from monai.data.meta_tensor import MetaTensor
+
+# DICOM and ITK count to the patient's left and back, NIfTI and what follows it to the right and front.
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # Steps between slices that differ by less than this are one spacing; DICOM positions are often rounded to 0.01 mm.
 EVEN_TOLERANCE_MM = 0.02
@@ -135,6 +145,127 @@ class Volume:
         """The same geometry and acquisition with other voxels of the same shape."""
         assert hu.shape == self.hu.shape
         return replace(self, hu=hu)
+
+    # What other libraries hold a volume in. Voxels there are indexed [x, y, z] and share this volume's memory where the
+    # library allows it. All raise `UserError` for unevenly spaced slices, as `affine` does.
+
+    def to_nibabel(self) -> "nibabel.Nifti1Image":
+        """As nibabel's image: int16 HU, RAS affine in mm; shares memory."""
+        import nibabel
+
+        image = nibabel.Nifti1Image(self.hu.transpose(2, 1, 0), RAS_TO_LPS @ self.affine)
+        image.header.set_xyzt_units("mm")
+        return image
+
+    def to_simpleitk(self) -> "SimpleITK.Image":
+        """As SimpleITK's image: int16 HU, the first slice the most superior; a copy."""
+        import SimpleITK
+
+        image = SimpleITK.GetImageFromArray(self.hu)
+        affine = self.affine
+        steps = np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetSpacing(steps.tolist())
+        image.SetDirection((affine[:3, :3] / steps).ravel().tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        return image
+
+    def to_torchio(self) -> "torchio.ScalarImage":
+        """As TorchIO's image: int16 HU (1, X, Y, Z), RAS affine; shares memory."""
+        import torch
+        import torchio
+
+        return torchio.ScalarImage(
+            tensor=torch.from_numpy(self.hu.transpose(2, 1, 0))[None], affine=RAS_TO_LPS @ self.affine
+        )
+
+    def to_monai(self) -> "MetaTensor":
+        """As MONAI's tensor: int16 HU (1, X, Y, Z), RAS affine; shares memory."""
+        import torch
+        from monai.data.meta_tensor import MetaTensor
+
+        affine = torch.from_numpy(RAS_TO_LPS @ self.affine)
+        return MetaTensor(torch.from_numpy(self.hu.transpose(2, 1, 0))[None], affine=affine)
+
+    @staticmethod
+    def from_nibabel(image: Any, acquisition: Acquisition | None = None) -> "Volume":
+        """Of nibabel's image in HU, scaled or not (see `from_values`)."""
+        return Volume.from_values(np.asanyarray(image.dataobj), RAS_TO_LPS @ image.affine, acquisition)
+
+    @staticmethod
+    def from_simpleitk(image: Any, acquisition: Acquisition | None = None) -> "Volume":
+        """Of SimpleITK's image in HU (see `from_values`)."""
+        import SimpleITK
+
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        affine[:3, 3] = image.GetOrigin()
+        return Volume.from_values(SimpleITK.GetArrayViewFromImage(image).transpose(2, 1, 0), affine, acquisition)
+
+    @staticmethod
+    def from_torchio(image: Any, acquisition: Acquisition | None = None) -> "Volume":
+        """Of TorchIO's image of one channel in HU (see `from_values`)."""
+        return Volume.from_values(image.numpy()[0], RAS_TO_LPS @ image.affine, acquisition)
+
+    @staticmethod
+    def from_monai(tensor: Any, acquisition: Acquisition | None = None) -> "Volume":
+        """Of MONAI's tensor of one channel in HU (see `from_values`)."""
+        affine = RAS_TO_LPS @ tensor.affine.double().cpu().numpy()
+        return Volume.from_values(tensor.detach().cpu().numpy()[0], affine, acquisition)
+
+    @staticmethod
+    def from_values(values: np.ndarray, affine: np.ndarray, acquisition: Acquisition | None = None) -> "Volume":
+        """Of HU of any real dtype, indexed [x, y, z], and their LPS affine: rounded half to even, clipped to the 12-bit
+        range, brought into display order (see `volume_from_affine`). Raises `UserError` where they are not 3D or not
+        finite."""
+        values = np.asarray(values)
+        if values.ndim != 3:
+            raise UserError(f"{values.ndim} dimensions {values.shape} where one volume is expected; take one channel")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError("voxels that are not finite; replace them before making a volume of them")
+        hu = values if values.dtype == np.int16 else round_hu(values.astype(np.float64))
+        return volume_from_affine(np.clip(hu, HU_MIN, HU_MAX).astype(np.int16), affine, acquisition)
+
+
+def volume_from_affine(hu: np.ndarray, affine: np.ndarray, acquisition: Acquisition | None = None) -> Volume:
+    """A Volume from int16 voxels indexed [x, y, z] and their LPS affine (4, 4), in display order.
+
+    Axes are permuted and flipped, never resampled: slices along the axis nearest to the patient's long axis, the most
+    superior first; rows towards the patient's left and columns towards the back. Shear between the slice axis and the
+    plane (a tilted gantry) is kept; raises `UserError` where the rows and columns themselves are sheared.
+    """
+    source = acquisition.source if acquisition else "volume"
+    linear = affine[:3, :3]
+    spacing = np.linalg.norm(linear, axis=0)
+    if not np.isfinite(affine).all() or spacing.min() < 1e-4 or abs(np.linalg.det(linear / spacing)) < 1e-3:
+        raise UserError(f"{source}: the affine is singular, so the voxels have no place; repair the header")
+    order = _nearest_axes(linear / spacing)
+    flips = [linear[axis, order[axis]] < 0 for axis in range(3)]
+    flips[2] = not flips[2]
+    directions = linear[:, order] * np.where(flips, -1.0, 1.0)
+    shape = np.array(hu.shape)[list(order)]
+    origin = affine[:3, 3] + sum(linear[:, order[a]] * (shape[a] - 1) for a in range(3) if flips[a])
+    voxels = hu.transpose(order[2], order[1], order[0])[
+        tuple(slice(None, None, -1 if flips[a] else 1) for a in (2, 1, 0))
+    ]
+    row, column = directions[:, 0] / spacing[order[0]], directions[:, 1] / spacing[order[1]]
+    if abs(row @ column) > 1e-3:
+        raise UserError(
+            f"{source}: rows and columns are not at right angles; resample the file to a straight grid first"
+        )
+    return Volume(
+        hu=np.ascontiguousarray(voxels),
+        positions=origin + np.arange(shape[2])[:, None] * directions[:, 2],
+        row_axis=row,
+        column_axis=column,
+        pixel_spacing=(float(spacing[order[1]]), float(spacing[order[0]])),
+        acquisition=acquisition or Acquisition(),
+    )
+
+
+def _nearest_axes(directions: np.ndarray) -> tuple[int, int, int]:
+    """For each patient axis (x, y, z) the voxel axis nearest to it; a one-to-one assignment."""
+    permutations = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+    return max(permutations, key=lambda order: sum(abs(directions[a, order[a]]) for a in range(3)))
 
 
 def without_real_slices(volume: Volume) -> Volume:

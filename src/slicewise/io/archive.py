@@ -10,6 +10,7 @@ from slicewise.io.dicom import Reading, load, one_series
 from slicewise.io.dicom_scan import Series, scan
 from slicewise.io.files import Files, LeftOut, files_below
 from slicewise.io.nifti import is_nifti, load_nifti
+from slicewise.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ def read_volume(
             return load_nifti(archive.nifti[0])
     series = one_series(path, series_uid)
     return load(series, interpolate_missing=interpolate_missing, largest_part=largest_part, grid_mm=grid_mm)
+
+
+def read_one(path: Path | str, **how: Any) -> Volume:
+    """The one volume at a path, as `read_volume` finds it, without what was noticed on the way."""
+    return read_volume(path, **how).volume
 
 
 def read_volumes(

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from slicewise.errors import UserError
-from slicewise.volume import Acquisition, Volume
+from slicewise.volume import Volume, volume_from_affine
 
 # Slices closer than this along the normal are at one place; scanners never reconstruct finer.
 SAME_PLACE_MM = 0.01
@@ -75,51 +74,9 @@ def largest_part(volume: Volume, holes: list[tuple[int, int]]) -> Volume:
     return replace(volume, hu=volume.hu[first:last], positions=volume.positions[first:last])
 
 
-def volume_from_affine(hu: np.ndarray, affine: np.ndarray, acquisition: Acquisition | None = None) -> Volume:
-    """A Volume from int16 voxels indexed [x, y, z] and their LPS affine (4, 4), in display order.
-
-    Axes are permuted and flipped, never resampled: slices along the axis nearest to the patient's long axis, the most
-    superior first; rows towards the patient's left and columns towards the back. Shear between the slice axis and the
-    plane (a tilted gantry) is kept; raises `UserError` where the rows and columns themselves are sheared.
-    """
-    source = acquisition.source if acquisition else "volume"
-    linear = affine[:3, :3]
-    spacing = np.linalg.norm(linear, axis=0)
-    if not np.isfinite(affine).all() or spacing.min() < 1e-4 or abs(np.linalg.det(linear / spacing)) < 1e-3:
-        raise UserError(f"{source}: the affine is singular, so the voxels have no place; repair the header")
-    order = _nearest_axes(linear / spacing)
-    flips = [linear[axis, order[axis]] < 0 for axis in range(3)]
-    flips[2] = not flips[2]
-    directions = linear[:, order] * np.where(flips, -1.0, 1.0)
-    shape = np.array(hu.shape)[list(order)]
-    origin = affine[:3, 3] + sum(linear[:, order[a]] * (shape[a] - 1) for a in range(3) if flips[a])
-    voxels = hu.transpose(order[2], order[1], order[0])[
-        tuple(slice(None, None, -1 if flips[a] else 1) for a in (2, 1, 0))
-    ]
-    row, column = directions[:, 0] / spacing[order[0]], directions[:, 1] / spacing[order[1]]
-    if abs(row @ column) > 1e-3:
-        raise UserError(
-            f"{source}: rows and columns are not at right angles; resample the file to a straight grid first"
-        )
-    return Volume(
-        hu=np.ascontiguousarray(voxels),
-        positions=origin + np.arange(shape[2])[:, None] * directions[:, 2],
-        row_axis=row,
-        column_axis=column,
-        pixel_spacing=(float(spacing[order[1]]), float(spacing[order[0]])),
-        acquisition=acquisition or Acquisition(),
-    )
-
-
 def axial(volume: Volume) -> Volume:
     """The volume with its slices along the patient's long axis: itself where they are already, else (coronal and
     sagittal stacks) with its axes permuted. Raises `UserError` for such a stack with uneven slices."""
     if int(np.argmax(np.abs(volume.normal))) == 2:
         return volume
     return volume_from_affine(volume.hu.transpose(2, 1, 0), volume.affine, volume.acquisition)
-
-
-def _nearest_axes(directions: np.ndarray) -> tuple[int, int, int]:
-    """For each patient axis (x, y, z) the voxel axis nearest to it; a one-to-one assignment."""
-    permutations = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
-    return max(permutations, key=lambda order: sum(abs(directions[a, order[a]]) for a in range(3)))

@@ -17,13 +17,11 @@ from slicewise.errors import UserError, output_errors
 from slicewise.hu import HU_MAX, HU_MIN, Clipped
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom import PADDING_HU, Reading
-from slicewise.io.geometry import volume_from_affine
 from slicewise.io.plausible import hu_doubt
 from slicewise.io.provenance import EDITED, Step, from_sidecar
-from slicewise.volume import Acquisition, Volume
+from slicewise.volume import RAS_TO_LPS, Acquisition, Volume, volume_from_affine
 
 SUFFIXES = (".nii", ".nii.gz")
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Every CT of a head shows air (-1000 HU); a file with nothing below this is scaled to grey levels.
 AIR_BELOW_HU = -200
 # How far two statements of a header on a voxel's place may differ: float32 and rounding.

@@ -10,10 +10,9 @@ import numpy as np
 
 from slicewise.data.store import first_head_slice
 from slicewise.hu import BRAIN, ICNET, WHOLE, Window
-from slicewise.io.geometry import volume_from_affine
 from slicewise.io.nifti import RAS_TO_LPS
 from slicewise.metrics.tissue import brain_mask, brain_profile
-from slicewise.volume import Volume
+from slicewise.volume import Volume, volume_from_affine
 
 # Keys 1 to 9 in the viewer; 9 is the volume's own range.
 WINDOWS: tuple[tuple[str, Window], ...] = (

@@ -16,7 +16,6 @@ import numpy as np
 from scipy import ndimage
 
 from slicewise.errors import UserError
-from slicewise.io.geometry import volume_from_affine
 
 # What a numbering may name. The code of a tissue is its place here.
 TISSUES = (
@@ -112,7 +111,7 @@ def read_map(file: Path, numbering: dict[int, int]) -> HeadMap:
     """
     import nibabel as nib  # procedural heads do without it
 
-    from slicewise.io.nifti import RAS_TO_LPS
+    from slicewise.volume import RAS_TO_LPS, volume_from_affine
 
     try:
         image: Any = nib.load(file)
