@@ -1,12 +1,14 @@
 """Plans of a pyramid judged as such: how far heads of 32 x 32 pixels lie from held-out ones, before anything is drawn.
 
-    python bench/plan.py PLAN [PLAN ...] --store STORE [--count 48] [--steps 30] [--out plans.png] [--gaussian]
+    python bench/plan.py PLAN [PLAN ...] --store STORE [--count 48] [--steps 30] [--guide PLAN --guidance 1.5 2]
+                         [--gaussian] [--out plans.png]
 
 Each PLAN is a run folder or weights of `slicewise train --network unet3d`, or a pyramid; STORE is the prepared store
 that it was trained on, whose val and test heads (of other persons, where the store was made of label maps) are the
 held-out ones. Prints one Markdown table and writes a picture: three heads of every plan and three held-out ones, axial
 every 15 mm, coronal and sagittal, brain window. With `--gaussian` the Gaussian that the first plan starts from is
-judged as well.
+judged as well; with `--guide` the first plan is led away from that one, by each `--guidance` (see
+`diffusion.denoiser.Guidance`).
 
 Fréchet distance, precision and coverage are in the space of the 24 first principal components of training heads, HU
 clipped to [-100, 200]; their floor is training against held-out heads. "Mottle" is the standard deviation of a brain
@@ -34,7 +36,7 @@ from slicewise.diffusion.denoiser import Denoiser
 from slicewise.hu import AIR_HU, BRAIN
 from slicewise.metrics.frechet import frechet_of_features
 from slicewise.metrics.manifold import distances, neighbours, point_scores
-from slicewise.pyramid import KIND, load_pyramid
+from slicewise.pyramid import KIND, guided, load_pyramid
 from slicewise.runtime import core_dtype
 
 COMPONENTS = 24
@@ -127,6 +129,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gaussian", action="store_true")
+    parser.add_argument("--guide", type=Path)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5])
     parser.add_argument("--out", type=Path, default=Path("plans.png"))
     a = parser.parse_args()
     named = {path.name if path.suffix != ".safetensors" else path.parent.name: path for path in a.plans}
@@ -134,10 +138,12 @@ def main() -> None:
     first = next(iter(plans.values()))
     if a.gaussian:
         plans = {"Gaussian": _untrained(load_plan(a.plans[0])), **plans}
-    train, held = (
-        held_by(first, a.store, "train"),
-        np.concatenate([held_by(first, a.store, s) for s in ("val", "test")]),
-    )
+    if a.guide:
+        guide, name = load_plan(a.guide), next(iter(named))
+        for weight in a.guidance:
+            plans[f"{name}, guided {weight:g}"] = guided(plans[name], guide, ChainSettings(guidance=weight))
+    train = held_by(first, a.store, "train")
+    held = np.concatenate([held_by(first, a.store, split) for split in ("val", "test")])
     voxel_ml = float(np.prod(first.recipe.spacing_mm)) / 1000
     columns = {"training": row(train, train, held, voxel_ml), "held-out": row(held, train, held, voxel_ml)}
     made = {}
