@@ -37,7 +37,8 @@ WHOLE = replace(
     PLAN, network="unet3d", slices=12, position=False,
     unet3d=UNet3dConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, fold=1, modes=4),
 )  # fmt: skip
-CHAIN = ChainSettings(steps=3, plan_steps=3, slices=5)
+CHAIN = ChainSettings(steps=3, draw_steps=3, plan_steps=3, slices=5)
+FEW = ChainSettings(steps=6, draw_steps=6, plan_steps=6)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def test_levels_that_no_network_takes_are_said(change, what, store, tmp_path):
 def test_a_plan_of_whole_heads_is_drawn_as_long_as_it_is(whole):
     pyramid = load_pyramid(whole)
     assert pyramid.levels[0].recipe.whole and not pyramid.recipe.whole
-    settings = ChainSettings(plan_steps=6, steps=6)
+    settings = FEW
     together = draw(pyramid, settings, 3, [0, 1])
     alone = draw(pyramid, settings, 3, [1])[0]
     assert [len(h.above) for h in together] == [0, 0] and 5 <= len(alone.below) <= 12
@@ -218,21 +219,18 @@ def test_a_seed_slice_is_known_to_the_plan_and_drawn_from_either_way(direction, 
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     at = 3
-    head = draw(pyramid, ChainSettings(plan_steps=6, steps=6, direction=direction), 0, [0], hu[at], 5.0 * at)[0]
+    head = draw(pyramid, replace(FEW, direction=direction), 0, [0], hu[at], 5.0 * at)[0]
     assert (len(head.above) > 0) == (direction != "down") and (len(head.below) > 0) == (direction != "up")
     assert len(head.above) <= at and head.below.shape[1:] == hu.shape[1:]
     means = np.rint(hu[at].reshape(8, 4, 8, 4).mean(axis=(1, 3)))
-    plan = whole_heads(pyramid.levels[0], ChainSettings(plan_steps=6, steps=6), 0, [0], {at: means.astype(np.int16)})
+    plan = whole_heads(pyramid.levels[0], FEW, 0, [0], {at: means.astype(np.int16)})
     np.testing.assert_array_equal(plan[0, at], means)
 
 
 def test_each_way_is_the_same_whether_or_not_the_other_is_taken(whole, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
-    made = {
-        d: draw(pyramid, ChainSettings(steps=3, plan_steps=3, direction=d), 0, [0], hu[3], 15.0)[0]
-        for d in ("down", "up", "both")
-    }
+    made = {d: draw(pyramid, replace(FEW, direction=d), 0, [0], hu[3], 15.0)[0] for d in ("down", "up", "both")}
     np.testing.assert_array_equal(made["both"].below, made["down"].below)
     np.testing.assert_array_equal(made["both"].above, made["up"].above)
 
@@ -241,13 +239,13 @@ def test_seeds_that_do_not_fit_are_one_line(whole, joined, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     with pytest.raises(UserError, match="lies 70 mm below the vertex, the plan knows heads down to 55 mm"):
-        draw(pyramid, ChainSettings(steps=3, plan_steps=3), 0, [0], hu[3], 70.0)
+        draw(pyramid, FEW, 0, [0], hu[3], 70.0)
     with pytest.raises(UserError, match="needs --seed-volume"):
-        draw(pyramid, ChainSettings(steps=3, plan_steps=3, direction="up"), 0, [0])
+        draw(pyramid, replace(FEW, direction="up"), 0, [0])
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
-        draw(load_pyramid(joined), ChainSettings(steps=3, plan_steps=3), 0, [0], hu[3], 15.0)
+        draw(load_pyramid(joined), FEW, 0, [0], hu[3], 15.0)
     with pytest.raises(UserError, match="the checkpoint draws 32; resample it"):
-        draw(pyramid, ChainSettings(steps=3, plan_steps=3), 0, [0], hu[3, ::2, ::2], 15.0)
+        draw(pyramid, FEW, 0, [0], hu[3, ::2, ::2], 15.0)
 
 
 def test_a_plan_without_a_head_is_one_line(whole):
@@ -257,7 +255,7 @@ def test_a_plan_without_a_head_is_one_line(whole):
     network.modes.zero_()
     network.log_spread.fill_(-6.0)
     with pytest.raises(UserError, match="the plan of volume 7 holds no head"):
-        draw(pyramid, ChainSettings(steps=3, plan_steps=3), 0, [7])
+        draw(pyramid, FEW, 0, [7])
 
 
 def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
@@ -265,7 +263,7 @@ def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
     volume = Volume.regular(np.asarray(store.hu(store.records[0])), (5.0, 6.0, 6.0))
     write_nifti(volume, tmp_path / "real.nii.gz")
     settings = GenerateSettings(
-        count=1, chain=ChainSettings(plan_steps=6, steps=6, direction="both"), calibrate="off",
+        count=1, chain=replace(FEW, direction="both"), calibrate="off",
         seed_volume=tmp_path / "real.nii.gz", seed_slice=3, keep_seed=True, core="float32", device="cpu",
     )  # fmt: skip
     generate(whole, tmp_path / "out", settings)
@@ -291,7 +289,7 @@ def test_float16_halves_the_file_and_hardly_moves_a_head(levels, whole, tmp_path
     plan = whole.parent / "plan"
     halved = join([plan, levels[1]], tmp_path / "half.safetensors", half=True)
     assert halved.stat().st_size < 0.62 * whole.stat().st_size  # the JSON in the header stays as long
-    a, b = (draw(load_pyramid(path), ChainSettings(steps=4, plan_steps=4), 0, [0])[0].below for path in (whole, halved))
+    a, b = (draw(load_pyramid(path), FEW, 0, [0])[0].below for path in (whole, halved))
     assert a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 5
 
 

@@ -25,7 +25,7 @@ SHORTER = {
     "train": "--steps 2 --validations 0 --unet.channels 8 8 8 8 --unet.blocks 1 1 1 1 "
     "--unet.attention False False False True",
     "train-icnet": "--steps 2 --validation-pairs 2",
-    "generate": "--chain.steps 2 --chain.slices 3",
+    "generate": "--chain.steps 2 --chain.plan-steps 2 --chain.draw-steps 2 --chain.slices 3",
     "evaluate": "--no-all-slices --rounds 10",
 }
 
@@ -88,7 +88,8 @@ def test_demo_runs(folder: Path) -> None:
 
 def test_notebook_code_runs(folder: Path) -> None:
     code = next(text for kind, text in BLOCKS if kind == "python")
-    code = code.replace("count=2", "count=1, chain=slicewise.ChainSettings(steps=2, plan_steps=2, slices=3)")
+    few = "slicewise.ChainSettings(steps=2, plan_steps=2, draw_steps=2, slices=3)"
+    code = code.replace("count=2", f"count=1, chain={few}")
     names: dict[str, object] = {}
     exec(compile(code, "README", "exec"), names)
     assert isinstance(names["volume"], Volume)

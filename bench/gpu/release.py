@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parcel.pack(there, a.out)  # and again with volumes, should drawing them come to an end
     device, drawing = device_of(a.device), time.monotonic()
     left = 60 * a.total - LAST_SECONDS - (drawing - began)
-    chain = ChainSettings(steps=4, plan_steps=4, slices=10) if a.short else ChainSettings()
+    chain = ChainSettings(steps=4, plan_steps=4, draw_steps=4, slices=10) if a.short else ChainSettings()
     volumes: list[Volume] = []
     try:
         last = there[-1] if len(there) == 1 else join(there, a.work / PYRAMID)

@@ -40,8 +40,9 @@ class ChainSettings:
     ----------
     sampler : "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
         copied inpainting code has it: the noise of the last step stays in the result).
-    steps : noise levels.
-    plan_steps : noise levels of a plan of whole heads.
+    steps : noise levels of a denoiser alone.
+    plan_steps, draw_steps : noise levels of a pyramid's plan, which is sampled whole, and of what draws after it, which
+        needs few: most of a slice is decided by then.
     spacing : "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above sigma = 3, where nothing
         is left to decide once neighbours are known.
     sigma_min : lowest noise level in units of x; 0 takes the one that the checkpoint was trained from.
@@ -60,6 +61,7 @@ class ChainSettings:
     sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
     steps: int = 20
     plan_steps: int = 30
+    draw_steps: int = 8
     spacing: Literal["karras", "geometric"] = "geometric"
     sigma_min: float = 0.0
     sigma_max: float = 0.0
@@ -76,7 +78,10 @@ class ChainSettings:
         """The schedule, descending, float64."""
         low = self.sigma_min or denoiser.recipe.sigma_min
         high = self.sigma_max or denoiser.recipe.sigma_max
-        name, steps = ("plan-steps", self.plan_steps) if denoiser.recipe.whole else ("steps", self.steps)
+        name, steps = "steps", self.steps
+        if denoiser.recipe.whole or denoiser.recipe.above:
+            name = "plan-steps" if denoiser.recipe.whole else "draw-steps"
+            steps = self.plan_steps if denoiser.recipe.whole else self.draw_steps
         if steps < 2 or not 0 < low < high:
             raise UserError(
                 f"--chain.{name} {steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"

@@ -235,10 +235,15 @@ def describe(
         "icnet_sha256": sha256(weights_file(icnet)) if icnet is not None else None,
         "data": model.meta.get("data"),
         "settings": shown,
-        "nfe_per_slice": 1 if isinstance(model, Baseline) else nfe(settings.chain.sampler, settings.chain.steps),
+        "nfe_per_slice": 1 if isinstance(model, Baseline) else nfe(settings.chain.sampler, _steps(model, settings)),
         "spacing_mm": list(model.recipe.spacing_mm),
         **({"way": model.way} if isinstance(model, Baseline) else {}),
     }
+
+
+def _steps(model: Denoiser | Pyramid, settings: GenerateSettings) -> int:
+    """Noise levels with which the finest level's slices are sampled."""
+    return len(settings.chain.sigmas(model.levels[-1] if isinstance(model, Pyramid) else model))
 
 
 def upward_doubt(meta: dict[str, Any]) -> str:
