@@ -446,7 +446,8 @@ def test_commands_train_and_generate(toy_store, tmp_path, capsys):
     assert _main("generate", "--checkpoint", tmp_path / "vae", "--out", tmp_path / "volumes", *flags) == 0
     assert (tmp_path / "volumes" / "dicom" / "volume-0000").is_dir()
     assert _main("info", tmp_path / "gan") == 0 and "stylegan2 with" in capsys.readouterr().out
-    assert _main("generate", "--checkpoint", tmp_path / "vae", "--out", tmp_path / "other") == 1
+    calibrated = ("--out", tmp_path / "other", "--calibrate", "after")
+    assert _main("generate", "--checkpoint", tmp_path / "vae", *calibrated) == 1
     assert "add --calibrate off" in capsys.readouterr().err
     assert _main("train-gan", tmp_path / "absent", "--out", tmp_path / "other") == 1
     assert "no prepared data" in capsys.readouterr().err and not (tmp_path / "other").exists()

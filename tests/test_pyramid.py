@@ -144,6 +144,8 @@ def test_generate_takes_a_pyramid(levels, tmp_path):
     settings = GenerateSettings(count=2, batch=2, chain=CHAIN, calibrate="off", nifti=False)
     generate(tmp_path / "both.safetensors", tmp_path / "run", settings)
     volumes = [volume for _, _, volume in results(tmp_path / "run", 2)]
+    drawn = generate(tmp_path / "both.safetensors", tmp_path / "auto", replace(settings, count=1, calibrate="auto"))
+    assert drawn["settings"]["calibrate"] == "off", "what follows a plan is not calibrated unless asked for"
     assert [v.hu.shape for v in volumes] == [(5, 32, 32)] * 2 and volumes[0].spacing == (5.0, 6.0, 6.0)
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
         seeded = replace(settings, seed_volume=tmp_path / "run" / "dicom" / "volume-0000")

@@ -57,7 +57,8 @@ class GenerateSettings:
     guide : worse checkpoint of the same levels to be led away from, such as an earlier one, which sharpens what is
         unsure (see chain.guidance); takes twice the time.
     calibrate : IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is
-        calibrated before the next is given it) or "off".
+        calibrated before the next is given it) or "off"; "auto" calibrates after a denoiser alone, whose chain drifts,
+        and not what follows a plan.
     seed_volume : DICOM folder or NIfTI file of a real head to go on from; none starts from air.
     seed_slice : slice of the seed volume, on the working grid, to go on from; 0 is the most superior, -1 the middle.
     resample_seed : resample a seed volume of another spacing onto the checkpoint's grid.
@@ -72,7 +73,7 @@ class GenerateSettings:
     batch: int = 4
     chain: ChainSettings = field(default_factory=ChainSettings)
     guide: Path | None = None
-    calibrate: Literal["after", "inside", "off"] = "after"
+    calibrate: Literal["auto", "after", "inside", "off"] = "auto"
     seed_volume: Path | None = None
     seed_slice: int = -1
     resample_seed: bool = False
@@ -124,13 +125,15 @@ def generate(
     Returns what generate.json says. Raises `UserError` for a checkpoint or seed volume that does not fit, for an
     output folder that cannot be written or that holds volumes of other settings.
     """
-    if settings.calibrate != "off" and icnet is None:
-        raise UserError("--calibrate needs an IC-Net checkpoint (--icnet); give one or --calibrate off")
     if settings.count < 1 or settings.batch < 1:
         raise UserError(f"--count {settings.count}, --batch {settings.batch}: both must be 1 or more")
     with processes(settings.device) as process:
         device = str(process.device)
         model = _load(checkpoint, settings, process.device)
+        if settings.calibrate == "auto":
+            settings = replace(settings, calibrate="after" if isinstance(model, Denoiser) else "off")
+        if settings.calibrate != "off" and icnet is None:
+            raise UserError("--calibrate needs an IC-Net checkpoint (--icnet); give one or --calibrate off")
         net = load_icnet(icnet, device) if icnet is not None and settings.calibrate != "off" else None
         seed = None
         if not isinstance(model, Baseline) and settings.seed_volume is not None:
@@ -208,7 +211,7 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
         raise UserError(f"--seed-volume: a {baseline.kind} cannot go on from a slice; leave it out")
-    if settings.calibrate != "off":
+    if settings.calibrate not in ("auto", "off"):
         raise UserError(
             f"--calibrate {settings.calibrate}: a {baseline.kind} is taken as it comes; add --calibrate off"
         )
