@@ -55,6 +55,8 @@ LOG_EVERY = 20
 INTAKE_SECONDS = 10.0
 # Snapshots of both averages in a run, from which others are made at its end.
 SNAPSHOTS = 16
+# Share of a run's minutes that choosing the average may take; where validations are too slow, fewer are tried.
+CHOOSING = 0.1
 
 
 def learning_rate(place: float, total: float, settings: RunSettings, begun: float = 0.0) -> float:
@@ -115,7 +117,7 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
     began = since = time.monotonic()
     passed, saved = place.seconds - place.reserve, time.monotonic()
     # Seconds that a validation takes: the last one, and those that choose the average, are to end within the minutes.
-    longest, last = 0.0, 1 + (1 + len(ema.TRIED)) * (trainer.width == 0)
+    longest, last = 0.0, 1 + len(ema.TRIED) * (trainer.width == 0)
     manifest, looked = _written(trainer.heads.store), 0.0
     with counting_bar(process.is_main) as bar:
         task = bar.add_task(
@@ -131,7 +133,7 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
             place.step += 1
             clock = time.monotonic()
             due = clock - saved >= 60 * settings.save_minutes
-            place.reserve = last * longest
+            place.reserve = min(last * longest, CHOOSING * 60 * settings.minutes)
             used = passed + clock - began + place.reserve if process.is_main else 0.0
             stopping, saving, place.seconds = process.agree(float(stop.requested), float(due), used)
             ended = place.share(settings) >= 1
@@ -196,7 +198,10 @@ def _choose(trainer: Trainer, asked: float, out: Path, process: Process) -> tupl
     names, parameters = zip(*trainer.networks[trainer.exported].named_parameters())
     scores: dict[float, float] = {}
     best: list[Tensor] = []
-    for width in (asked,) if asked else (0.0, *ema.TRIED):
+    began, most = time.monotonic(), CHOOSING * 60 * trainer.settings.minutes or math.inf
+    for width in (asked,) if asked else ema.TRIED:
+        if scores and process.agree(time.monotonic() - began if process.is_main else 0.0)[0] > most:
+            break  # the likeliest come first
         made = reconstruct(files, width, names, parameters) if width else [p.detach().clone() for p in parameters]
         with in_place_of(parameters, made):
             scores[width] = 0.0 if asked else float(trainer.validate()["score"])
