@@ -1,0 +1,88 @@
+"""A pyramid's drawer judged as such: held-out heads drawn after their own true plans, with more and fewer evaluations.
+
+    python bench/drawer.py DRAWER --store STORE [--count 4] [--steps 4 6 8 12 20] [--above-sigma 0.01] [--out drawn.png]
+
+DRAWER is a run folder or weights of `slicewise train --above`, or a pyramid, whose last level is taken; STORE holds
+heads that it has not seen (all splits are used). Prints one Markdown table, means over heads, and writes a picture: the
+first head and what was drawn after its plan, a row for each number of evaluations, axial every 15 mm, brain window.
+
+Within the true brain: error of its mean; root mean square difference to the true head (a drawn head has noise and sulci
+of its own, so that even a perfect one differs); "grain", standard deviation of a voxel against the mean of its 3 x 3;
+the share of voxels below 15 HU, which are fluid. Processor seconds are one thread's.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from slicewise.ascii import ChainSettings, chain
+from slicewise.checkpoint import kind_of, load_denoiser
+from slicewise.data.store import open_store
+from slicewise.hu import BRAIN, round_hu
+from slicewise.metrics.tissue import brain_mask
+from slicewise.pyramid import KIND, load_pyramid
+from slicewise.runtime import core_dtype
+
+
+def figures(hu: np.ndarray, true: np.ndarray, mask: np.ndarray) -> list[float]:
+    """The table's numbers of one head; of the true one beside itself where both are it."""
+    grain = [each - ndimage.uniform_filter(each.astype(float), (0, 3, 3)) for each in (hu, true)]
+    error = hu[mask].astype(float) - true[mask]
+    fluid = (hu[mask] < 15).mean() / (true[mask] < 15).mean()
+    return [error.mean(), float(np.sqrt(np.mean(error**2))), grain[0][mask].std() / grain[1][mask].std(), fluid]
+
+
+def row(hu: np.ndarray) -> np.ndarray:
+    grey = np.clip((np.hstack(list(hu[3::3])) - BRAIN.lo) / (BRAIN.hi - BRAIN.lo), 0, 1)
+    return (255 * grey).astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("drawer", type=Path)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12, 20])
+    parser.add_argument("--above-sigma", type=float, default=ChainSettings.above_sigma)
+    parser.add_argument("--out", type=Path, default=Path("drawn.png"))
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    core = core_dtype(torch.device("cpu"))
+    pyramid = kind_of(a.drawer) == KIND
+    drawer = load_pyramid(a.drawer, core).levels[-1] if pyramid else load_denoiser(a.drawer, core)
+    store = open_store(a.store)
+    volumes = [store.volume(record) for record in store.records[: a.count]]
+    shortest = min(len(v.hu) - r.vertex_slice for v, r in zip(volumes, store.records))
+    heads = np.stack([v.hu[r.vertex_slice :][:shortest] for v, r in zip(volumes, store.records)])
+    masks = [brain_mask(head, volumes[0].spacing) for head in heads]
+    size, factor = heads.shape[-1] // drawer.recipe.above, drawer.recipe.above
+    plans = round_hu(heads.reshape(*heads.shape[:2], size, factor, size, factor).mean(axis=(3, 5)))
+    rows = [row(heads[0])]
+    print(
+        "| evaluations a slice | processor s a head | brain's mean, HU | difference, HU | grain, of true | fluid, of true |"
+    )
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    settings = replace(ChainSettings(slices=shortest), above_sigma=a.above_sigma)
+    for steps in a.steps:
+        began = time.process_time()
+        chosen = replace(settings, draw_steps=steps)
+        drawn = np.stack(list(chain(drawer, chosen, 0, range(len(heads)), above=plans)), axis=1)
+        seconds = (time.process_time() - began) / len(heads)
+        found = np.mean([figures(*each) for each in zip(drawn, heads, masks)], axis=0)
+        print(
+            f"| {steps} | {seconds:.1f} | {found[0]:+.2f} | {found[1]:.1f} | {found[2]:.2f} | {found[3]:.2f} |",
+            flush=True,
+        )
+        rows.append(row(drawn[0]))
+    Image.fromarray(np.vstack(rows)).save(a.out)
+    print(f"\n{len(heads)} heads of {shortest} slices, noise of {a.above_sigma:g} on the plan; {a.out}")
+
+
+if __name__ == "__main__":
+    main()
