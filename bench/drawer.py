@@ -65,7 +65,7 @@ def main() -> None:
     plans = round_hu(heads.reshape(*heads.shape[:2], size, factor, size, factor).mean(axis=(3, 5)))
     rows = [row(heads[0])]
     print(
-        "| evaluations a slice | processor s a head | brain's mean, HU | difference, HU | grain, of true | fluid, of true |"
+        "| evaluations | processor s a head | brain's mean, HU | difference, HU | grain, of true | fluid, of true |"
     )
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     settings = replace(ChainSettings(slices=shortest), above_sigma=a.above_sigma)
