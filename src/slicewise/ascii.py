@@ -41,8 +41,8 @@ class ChainSettings:
     sampler : "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
         copied inpainting code has it: the noise of the last step stays in the result).
     steps : noise levels of a denoiser alone.
-    plan_steps, draw_steps : noise levels of a pyramid's plan, which is sampled whole, and of what draws after it, which
-        needs few: most of a slice is decided by then.
+    plan_steps : noise levels of a pyramid's plan, which is sampled whole.
+    draw_steps : noise levels of what draws after a plan, which needs few: most of a slice is decided by then.
     spacing : "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above sigma = 3, where nothing
         is left to decide once neighbours are known.
     sigma_min : lowest noise level in units of x; 0 takes the one that the checkpoint was trained from.
