@@ -21,11 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from slicewise.checkpoint import load_model
+from slicewise.checkpoint import weights_file
 from slicewise.data.store import open_store
 from slicewise.errors import UserError
 from slicewise.generate import results
 from slicewise.hu import BRAIN, WHOLE, Window
+from slicewise.io.tensors import load_tensors
 from slicewise.metrics.features import PLANES, Extractor, efficientnet_lite0, plane_features
 from slicewise.metrics.frechet import bootstrap_interval, frechet_of_features, real_floor
 from slicewise.metrics.reference import VolumeStats, measure
@@ -33,9 +34,9 @@ from slicewise.metrics.tissue import brain_mask, noise_power_spectrum
 from slicewise.montage import save_montage
 from slicewise.volume import Volume
 
-TISSUE_TARGET_HU = 2.0
-STEP_TARGET_RATIO = 1.25
-SIZE_TARGET_MB = 25.0
+TISSUE_TARGET_HU = 1.0
+STEP_TARGET_RATIO = 1.1
+SIZE_TARGET_MB = 40.0
 WINDOWS = {"whole range": WHOLE, "brain window": BRAIN}
 TISSUES = {"csf": "CSF", "grey": "grey matter", "white": "white matter", "brain": "whole brain"}
 FREQUENCIES = np.arange(0.02, 0.26, 0.01)  # per mm
@@ -209,10 +210,6 @@ def survey_run(run: Path, count: int, extractor: Extractor) -> tuple[Survey, Sur
     return final, raw if len(raw.stats) == count else None
 
 
-def weights_file(path: Path) -> Path:
-    return path / "weights.safetensors" if path.is_dir() else path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="denoiser: weights file or run folder")
@@ -235,7 +232,7 @@ def main() -> None:
     if count < 4 or len(held_records) < 4:
         raise UserError(f"{count} generated and {len(held_records)} held-out volumes: at least four of each are needed")
     models = [p for p in (options.checkpoint, options.icnet) if p is not None]
-    metas = [load_model(p)[1] for p in models]
+    metas = [load_tensors(weights_file(p))[1] for p in models]
     size_mb = sum(weights_file(p).stat().st_size for p in models) / 1e6
 
     extractor = efficientnet_lite0()

@@ -335,3 +335,11 @@ def test_generate_is_guided_by_an_earlier_checkpoint_of_the_same_levels(whole, j
         generate(whole, tmp_path / "a", replace(settings, guide=joined))
     with pytest.raises(UserError, match="--guide: has other levels"):
         generate(whole, tmp_path / "b", replace(settings, guide=levels[1]))
+
+
+def test_so_many_slices_are_drawn_either_way_of_the_seed(whole, store):
+    pyramid = load_pyramid(whole)
+    hu = np.asarray(store.hu(store.records[0]))
+    for direction, above, below in (("down", 0, 2), ("up", 2, 0), ("both", 2, 2)):
+        head = draw(pyramid, replace(FEW, direction=direction, slices=2), 0, [0], hu[3], 15.0)[0]
+        assert (len(head.above), len(head.below)) == (above, below)

@@ -68,7 +68,7 @@ class ChainSettings:
     rho: float = 7.0
     snr: float = 0.15
     known_sigma: float = 0.005
-    above_sigma: float = 0.01
+    above_sigma: float = 0.04
     guidance: float = 1.5
     guidance_interval: tuple[float, float] = (0.02, 5.0)
     direction: Literal["down", "up", "both"] = "down"

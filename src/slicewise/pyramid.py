@@ -112,8 +112,10 @@ def draw(
         raise UserError(f"seed slice of {start.shape} pixels: the checkpoint draws {pyramid.recipe.size}; resample it")
     stacks = _plan(plan, settings, seed, volumes, start, at, device)
     extents = [_extent(stack, at, plan.recipe, number) for stack, number in zip(stacks, volumes)]
-    if settings.slices:
-        extents = [(0, settings.slices)] * len(volumes)
+    if settings.slices:  # so many either way
+        middle = (0, 0) if at is None else (at, at + 1)
+        reach = max(0, middle[0] - settings.slices), min(stacks.shape[1], middle[1] + settings.slices)
+        extents = [reach] * len(volumes)
     elif at is None:  # what lies above the vertex is not drawn
         stacks = _stacked([stack[first:end] for stack, (first, end) in zip(stacks, extents)])
         extents = [(0, end - first) for first, end in extents]
@@ -128,8 +130,9 @@ def draw(
             before = _means(start, fine)[None]
             drawn[:, at] = before[0]
         for arm in arms:
-            first, last = (0, 0) if at is None else (at + 1, at - 1)
-            order = range(first, max(end for _, end in extents)) if arm == "down" else range(last, -1, -1)
+            order = range(0 if at is None else at + 1, max(end for _, end in extents))
+            if at is not None and arm == "up":
+                order = range(at - 1, min(first for first, _ in extents) - 1, -1)
             chosen = replace(settings, direction=arm, slices=len(order))
             inside = calibrate if level is pyramid.levels[-1] else None
             # Each level has noise of its own, and so has each arm.

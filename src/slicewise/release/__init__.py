@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "denoiser.safetensors"
+CHECKPOINT = Path(__file__).parent / "pyramid.safetensors"
 ICNET = Path(__file__).parent / "icnet.safetensors"
 REFERENCE = Path(__file__).parent / "reference.json"
