@@ -231,7 +231,9 @@ def foreign(hu: np.ndarray, other: np.ndarray) -> np.ndarray:
 def generated(study: Study) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """HU of the checkpoint's volumes, (before, after) calibration."""
     out, count = study.work / "volumes", study.budget.volumes
-    settings = GenerateSettings(count=count, seed=study.seed, batch=8, nifti=False, device=study.device)
+    settings = GenerateSettings(
+        count=count, seed=study.seed, batch=8, calibrate="after", nifti=False, device=study.device
+    )
     generate(study.checkpoint or release.CHECKPOINT, out, settings, release.ICNET)
     before, after = [], []
     for _, raw, final in results(out, count):

@@ -145,7 +145,7 @@ def test_flag_beats_file_beats_preset_beats_default(taken, tmp_path, capsys):
         ("[train]\nbatch = 'many'\n", "batch = 'many'"),
         ("[train]\nbatch = 2.5\n", "batch = 2.5"),
         ("[train]\nbatch = true\n", "batch = True"),
-        ("[train]\nnetwork = 'gan'\n", "one of 'unet', 'ncsnpp'"),
+        ("[train]\nnetwork = 'gan'\n", "one of 'unet', 'unet3d', 'ncsnpp'"),
         ("[train]\nsigma = 3\n", "expected a table"),
         ("[train.unet]\nchannels = ['a']\n", r"channels = \['a'\]"),
         ("[train.scale]\ncompanding = 'mu'\n", "companding 'mu' is unknown"),

@@ -199,7 +199,7 @@ def test_check_says_what_agrees_and_how_fast_it_is(tmp_path):
     found = rows(text)
     assert "(failed)" not in text and "(time over)" not in text, text
     assert found["Philox words"]["equal"] == found["normal"]["equal"] == "yes"
-    exact, half = (found[f"denoiser (random), cpu {core}"] for core in ("float32", "bfloat16"))
+    exact, half = (found[f"denoiser, cpu {core}"] for core in ("float32", "bfloat16"))
     assert all(number(value) == 0 for value in exact.values() if value != "–")
     assert 0 < number(half["σ 0.1: relative"]) < 0.1
     assert number(found["copy, reading and writing"]["GB/s"]) > 0.1
