@@ -23,6 +23,8 @@ from slicewise.errors import UserError
 # Exit status of a command that was stopped by Ctrl-C.
 STOPPED = 130
 _PARENT = "SLICEWISE_PARENT"
+# Set when this process is stopping already, so that it need not be asked to.
+stopping = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def _stop_with_parent() -> None:
     parent = int(os.environ[_PARENT])
     while os.getppid() == parent:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not stopping.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def core_dtype(device: torch.device, choice: str = "auto") -> torch.dtype:
