@@ -24,6 +24,7 @@ from scipy import ndimage
 from slicewise.ascii import ChainSettings, chain
 from slicewise.checkpoint import kind_of, load_denoiser
 from slicewise.data.store import open_store
+from slicewise.data.windows import pooled
 from slicewise.hu import BRAIN, round_hu
 from slicewise.metrics.tissue import brain_mask
 from slicewise.pyramid import KIND, load_pyramid
@@ -61,8 +62,7 @@ def main() -> None:
     shortest = min(len(v.hu) - r.vertex_slice for v, r in zip(volumes, store.records))
     heads = np.stack([v.hu[r.vertex_slice :][:shortest] for v, r in zip(volumes, store.records)])
     masks = [brain_mask(head, volumes[0].spacing) for head in heads]
-    size, factor = heads.shape[-1] // drawer.recipe.above, drawer.recipe.above
-    plans = round_hu(heads.reshape(*heads.shape[:2], size, factor, size, factor).mean(axis=(3, 5)))
+    plans = round_hu(pooled(torch.from_numpy(heads), drawer.recipe.above).numpy())
     rows = [row(heads[0])]
     print(
         "| evaluations | processor s a head | brain's mean, HU | difference, HU | grain, of true | fluid, of true |"

@@ -15,7 +15,7 @@ import torch
 from slicewise.codec import codec
 from slicewise.data.windows import enlarged
 from slicewise.diffusion import samplers, schedule
-from slicewise.diffusion.denoiser import Denoiser, Replayed
+from slicewise.diffusion.denoiser import Denoiser, Replayed, quickest
 from slicewise.errors import UserError
 from slicewise.hu import AIR_HU, HU_MIN, round_hu
 from slicewise.random import INITIAL, KNOWN, SliceNoise
@@ -163,7 +163,7 @@ def chain(
         position = start_mm + step_mm
     limit = settings.slices or recipe.max_slices + 1
     sigmas = settings.sigmas(denoiser)
-    denoise: Denoiser | Replayed = denoiser if torch.device(device).type == "cpu" else Replayed(denoiser)
+    denoise = quickest(denoiser, device)
     run, ended = np.full(len(volumes), 0 if start is None else SHORTEST), np.zeros(len(volumes), bool)
     for index in range(limit):
         seen = None if above is None else _slices_above(above, round(position / recipe.spacing_mm[0]))
@@ -209,7 +209,7 @@ def whole_heads(
     noise = SliceNoise(seed, volumes, 0, (k, size, size), device)
     level, mask = max(settings.known_sigma, recipe.sigma_min), is_known[None, :, None, None]
     context = context + level * noise(0, KNOWN)
-    run: Denoiser | Replayed = denoiser if torch.device(device).type == "cpu" else Replayed(denoiser)
+    run = quickest(denoiser, device)
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         levels = torch.full((batch, k), sigma, dtype=torch.float64, device=device)

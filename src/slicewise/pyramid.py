@@ -17,6 +17,7 @@ import torch
 
 from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, head_extent, is_air, whole_heads
 from slicewise.checkpoint import DENOISERS, fitted, kind_of, load_denoiser, save_model, weights_file
+from slicewise.data.windows import pooled
 from slicewise.diffusion.denoiser import Denoiser, Guidance, Recipe
 from slicewise.errors import UserError
 from slicewise.hu import HU_MIN, round_hu
@@ -168,9 +169,8 @@ def _plan(
 
 
 def _means(hu: np.ndarray, size: int) -> np.ndarray:
-    """A slice (H, W) on so many pixels, int16 HU: means of the squares of pixels that become one."""
-    factor = len(hu) // size
-    return round_hu(hu.reshape(size, factor, size, factor).mean(axis=(1, 3)))
+    """A slice (H, W) on so many pixels, int16 HU, as training sees it."""
+    return round_hu(pooled(torch.from_numpy(hu.copy())[None, None], len(hu) // size)[0, 0].numpy())
 
 
 def _extent(stack: np.ndarray, at: int | None, recipe: Recipe, number: int) -> tuple[int, int]:

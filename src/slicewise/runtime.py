@@ -24,7 +24,7 @@ from slicewise.errors import UserError
 STOPPED = 130
 _PARENT = "SLICEWISE_PARENT"
 # Set when this process is stopping already, so that it need not be asked to.
-stopping = threading.Event()
+ending = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _stop_with_parent() -> None:
     parent = int(os.environ[_PARENT])
     while os.getppid() == parent:
         time.sleep(1)
-    if not stopping.is_set():
+    if not ending.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
 
 

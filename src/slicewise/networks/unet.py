@@ -6,8 +6,10 @@ channels_last, where group norm is not), plain average-pool and nearest-neighbou
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -72,29 +74,34 @@ def fourier_features(values: torch.Tensor, count: int, lowest: float, highest: f
 
 
 def channel_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Layer norm over the channels of each pixel, (B, C, H, W) in channels_last, times a learned gain (C,)."""
-    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, None, 1e-6).permute(0, 3, 1, 2)
+    """Layer norm over the channels of each pixel or voxel, (B, C, ...) with channels last in memory, times a learned
+    gain (C,)."""
+    return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, None, 1e-6).movedim(-1, 1)
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, 3x3; norm modulated by the embedding, SiLU, 3x3; skip scaled by 1/sqrt(2)."""
+    """Residual block: norm, SiLU, 3x3; norm modulated by the embedding, SiLU, 3x3; skip scaled by 1/sqrt(2). With
+    `conv` nn.Conv3d it is 3x3x3, and every slice has an embedding of its own."""
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, attention: bool) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, embedding: int, attention: bool, conv: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d
+    ) -> None:
         super().__init__()
         self.gain1 = nn.Parameter(torch.ones(c_in))
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv1 = conv(c_in, c_out, 3, padding=1)
         self.modulate = nn.Linear(embedding, 2 * c_out)
         self.gain2 = nn.Parameter(torch.ones(c_out))
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.conv2 = conv(c_out, c_out, 3, padding=1)
+        self.skip = conv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = Attention(c_out) if attention else None
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """x (B, C, H, W) with embedding (B, E), or x (B, C, Z, H, W) with embedding (B, Z, E)."""
         h = self.conv1(F.silu(channel_norm(x, self.gain1)))
-        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.modulate(embedding).movedim(-1, 1)[..., None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, channel_norm(h, self.gain2), 1 + scale)
         h = self.conv2(F.silu(h))
         x = (self.skip(x) + h) * math.sqrt(0.5)
@@ -102,7 +109,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over pixels with 32 channels a head."""
+    """Multi-head self-attention over all pixels or voxels with 32 channels a head."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -114,15 +121,71 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, c, h, w = x.shape
-        tokens = F.layer_norm(x.permute(0, 2, 3, 1).reshape(b, h * w, c), (c,), self.gain, None, 1e-6)
-        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        b, c = x.shape[:2]
+        tokens = F.layer_norm(x.movedim(1, -1).reshape(b, -1, c), (c,), self.gain, None, 1e-6)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, c // self.heads)).permute(2, 0, 3, 1, 4)
         if x.device.type == "cpu":  # over a few hundred pixels four times faster there than the fused kernel
             attended = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
-        attended = attended.transpose(1, 2).reshape(b, h * w, c)
-        return x + self.out(attended).reshape(b, h, w, c).permute(0, 3, 1, 2)
+        attended = attended.transpose(1, 2).reshape(b, -1, c)
+        return x + self.out(attended).unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+class Levels(NamedTuple):
+    """The blocks of a U-Net: a list a level on the way down, a list a level on the way up, the one between them."""
+
+    down: nn.ModuleList
+    up: nn.ModuleList
+    middle: Block
+
+
+def u_levels(
+    channels: tuple[int, ...],
+    counts: tuple[int, ...],
+    attention: tuple[bool, ...],
+    embedding: int,
+    conv: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d,
+) -> Levels:
+    """Blocks of these widths, numbers and attention a level, from `channels[0]` channels to as many; each block on the
+    way up also takes what one on the way down gave."""
+    down, up = nn.ModuleList(), nn.ModuleList()
+    width, skips = channels[0], []
+    for c_level, count, attends in zip(channels, counts, attention):
+        blocks = nn.ModuleList()
+        for _ in range(count):
+            blocks.append(Block(width, c_level, embedding, attends, conv))
+            width = c_level
+            skips.append(width)
+        down.append(blocks)
+    middle = Block(width, width, embedding, attention[-1], conv)
+    for c_level, count, attends in reversed(list(zip(channels, counts, attention))):
+        blocks = nn.ModuleList()
+        for _ in range(count):
+            blocks.append(Block(width + skips.pop(), c_level, embedding, attends, conv))
+            width = c_level
+        up.append(blocks)
+    return Levels(down, up, middle)
+
+
+def through(levels: Levels, h: torch.Tensor, embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
+    """h (B, C, ...) down and up again, halved and doubled along every axis from level to level; `embeddings` are those
+    of each level."""
+    pool = F.avg_pool2d if h.dim() == 4 else F.avg_pool3d
+    skips = []
+    for level, blocks in enumerate(levels.down):
+        if level > 0:
+            h = pool(h, 2)
+        for block in blocks:  # type: ignore[attr-defined]
+            h = block(h, embeddings[level])
+            skips.append(h)
+    h = levels.middle(h, embeddings[-1])
+    for level, blocks in enumerate(levels.up):
+        if level > 0:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        for block in blocks:  # type: ignore[attr-defined]
+            h = block(torch.cat([h, skips.pop()], dim=1), embeddings[-1 - level])
+    return h
 
 
 class UNet(nn.Module):
@@ -165,25 +228,9 @@ class UNet(nn.Module):
         if self.mix is not None:
             nn.init.zeros_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width = c[0]
-        skips = []
-        for level, (c_level, count) in enumerate(zip(c, config.blocks)):
-            blocks = nn.ModuleList()
-            for _ in range(count):
-                blocks.append(Block(width, c_level, e, config.attention[level]))
-                width = c_level
-                skips.append(width)
-            self.down.append(blocks)
-        self.middle = Block(width, width, e, config.attention[-1])
-        for level in reversed(range(len(c))):
-            blocks = nn.ModuleList()
-            for _ in range(config.blocks[level]):
-                blocks.append(Block(width + skips.pop(), c[level], e, config.attention[level]))
-                width = c[level]
-            self.up.append(blocks)
-        self.gain = nn.Parameter(torch.ones(width))
-        self.head = nn.Conv2d(width, self.outputs * pixels, 3, padding=1)
+        self.down, self.up, self.middle = u_levels(c, config.blocks, config.attention, e)
+        self.gain = nn.Parameter(torch.ones(c[0]))
+        self.head = nn.Conv2d(c[0], self.outputs * pixels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -217,19 +264,7 @@ class UNet(nn.Module):
         if self.config.coordinates:
             h = torch.cat([h, _coordinates(h, frame)], dim=1)
         h = self.stem(h)
-        skips = []
-        for level, blocks in enumerate(self.down):
-            if level > 0:
-                h = F.avg_pool2d(h, 2)
-            for block in blocks:  # type: ignore[attr-defined]
-                h = block(h, embedding)
-                skips.append(h)
-        h = self.middle(h, embedding)
-        for level, blocks in enumerate(self.up):
-            if level > 0:
-                h = F.interpolate(h, scale_factor=2, mode="nearest")
-            for block in blocks:  # type: ignore[attr-defined]
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        h = through(Levels(self.down, self.up, self.middle), h, [embedding] * len(self.down))
         h = F.silu(channel_norm(h, self.gain))
         with torch.autocast(x.device.type, enabled=False):
             out = F.pixel_shuffle(self.head(h.float()), self.config.fold)

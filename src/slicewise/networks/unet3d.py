@@ -18,7 +18,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slicewise.networks.unet import UNet, fourier_features, redescend
+from slicewise.networks.unet import (
+    Block,
+    Levels,
+    UNet,
+    channel_norm,
+    fourier_features,
+    redescend,
+    through,
+    u_levels,
+)
 
 
 @dataclass(frozen=True)
@@ -60,62 +69,6 @@ class UNet3dConfig:
         return int(2 ** (len(self.channels) - 1))
 
 
-def channel_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Layer norm over the channels of each voxel, (B, C, K, H, W) in channels_last_3d, times a learned gain (C,)."""
-    return F.layer_norm(x.permute(0, 2, 3, 4, 1), (x.shape[1],), weight, None, 1e-6).permute(0, 4, 1, 2, 3)
-
-
-class Block(nn.Module):
-    """Residual block: norm, SiLU, 3x3x3; norm modulated slice by slice by the embedding, SiLU, 3x3x3; skip scaled by
-    1/sqrt(2)."""
-
-    def __init__(self, c_in: int, c_out: int, embedding: int, attention: bool) -> None:
-        super().__init__()
-        self.gain1 = nn.Parameter(torch.ones(c_in))
-        self.conv1 = nn.Conv3d(c_in, c_out, 3, padding=1)
-        self.modulate = nn.Linear(embedding, 2 * c_out)
-        self.gain2 = nn.Parameter(torch.ones(c_out))
-        self.conv2 = nn.Conv3d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Conv3d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.attention = Attention(c_out) if attention else None
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """x (B, C, Z, H, W), embedding (B, Z, E)."""
-        h = self.conv1(F.silu(channel_norm(x, self.gain1)))
-        scale, shift = self.modulate(embedding).transpose(1, 2)[:, :, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, channel_norm(h, self.gain2), 1 + scale)
-        h = self.conv2(F.silu(h))
-        x = (self.skip(x) + h) * math.sqrt(0.5)
-        return x if self.attention is None else self.attention(x)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all voxels with 32 channels a head."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.heads = max(1, channels // 32)
-        self.gain = nn.Parameter(torch.ones(channels))
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, c, z, h, w = x.shape
-        tokens = channel_norm(x, self.gain).permute(0, 2, 3, 4, 1).reshape(b, z * h * w, c)
-        q, k, v = self.qkv(tokens).reshape(b, z * h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        if x.device.type == "cpu":  # over a few hundred voxels faster there than the fused kernel
-            attended = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
-        else:
-            attended = F.scaled_dot_product_attention(q, k, v)
-        attended = attended.transpose(1, 2).reshape(b, z * h * w, c)
-        return x + self.out(attended).reshape(b, z, h, w, c).permute(0, 4, 1, 2, 3)
-
-
 @dataclass(frozen=True)
 class Gaussian:
     """What whole heads are like, as far as a Gaussian goes: `mean` and `spread` (K, H, W) in units of x, `modes`
@@ -137,8 +90,9 @@ def fit_gaussian(heads: torch.Tensor, modes: int) -> Gaussian:
     spread = _near(variance).sqrt().clamp_min(0.01)
     off = ((heads - mean) / spread).flatten(1)
     modes = min(modes, len(off) - 1)
-    torch.manual_seed(0)
-    _, singular, vectors = torch.svd_lowrank(off, q=min(modes + 16, *off.shape), niter=4)
+    with torch.random.fork_rng(devices=[]):  # it starts from random vectors
+        torch.manual_seed(0)
+        _, singular, vectors = torch.svd_lowrank(off, q=min(modes + 16, *off.shape), niter=4)
     rest = off - (off @ vectors[:, :modes]) @ vectors[:, :modes].T
     own = _near(rest.square().mean(dim=0).view(mean.shape)).clamp_min(1e-3)
     # What the modes are given too much: each also holds its share of what is every voxel's own.
@@ -186,24 +140,9 @@ class UNet3d(nn.Module):
         # What is shown of every pixel: x, how far it is from the mean, what the Gaussian makes of it, and both through
         # the windows; then noise level and place.
         self.stem = nn.Conv3d((3 + 2 * len(config.window)) * pixels + 4, c[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips = c[0], []
-        for level, count in enumerate(config.blocks):
-            blocks = nn.ModuleList()
-            for _ in range(count):
-                blocks.append(Block(width, c[level], e, config.attention[level]))
-                width = c[level]
-                skips.append(width)
-            self.down.append(blocks)
-        self.middle = Block(width, width, e, config.attention[-1])
-        for level in reversed(range(len(c))):
-            blocks = nn.ModuleList()
-            for _ in range(config.blocks[level]):
-                blocks.append(Block(width + skips.pop(), c[level], e, config.attention[level]))
-                width = c[level]
-            self.up.append(blocks)
-        self.gain = nn.Parameter(torch.ones(width))
-        self.head = nn.Conv3d(width, pixels, 3, padding=1)
+        self.down, self.up, self.middle = u_levels(c, config.blocks, config.attention, e, nn.Conv3d)
+        self.gain = nn.Parameter(torch.ones(c[0]))
+        self.head = nn.Conv3d(c[0], pixels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -242,23 +181,10 @@ class UNet3d(nn.Module):
         volume = folded.unflatten(0, (b, k)).transpose(1, 2)
         told = noise[:, None, :, None, None].expand(-1, 1, -1, h // fold, w // fold)
         volume = torch.cat([volume, told, _places(volume)], dim=1).contiguous(memory_format=self.memory_format)
-        embedding = self.embed(fourier_features(noise, self.FEATURES, 0.5, 64.0))
-        y = self.stem(volume)
-        levels = [embedding]
-        skips = []
-        for level, blocks in enumerate(self.down):
-            if level > 0:
-                y = F.avg_pool3d(y, 2)
-                levels.append(levels[-1].unflatten(1, (-1, 2)).mean(dim=2))
-            for block in blocks:  # type: ignore[attr-defined]
-                y = block(y, levels[level])
-                skips.append(y)
-        y = self.middle(y, levels[-1])
-        for step, blocks in enumerate(self.up):
-            if step > 0:
-                y = F.interpolate(y, scale_factor=2, mode="nearest")
-            for block in blocks:  # type: ignore[attr-defined]
-                y = block(torch.cat([y, skips.pop()], dim=1), levels[-1 - step])
+        embeddings = [self.embed(fourier_features(noise, self.FEATURES, 0.5, 64.0))]
+        while len(embeddings) < len(self.down):  # of two slices that become one the mean
+            embeddings.append(embeddings[-1].unflatten(1, (-1, 2)).mean(dim=2))
+        y = through(Levels(self.down, self.up, self.middle), self.stem(volume), embeddings)
         y = F.silu(channel_norm(y, self.gain))
         with torch.autocast(x.device.type, enabled=False):
             out = self.head(y.float())

@@ -31,7 +31,7 @@ from slicewise.data.windows import Heads
 from slicewise.errors import UserError, output_errors
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.progress import counting_bar
-from slicewise.runtime import Process, stopping
+from slicewise.runtime import Process, ending
 from slicewise.settings import write_settings
 from slicewise.training import ema
 from slicewise.training.folder import StatsLog, alone, write_environment
@@ -345,6 +345,6 @@ class StopRequest:
 
     def __exit__(self, *exc: object) -> None:
         if self.requested:  # another process may have heard first that their parent is gone
-            stopping.set()
+            ending.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
