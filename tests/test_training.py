@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from slicewise.networks.unet import UNet, UNetConfig, _coordinates
 from slicewise.random import TRAIN_ORDER, Draws
 from slicewise.runtime import Process, core_dtype
 from slicewise.training import ema
+from slicewise.training import run as training_run
 from slicewise.training.denoiser import (
     Batches,
     DenoiserTrainer,
@@ -188,6 +190,22 @@ def _stop_after(store: Store, out: Path, settings: DenoiserTraining, steps: int)
         patch.setattr(Batches, "fill", fill)
         with pytest.raises(KeyboardInterrupt):
             train_denoiser(store, out, settings)
+
+
+def test_a_process_that_is_told_to_stop_by_another_is_not_asked_again(toy_store, tmp_path, monkeypatch):
+    """The first process to hear that their parent is gone tells the others; SIGTERM must not end them while they save
+    or after."""
+    ending = threading.Event()
+    monkeypatch.setattr(training_run, "ending", ending)
+    agree = Process.agree
+    monkeypatch.setattr(
+        Process, "agree", lambda self, *values: (1.0, *values[1:]) if len(values) == 3 else agree(self, *values)
+    )
+    asked = []
+    monkeypatch.setattr(training_run, "save", lambda *rest: asked.append(ending.is_set()))
+    with pytest.raises(KeyboardInterrupt):
+        train_denoiser(toy_store, tmp_path, TOY)
+    assert asked == [True]
 
 
 def test_a_finished_run_is_left_as_it_is(toy_store, tmp_path):

@@ -23,7 +23,7 @@ from slicewise.errors import UserError
 # Exit status of a command that was stopped by Ctrl-C.
 STOPPED = 130
 _PARENT = "SLICEWISE_PARENT"
-# Set when this process is stopping already, so that it need not be asked to.
+# Set when this process is stopping already, asked to or told so by another, so that it is not asked again.
 ending = threading.Event()
 
 

@@ -137,6 +137,8 @@ def _train(trainer: Trainer, out: Path, process: Process, place: Place, stop: "S
             used = passed + clock - began + place.reserve if process.is_main else 0.0
             stopping, saving, place.seconds = process.agree(float(stop.requested), float(due), used)
             ended = place.share(settings) >= 1
+            if stopping:
+                ending.set()  # whichever process asked for it
             if average is not None and (ended or place.step % ema.EVERY == 0):
                 average.update(trainer.networks[trainer.exported].parameters(), place.averaged, place.step)
                 place.averaged = place.step
@@ -344,7 +346,5 @@ class StopRequest:
         self.requested = True
 
     def __exit__(self, *exc: object) -> None:
-        if self.requested:  # another process may have heard first that their parent is gone
-            ending.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
