@@ -25,8 +25,15 @@ LAYERS = (
     ("slicewise.evaluate",),
     ("slicewise.viewer",),
     ("slicewise.study",),
-    ("slicewise.cli", "slicewise.cli_baselines", "slicewise.cli_evaluate", "slicewise.cli_pacs", "slicewise.cli_study",
-     "slicewise.cli_volumes", "slicewise.presets"),
+    (
+        "slicewise.cli",
+        "slicewise.cli_baselines",
+        "slicewise.cli_evaluate",
+        "slicewise.cli_pacs",
+        "slicewise.cli_study",
+        "slicewise.cli_volumes",
+        "slicewise.presets",
+    ),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.

@@ -153,8 +153,12 @@ def test_bad_requests_leave_nothing(tmp_path):
         (all_codes_volume(), "there.dcm", {}, "is there already"),
         (all_codes_volume(), "there.dcm/under.dcm", {}, "cannot write"),
         (all_codes_volume(), "new.dcm", {"syntax": "jpeg"}, "choose uncompressed, jpeg-ls, jpeg-2000, rle"),
-        (Volume.regular(np.zeros((2, 16, 16), np.int16), (5.0, 1.0, 1.0)), "new.dcm", {"syntax": "jpeg-2000"},
-         "jpeg-2000: cannot encode 16 x 16 pixels"),
+        (
+            Volume.regular(np.zeros((2, 16, 16), np.int16), (5.0, 1.0, 1.0)),
+            "new.dcm",
+            {"syntax": "jpeg-2000"},
+            "jpeg-2000: cannot encode 16 x 16 pixels",
+        ),
         (bad, "new.dcm", {}, "voxels lie outside"),
         (all_codes_volume(), "new.dcm", {"patient_id": ""}, "Patient ID"),
     ]

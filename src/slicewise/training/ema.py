@@ -74,9 +74,7 @@ def exponent(sigma_rel: float) -> float:
     return float(max(roots.real))
 
 
-def weights_of_snapshots(
-    steps: Sequence[int], widths: Sequence[float], step: int, sigma_rel: float
-) -> np.ndarray:
+def weights_of_snapshots(steps: Sequence[int], widths: Sequence[float], step: int, sigma_rel: float) -> np.ndarray:
     """Weights (N,) float64 with which snapshots of power averages, taken after `steps` with relative `widths`, add up
     to the average of relative width `sigma_rel` after `step`: least squares of their profiles in time (algorithm 3),
     brought to a sum of one, so that few snapshots do not shrink what never changed."""

@@ -261,9 +261,7 @@ def save(
     kind, config, meta = trainer.model()
     data = trainer.heads.store.fingerprint
     save_model(out / WEIGHTS, kind, config, weights, {**meta, "data": data, "step": place.step, **(about or {})})
-    save_tensors(
-        state_file(out), tensors, {**identity(trainer), "place": asdict(place), "memory": trainer.memory()}
-    )
+    save_tensors(state_file(out), tensors, {**identity(trainer), "place": asdict(place), "memory": trainer.memory()})
 
 
 def _start(trainer: Trainer, out: Path) -> Place:
