@@ -64,9 +64,7 @@ def main() -> None:
     masks = [brain_mask(head, volumes[0].spacing) for head in heads]
     plans = round_hu(pooled(torch.from_numpy(heads), drawer.recipe.above).numpy())
     rows = [row(heads[0])]
-    print(
-        "| evaluations | processor s a head | brain's mean, HU | difference, HU | grain, of true | fluid, of true |"
-    )
+    print("| evaluations | processor s a head | brain's mean, HU | difference, HU | grain, of true | fluid, of true |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     settings = replace(ChainSettings(slices=shortest), above_sigma=a.above_sigma)
     for steps in a.steps:

@@ -104,18 +104,21 @@ def test_roles_come_as_often_as_stated():
     assert np.median(np.log(known)) == pytest.approx(np.log(0.05**2 / 15) / 2, abs=0.1)
 
 
-def test_a_whole_head_is_wanted_but_for_a_run_of_known_slices():
+def test_a_whole_head_is_wanted_but_for_a_run_of_known_slices_or_is_known_but_for_a_gap():
     sigma, wanted = WindowTask(known_sigma=0.05, seeded=0.3).draw_whole(
         Draws(0, range(4000), 0, 0, TRAIN_ORDER), 40, DISTRIBUTION
     )
     sigma, wanted = sigma.numpy(), wanted.numpy()
     known = ~wanted
-    assert known.any(axis=1).mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / len(sigma)))
-    assert known.sum(axis=1).max() == 5, "up to an eighth"
-    for levels, k in zip(sigma, known):
-        assert len(np.unique(levels[~k])) == 1, "all that are wanted at one level"
-        assert (np.diff(np.flatnonzero(k)) == 1).all(), "a run"
-    assert sigma[known].min() >= 0.05 / 15 and sigma[known].max() <= 0.05
+    run, gap = known[known.sum(axis=1) < 20], wanted[known.sum(axis=1) > 20]
+    for some in (run[run.any(axis=1)], gap):
+        assert len(some) / len(sigma) == pytest.approx(0.15, abs=4 * np.sqrt(0.13 / len(sigma)))
+        assert set(some.sum(axis=1)) == {1, 2, 3, 4, 5}, "up to an eighth"
+        assert all((np.diff(np.flatnonzero(each)) == 1).all() for each in some), "a run"
+    for levels, w in zip(sigma, wanted):
+        assert len(np.unique(levels[w])) == 1, "all that are wanted at one level"
+    assert sigma[known].min() >= 0.05 / 15
+    assert sigma[known].max() <= 0.05
 
 
 def test_wanted_slices_of_a_window_share_their_level():

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scipy import ndimage
 
 from conftest import toy_head
-from slicewise.ascii import ChainSettings, head_extent, whole_heads
+from slicewise.ascii import ChainSettings, _best_window, between, head_extent, whole_heads
 from slicewise.checkpoint import load_denoiser
 from slicewise.cli import main
 from slicewise.data.store import Store, open_store, put_volume
@@ -121,7 +121,7 @@ def test_a_plan_is_trained_on_its_own_pixels(levels):
 def test_heads_come_out_on_the_finest_grid_whichever_batch_they_are_in(joined):
     pyramid = load_pyramid(joined)
     alone, among = draw(pyramid, CHAIN, 7, [2]), draw(pyramid, CHAIN, 7, [0, 2])
-    one, first, second = alone[0].below, among[0].below, among[1].below
+    one, first, second = alone[0].hu, among[0].hu, among[1].hu
     assert first.shape == second.shape == (5, 32, 32) and second.dtype == np.int16
     assert np.abs(one.astype(int) - second).max() <= 1, "up to a rounding"
     assert np.abs(first.astype(int) - second).mean() > 20
@@ -209,11 +209,11 @@ def test_a_plan_of_whole_heads_is_drawn_as_long_as_it_is(whole):
     settings = FEW
     together = draw(pyramid, settings, 3, [0, 1])
     alone = draw(pyramid, settings, 3, [1])[0]
-    assert [len(h.above) for h in together] == [0, 0] and 5 <= len(alone.below) <= 12
-    np.testing.assert_allclose(together[1].below.astype(int), alone.below, atol=2)
+    assert [h.known for h in together] == [(), ()] and 5 <= len(alone.hu) <= 12
+    np.testing.assert_allclose(together[1].hu.astype(int), alone.hu, atol=2)
     plans = whole_heads(pyramid.levels[0], settings, 3, [0, 1], {})
     first, end = head_extent(plans[1], pyramid.recipe.scale.air)
-    assert end - first == len(alone.below), "the drawer draws what the plan holds"
+    assert end - first == len(alone.hu), "the drawer draws what the plan holds"
 
 
 @pytest.mark.parametrize("direction", ["down", "up", "both"])
@@ -221,9 +221,11 @@ def test_a_seed_slice_is_known_to_the_plan_and_drawn_from_either_way(direction, 
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     at = 3
-    head = draw(pyramid, replace(FEW, direction=direction), 0, [0], hu[at], 5.0 * at)[0]
-    assert (len(head.above) > 0) == (direction != "down") and (len(head.below) > 0) == (direction != "up")
-    assert len(head.above) <= at and head.below.shape[1:] == hu.shape[1:]
+    head = draw(pyramid, replace(FEW, direction=direction), 0, [0], {at: hu[at]})[0]
+    (place,) = head.known
+    np.testing.assert_array_equal(head.hu[place], hu[at])
+    assert (0 < place <= at) == (direction != "down")
+    assert (len(head.hu) > place + 1) == (direction != "up")
     means = np.rint(hu[at].reshape(8, 4, 8, 4).mean(axis=(1, 3)))
     plan = whole_heads(pyramid.levels[0], FEW, 0, [0], {at: means.astype(np.int16)})
     np.testing.assert_array_equal(plan[0, at], means)
@@ -232,22 +234,69 @@ def test_a_seed_slice_is_known_to_the_plan_and_drawn_from_either_way(direction, 
 def test_each_way_is_the_same_whether_or_not_the_other_is_taken(whole, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
-    made = {d: draw(pyramid, replace(FEW, direction=d), 0, [0], hu[3], 15.0)[0] for d in ("down", "up", "both")}
-    np.testing.assert_array_equal(made["both"].below, made["down"].below)
-    np.testing.assert_array_equal(made["both"].above, made["up"].above)
+    made = {d: draw(pyramid, replace(FEW, direction=d), 0, [0], {3: hu[3]})[0] for d in ("down", "up", "both")}
+    (place,) = made["both"].known
+    np.testing.assert_array_equal(made["both"].hu[place:], made["down"].hu)
+    np.testing.assert_array_equal(made["both"].hu[: place + 1], made["up"].hu)
+
+
+def test_slices_between_known_ones_are_drawn_given_both_sides(whole, store):
+    pyramid = load_pyramid(whole)
+    hu = np.asarray(store.hu(store.records[0]))
+    known = {z: hu[z] for z in (1, 2, 5, 6)}
+    head = draw(pyramid, FEW, 0, [0, 1], known, ())[1]
+    assert (len(head.hu), head.known) == (6, (0, 1, 4, 5)), "from the first known slice to the last"
+    np.testing.assert_array_equal(head.hu[[0, 1, 4, 5]], hu[[1, 2, 5, 6]])
+    assert np.abs(head.hu[2] - head.hu[1].astype(int)).mean() > 0
+    # What lies below counts for the slice above it, and the other way about.
+    for changed, drawn in ((6, 3), (1, 2)):
+        other = draw(pyramid, FEW, 0, [0, 1], {**known, changed: np.flip(hu[changed], 0).copy()}, ())[1]
+        assert not np.array_equal(other.hu[drawn], head.hu[drawn])
+
+
+def test_a_head_is_completed_either_way_and_its_holes_filled(whole, store):
+    pyramid = load_pyramid(whole)
+    hu = np.asarray(store.hu(store.records[0]))
+    known = {3: hu[3], 5: hu[5]}
+    inner = draw(pyramid, FEW, 0, [0], known, ())[0]
+    both = draw(pyramid, FEW, 0, [0], known, ("up", "down"))[0]
+    first = both.known[0]
+    assert 0 < first <= 3
+    assert len(both.hu) > first + 3
+    np.testing.assert_array_equal(both.hu[first : first + 3], inner.hu)
+
+
+def test_the_window_about_a_missing_slice_holds_the_most_known_ones():
+    assert _best_window(5, {3, 4, 6, 7}, 3) == 4, "one on either side"
+    assert _best_window(5, {3, 4}, 3) == 3, "the last of its window"
+    assert _best_window(5, {6, 7}, 3) == 5, "the first of its window"
+    assert _best_window(5, {4, 6, 7, 8}, 4) == 4
+
+
+def test_slices_between_are_made_from_the_outside_inward(joined, store):
+    drawer = load_pyramid(joined).levels[1]
+    stacks = np.asarray(store.hu(store.records[0]))[None, :8]
+    plan = np.zeros((1, 8, 8, 8), np.int16)
+    made = dict(between(drawer, FEW, 0, [0], stacks, [2, 3, 4, 5, 6], 0.0, above=plan))
+    assert list(made) == [2, 6, 3, 5, 4]
+    rubbish = stacks.copy()
+    rubbish[:, 2:7] = 3000
+    again = dict(between(drawer, FEW, 0, [0], rubbish, [2, 3, 4, 5, 6], 0.0, above=plan))
+    for z, slices in made.items():
+        np.testing.assert_array_equal(slices, again[z])  # what stood there does not count
 
 
 def test_seeds_that_do_not_fit_are_one_line(whole, joined, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     with pytest.raises(UserError, match="lies 70 mm below the vertex, the plan knows heads down to 55 mm"):
-        draw(pyramid, FEW, 0, [0], hu[3], 70.0)
+        draw(pyramid, FEW, 0, [0], {14: hu[3]})
     with pytest.raises(UserError, match="needs --seed-volume"):
         draw(pyramid, replace(FEW, direction="up"), 0, [0])
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
-        draw(load_pyramid(joined), FEW, 0, [0], hu[3], 15.0)
+        draw(load_pyramid(joined), FEW, 0, [0], {3: hu[3]})
     with pytest.raises(UserError, match="the checkpoint draws 32; resample it"):
-        draw(pyramid, FEW, 0, [0], hu[3, ::2, ::2], 15.0)
+        draw(pyramid, FEW, 0, [0], {3: hu[3, ::2, ::2]})
 
 
 def test_a_plan_without_a_head_is_one_line(whole):
@@ -291,7 +340,7 @@ def test_float16_halves_the_file_and_hardly_moves_a_head(levels, whole, tmp_path
     plan = whole.parent / "plan"
     halved = join([plan, levels[1]], tmp_path / "half.safetensors", half=True)
     assert halved.stat().st_size < 0.62 * whole.stat().st_size  # the JSON in the header stays as long
-    a, b = (draw(load_pyramid(path), FEW, 0, [0])[0].below for path in (whole, halved))
+    a, b = (draw(load_pyramid(path), FEW, 0, [0])[0].hu for path in (whole, halved))
     assert a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 5
 
 
@@ -341,5 +390,5 @@ def test_so_many_slices_are_drawn_either_way_of_the_seed(whole, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
     for direction, above, below in (("down", 0, 2), ("up", 2, 0), ("both", 2, 2)):
-        head = draw(pyramid, replace(FEW, direction=direction, slices=2), 0, [0], hu[3], 15.0)[0]
-        assert (len(head.above), len(head.below)) == (above, below)
+        head = draw(pyramid, replace(FEW, direction=direction, slices=2), 0, [0], {3: hu[3]})[0]
+        assert (len(head.hu), head.known) == (above + 1 + below, (above,))

@@ -41,7 +41,7 @@ def draw(
             if time.monotonic() < until:
                 numbers = range(first, min(first + batch, count))
                 for head in pyramid.draw(levels, settings or ChainSettings(), 0, numbers, device=str(device)):
-                    yield Volume.regular(np.ascontiguousarray(head.below), levels.recipe.spacing_mm)
+                    yield Volume.regular(np.ascontiguousarray(head.hu), levels.recipe.spacing_mm)
         return
     denoiser = load_denoiser(run, core_dtype(device), str(device))
     for first in range(0, count, batch):

@@ -5,7 +5,7 @@ seed, or a slice of a real volume) and the last is sampled; upward the window is
 whole HU, so that a slice can be calibrated before the next one is given it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,7 +120,8 @@ def chain(
     denoiser : the trained denoiser.
     settings : how to sample, and which way: down or up.
     seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
-    start : int16 HU (S, H, W), real slices to go on from, superior first; None starts from air above the vertex.
+    start : int16 HU (S, H, W), or (S, B, H, W) where each volume has its own: slices to go on from, superior first;
+        None starts from air above the vertex.
     start_mm : position in mm below the vertex of the slice of `start` that is next to the first generated one.
     calibrate : applied to each slice before it is given to the next (IC-Net inside the chain), or None.
     device : torch device.
@@ -146,7 +147,8 @@ def chain(
         yield from stacks[:, : settings.slices or None].swapaxes(0, 1)
         return
     assert settings.direction != "both", "two chains, one each way"
-    step_mm = recipe.spacing_mm[0] * (1 if settings.direction == "down" else -1)
+    down = settings.direction == "down"
+    step_mm = recipe.spacing_mm[0] * (1 if down else -1)
     size = (recipe.size, recipe.size)
     if start is None:
         if settings.direction == "up":
@@ -154,11 +156,11 @@ def chain(
         before = [np.full((len(volumes), *size), HU_MIN, np.int16)] * (recipe.slices - 1)
         position = 0.0
     else:
-        if start.shape[1:] != size:
+        if start.shape[-2:] != size:
             raise UserError(
-                f"seed slice of {start.shape[1:]} pixels: the checkpoint was trained on {size}; resample it"
+                f"seed slice of {start.shape[-2:]} pixels: the checkpoint was trained on {size}; resample it"
             )
-        near = start if settings.direction == "down" else start[::-1]
+        near = start if down else start[::-1]
         before = [np.broadcast_to(s, (len(volumes), *size)).copy() for s in near[-(recipe.slices - 1) :]]
         position = start_mm + step_mm
     limit = settings.slices or recipe.max_slices + 1
@@ -167,7 +169,9 @@ def chain(
     run, ended = np.full(len(volumes), 0 if start is None else SHORTEST), np.zeros(len(volumes), bool)
     for index in range(limit):
         seen = None if above is None else _slices_above(above, round(position / recipe.spacing_mm[0]))
-        hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, before, position, device, seen)
+        window = _moving_window(before, recipe.slices, down)
+        wanted, last_mm = (recipe.slices - 1, position) if down else (0, position - (recipe.slices - 1) * step_mm)
+        hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, window, wanted, last_mm, device, seen)
         if calibrate is not None:
             hu = calibrate(hu, before[-1])
         slices = round_hu(hu)
@@ -179,6 +183,65 @@ def chain(
             return
         before = [*before, slices][-(recipe.slices - 1) :]
         position += step_mm
+
+
+def _moving_window(before: Sequence[np.ndarray], count: int, down: bool) -> list[np.ndarray | None]:
+    """The window of `count` slices whose last one, or going up first one, is to be sampled after those `before` it, in
+    the order of generation; None where nothing is known."""
+    window = [None] * (count - 1 - len(before)) + [*before, None]
+    return window if down else window[::-1]
+
+
+@torch.no_grad()
+def between(
+    denoiser: Denoiser,
+    settings: ChainSettings,
+    seed: int,
+    volumes: Sequence[int],
+    stacks: np.ndarray,
+    missing: Sequence[int],
+    start_mm: float = 0.0,
+    device: str = "cpu",
+    above: np.ndarray | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Sample slices that lie between known ones, from the outside inward, each given its neighbours on both sides as
+    far as they are known or made (per-slice noise levels know either).
+
+    Parameters
+    ----------
+    denoiser, settings, seed, volumes, device, above : as in `chain`; `settings.direction` and `slices` do not count.
+    stacks : int16 HU (B, Z, H, W), superior first; what stands at the missing places does not count.
+    missing : which of them to sample.
+    start_mm : position of the first slice in mm below the vertex.
+
+    Yields
+    ------
+    The number of a slice and int16 HU (B, H, W), in the order of generation.
+    """
+    recipe = denoiser.recipe
+    stacks = stacks.copy()
+    known = set(range(stacks.shape[1])) - set(missing)
+    assert known, "slices lie between known ones"
+    sigmas = settings.sigmas(denoiser)
+    denoise = quickest(denoiser, device)
+    order = sorted(missing, key=lambda z: (min(abs(z - k) for k in known), z))
+    for index, z in enumerate(order):
+        first = _best_window(z, known, recipe.slices)
+        window = [stacks[:, n] if n in known else None for n in range(first, first + recipe.slices)]
+        last_mm = start_mm + (first + recipe.slices - 1) * recipe.spacing_mm[0]
+        seen = None if above is None else _slices_above(above, z)
+        place = z - first
+        hu = _sample_slice(denoise, settings, sigmas, seed, volumes, index, window, place, last_mm, device, seen)
+        stacks[:, z] = round_hu(hu)
+        known.add(z)
+        yield z, stacks[:, z]
+
+
+def _best_window(z: int, known: Set[int], count: int) -> int:
+    """First slice of the window of `count` about slice `z` that holds the most known ones; of equal ones the one in
+    whose middle z lies."""
+    firsts = range(z - count + 1, z + 1)
+    return max(firsts, key=lambda n: (len(known & set(range(n, n + count))), -abs(n + (count - 1) / 2 - z)))
 
 
 @torch.no_grad()
@@ -262,26 +325,25 @@ def _sample_slice(
     seed: int,
     volumes: Sequence[int],
     index: int,
-    before: list[np.ndarray],
-    position: float,
+    window: Sequence[np.ndarray | None],
+    wanted: int,
+    last_mm: float,
     device: str,
     above: np.ndarray | None,
 ) -> np.ndarray:
-    """One new slice for each volume, HU in float64 (B, H, W), not rounded."""
+    """One new slice for each volume, HU in float64 (B, H, W), not rounded: the one at place `wanted` of the window, of
+    whose K slices those that are known are given, int16 HU (B, H, W) each, superior first. `last_mm` is the position
+    of the window's last slice."""
     recipe = denoiser.recipe
-    down = settings.direction == "down"
     k, batch, size = recipe.slices, len(volumes), recipe.size
     scale = codec(recipe.scale, torch.device(device))
     known_x = torch.zeros(batch, k, size, size, dtype=torch.float64, device=device)
     is_known = torch.zeros(k, dtype=torch.bool)
-    for distance, slices in enumerate(reversed(before), start=1):
-        place = k - 1 - distance if down else distance
-        known_x[:, place] = scale.encode(torch.from_numpy(slices).to(device)).double()
-        is_known[place] = True
-    wanted = k - 1 if down else 0
+    for place, slices in enumerate(window):
+        if slices is not None:
+            known_x[:, place] = scale.encode(torch.from_numpy(slices).to(device)).double()
+            is_known[place] = True
     mask = is_known.to(device)[None, :, None, None]
-    # The condition is the position of the window's last slice.
-    last_mm = position if down else position + (k - 1) * recipe.spacing_mm[0]
     positions = torch.full((batch,), last_mm, dtype=torch.float32, device=device)
     channels = k if recipe.joint else 1
     noise = SliceNoise(seed, volumes, index, (channels, size, size), device)
@@ -310,9 +372,9 @@ def _sample_slice(
         context = torch.where(mask, known_x, torch.zeros_like(known_x)) + levels[:, :, None, None] * fixed
 
         def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-            window, sigma_window = context.clone(), levels.clone()
-            window[:, wanted], sigma_window[:, wanted] = x[:, 0], sigma
-            return denoiser(window, sigma_window, positions)[:, wanted : wanted + 1]
+            slices, sigmas_of = context.clone(), levels.clone()
+            slices[:, wanted], sigmas_of[:, wanted] = x[:, 0], sigma
+            return denoiser(slices, sigmas_of, positions)[:, wanted : wanted + 1]
 
     x = _sampled(settings, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
     return scale.decode(x[:, wanted if recipe.joint else 0]).cpu().numpy()

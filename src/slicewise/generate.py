@@ -302,9 +302,10 @@ def _batch(
     inside = (lambda hu, before: calibrate_slice(net, hu, before)) if net and settings.calibrate == "inside" else None
     done = lambda slices: progress(made, slices)  # noqa: E731
     if isinstance(denoiser, Pyramid):
-        start = None if seed is None else seed.volume.hu[seed.index]
-        mm = 0.0 if seed is None else seed.position_mm
-        heads = draw(denoiser, settings.chain, settings.seed, numbers, start, mm, inside, device, done)
+        known = {}
+        if seed is not None:
+            known[round(seed.position_mm / denoiser.recipe.spacing_mm[0])] = seed.volume.hu[seed.index]
+        heads = draw(denoiser, settings.chain, settings.seed, numbers, known, None, inside, device, done)
     else:
         heads = _chained(denoiser, settings, seed, numbers, inside, device, done)
     volumes = [_place(head, denoiser, seed) for head in heads]
@@ -349,7 +350,12 @@ def _chained(
                 window = slice(seed.index, seed.index + more + 1)
             start, start_mm = seed.volume.hu[window], seed.position_mm
         made[arm] = _chains(denoiser, own, numbers, start, start_mm, inside, device, progress)
-    return [Head(up[::-1], down) for up, down in zip(made["up"], made["down"])]
+    between = nothing if seed is None else seed.volume.hu[seed.index : seed.index + 1]
+    known = () if seed is None else (0,)
+    return [
+        Head(np.concatenate([up[::-1], between, down]), tuple(len(up) + z for z in known))
+        for up, down in zip(made["up"], made["down"])
+    ]
 
 
 def _chains(
@@ -407,13 +413,12 @@ def _drawn(baseline: Baseline, settings: GenerateSettings, numbers: list[int]) -
 def _place(head: Head, denoiser: Denoiser | Pyramid, seed: Seed | None) -> Volume:
     """A generated head as a Volume; with a seed, its slice between what lies above it and what lies below."""
     if seed is None:
-        return Volume.regular(np.ascontiguousarray(head.below), denoiser.recipe.spacing_mm)
+        return Volume.regular(np.ascontiguousarray(head.hu), denoiser.recipe.spacing_mm)
     real, step = seed.volume, np.array([0.0, 0.0, denoiser.recipe.spacing_mm[0]])
-    index = len(head.above)
-    voxels = np.concatenate([head.above, real.hu[seed.index : seed.index + 1], head.below])
-    positions = real.positions[seed.index] + (index - np.arange(len(voxels)))[:, None] * step
+    (index,) = head.known
+    positions = real.positions[seed.index] + (index - np.arange(len(head.hu)))[:, None] * step
     about = Acquisition(synthetic=True, real_slices=(index,))
-    return Volume(voxels, positions, real.row_axis, real.column_axis, real.pixel_spacing, about)
+    return Volume(head.hu, positions, real.row_axis, real.column_axis, real.pixel_spacing, about)
 
 
 def _written(volume: Volume, seed: Seed | None, settings: GenerateSettings) -> Volume:

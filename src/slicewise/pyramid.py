@@ -6,7 +6,8 @@ below the one to draw: the plan decides size, ventricles and lobes, and the draw
 rest without drifting.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, head_extent, is_air, whole_heads
+from slicewise.ascii import Arm, Calibrate, ChainSettings, arms_of, between, chain, head_extent, is_air, whole_heads
 from slicewise.checkpoint import DENOISERS, fitted, kind_of, load_denoiser, save_model, weights_file
 from slicewise.data.windows import pooled
 from slicewise.diffusion.denoiser import Denoiser, Guidance, Recipe
@@ -68,11 +69,16 @@ def check_levels(recipes: Sequence[Recipe], name: object) -> None:
 
 @dataclass(frozen=True)
 class Head:
-    """A head that has been drawn, int16 HU (Z, Y, X) each, superior first: the slices `above` the seed slice, none
-    where there was no seed, and those `below` it."""
+    """A head that has been drawn.
 
-    above: np.ndarray
-    below: np.ndarray
+    Attributes
+    ----------
+    hu : int16 HU (Z, Y, X), superior first.
+    known : which of its slices were given.
+    """
+
+    hu: np.ndarray
+    known: tuple[int, ...] = ()
 
 
 def draw(
@@ -80,8 +86,8 @@ def draw(
     settings: ChainSettings,
     seed: int,
     volumes: Sequence[int],
-    start: np.ndarray | None = None,
-    start_mm: float = 0.0,
+    known: Mapping[int, np.ndarray] | None = None,
+    outward: Sequence[Arm] | None = None,
     calibrate: Calibrate | None = None,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda slices: None,
@@ -93,63 +99,90 @@ def draw(
     pyramid : the levels.
     settings : how each level's slices are sampled.
     seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
-    start : int16 HU (H, W), a real slice to go on from, down, up or both ways, or None.
-    start_mm : position of that slice in mm below the vertex.
+    known : int16 HU (H, W), slices that the heads are to hold, by their number below the vertex; those that lie between
+        them are drawn given both sides.
+    outward : which ways to go on from the known slices; None takes those of `settings.direction`, () none.
     calibrate : applied to each slice of the finest level before it is given to the next, or None.
     device : torch device.
     progress : called with the number of slices done of all levels.
 
-    Raises `UserError` where a seed does not fit the plan, or a plan holds no head.
+    Raises `UserError` where a known slice does not fit the plan, or a plan holds no head.
     """
-    plan = pyramid.levels[0]
-    at = None if start is None else round(start_mm / plan.recipe.spacing_mm[0])
-    if settings.direction != "down" and start is None:
+    plan, known, fine = pyramid.levels[0], dict(known or {}), pyramid.recipe.size
+    arms = arms_of(settings.direction) if outward is None else outward
+    if settings.direction != "down" and not known:
         raise UserError(
             f"--chain.direction {settings.direction}: needs --seed-volume; heads are drawn downward without"
         )
-    if start is not None and not plan.recipe.whole:
+    if known and not plan.recipe.whole:
         raise UserError("--seed-volume: the plan of this checkpoint begins at the vertex; train one with unet3d")
-    if start is not None and start.shape != (pyramid.recipe.size,) * 2:
-        raise UserError(f"seed slice of {start.shape} pixels: the checkpoint draws {pyramid.recipe.size}; resample it")
-    stacks = _plan(plan, settings, seed, volumes, start, at, device)
-    extents = [_extent(stack, at, plan.recipe, number) for stack, number in zip(stacks, volumes)]
+    if wrong := [hu.shape for hu in known.values() if hu.shape != (fine, fine)]:
+        raise UserError(f"seed slice of {wrong[0]} pixels: the checkpoint draws {fine}; resample it")
+    first, last = (min(known), max(known)) if known else (0, -1)
+    stacks = _plan(plan, settings, seed, volumes, known, device)
+    extents = [_extent(stack, known, plan.recipe, number) for stack, number in zip(stacks, volumes)]
     if settings.slices:  # so many either way
-        middle = (0, 0) if at is None else (at, at + 1)
-        reach = max(0, middle[0] - settings.slices), min(stacks.shape[1], middle[1] + settings.slices)
-        extents = [reach] * len(volumes)
-    elif at is None:  # what lies above the vertex is not drawn
-        stacks = _stacked([stack[first:end] for stack, (first, end) in zip(stacks, extents)])
-        extents = [(0, end - first) for first, end in extents]
-    done = stacks.shape[1]
-    progress(done)
-    arms = arms_of(settings.direction)
+        extents = [(max(0, first - settings.slices), min(stacks.shape[1], last + 1 + settings.slices))] * len(volumes)
+    if known:
+        extents = [(top if "up" in arms else first, bottom if "down" in arms else last + 1) for top, bottom in extents]
+    elif not settings.slices:  # what lies above the vertex is not drawn
+        stacks = _stacked([stack[top:bottom] for stack, (top, bottom) in zip(stacks, extents)])
+        extents = [(0, bottom - top) for top, bottom in extents]
+    reach = range(min(top for top, _ in extents), max(bottom for _, bottom in extents))
+    done = itertools.count(stacks.shape[1])
+
+    def tick() -> None:
+        progress(next(done))
+
+    tick()
     for number, level in enumerate(pyramid.levels[1:], 1):
-        fine = level.recipe.size
-        drawn = np.full((*stacks.shape[:2], fine, fine), HU_MIN, np.int16)
-        before = None
-        if start is not None:
-            before = _means(start, fine)[None]
-            drawn[:, at] = before[0]
-        for arm in arms:
-            order = range(0 if at is None else at + 1, max(end for _, end in extents))
-            if at is not None and arm == "up":
-                order = range(at - 1, min(first for first, _ in extents) - 1, -1)
-            chosen = replace(settings, direction=arm, slices=len(order))
-            inside = calibrate if level is pyramid.levels[-1] else None
-            # Each level has noise of its own, and so has each arm.
-            key = seed + (number << 48) + ((arm == "up") << 47)
-            made = chain(level, chosen, key, volumes, before, start_mm, inside, device, stacks) if order else ()
-            for z, slices in zip(order, made):
-                drawn[:, z] = slices
-                done += 1
-                progress(done)
-        stacks = drawn
-    heads = []
-    for stack, (first, end) in zip(stacks, extents):
-        upper, lower = (0, 0) if at is None else (at, at + 1)
-        above = stack[first:upper] if "up" in arms else stack[:0]
-        heads.append(Head(above, stack[lower:end] if "down" in arms else stack[:0]))
-    return heads
+        inside = calibrate if level is pyramid.levels[-1] else None
+        # Each level has noise of its own.
+        stacks = _level(level, settings, seed + (number << 48), volumes, stacks, known, reach, inside, device, tick)
+    held = sorted(known)
+    return [Head(stack[top:bottom], tuple(z - top for z in held)) for stack, (top, bottom) in zip(stacks, extents)]
+
+
+def _level(
+    level: Denoiser,
+    settings: ChainSettings,
+    seed: int,
+    volumes: Sequence[int],
+    above: np.ndarray,
+    known: Mapping[int, np.ndarray],
+    reach: range,
+    calibrate: Calibrate | None,
+    device: str,
+    tick: Callable[[], None],
+) -> np.ndarray:
+    """int16 HU (B, Z, H, W) of one level: the slices of `reach` that are not known, after those of the level above."""
+    dz, size, more = level.recipe.spacing_mm[0], level.recipe.size, level.recipe.slices - 1
+    drawn = np.full((*above.shape[:2], size, size), HU_MIN, np.int16)
+    for z, hu in known.items():
+        drawn[:, z] = _means(hu, size)
+    first, last = (min(known), max(known)) if known else (0, -1)
+    inner = slice(first, last + 1)
+    missing = [z - first for z in range(first, last + 1) if z not in known]
+    if missing:
+        stacks, seen = drawn[:, inner], above[:, inner]
+        for z, slices in between(level, settings, seed + (1 << 46), volumes, stacks, missing, first * dz, device, seen):
+            drawn[:, first + z] = slices
+            tick()
+    ways: dict[Arm, tuple[range, slice, int]] = {
+        "down": (range(last + 1, reach.stop), slice(max(first, last + 1 - more), last + 1), last),
+        "up": (range(first - 1, reach.start - 1, -1), slice(first, min(last + 1, first + more)), first),
+    }
+    for arm, (order, near, at) in ways.items():
+        if not order:
+            continue
+        chosen = replace(settings, direction=arm, slices=len(order))
+        start = drawn[:, near].swapaxes(0, 1) if known else None
+        key = seed + ((arm == "up") << 47)
+        made = chain(level, chosen, key, volumes, start, max(at, 0) * dz, calibrate, device, above)
+        for z, slices in zip(order, made):
+            drawn[:, z] = slices
+            tick()
+    return drawn
 
 
 def _plan(
@@ -157,15 +190,15 @@ def _plan(
     settings: ChainSettings,
     seed: int,
     volumes: Sequence[int],
-    start: np.ndarray | None,
-    at: int | None,
+    known: Mapping[int, np.ndarray],
     device: str,
 ) -> np.ndarray:
-    """int16 HU (B, Z, h, w) of the first level, with the seed slice as it sees it at number `at`."""
+    """int16 HU (B, Z, h, w) of the first level, with the known slices as it sees them."""
     if not plan.recipe.whole:
         return np.stack(list(chain(plan, settings, seed, volumes, device=device)), axis=1)
-    known = {} if start is None or at is None else {at: _means(start, plan.recipe.size)}
-    return whole_heads(plan, settings, seed, volumes, known, device)
+    return whole_heads(
+        plan, settings, seed, volumes, {z: _means(hu, plan.recipe.size) for z, hu in known.items()}, device
+    )
 
 
 def _means(hu: np.ndarray, size: int) -> np.ndarray:
@@ -173,16 +206,16 @@ def _means(hu: np.ndarray, size: int) -> np.ndarray:
     return round_hu(pooled(torch.from_numpy(hu.copy())[None, None], len(hu) // size)[0, 0].numpy())
 
 
-def _extent(stack: np.ndarray, at: int | None, recipe: Recipe, number: int) -> tuple[int, int]:
+def _extent(stack: np.ndarray, known: Collection[int], recipe: Recipe, number: int) -> tuple[int, int]:
     """First slice of the head in a plan (Z, h, w), and the one after its last: the run of slices that are no air about
-    the seed slice, or the first long one (see `ascii.head_extent`)."""
+    the known ones, or the first long one (see `ascii.head_extent`)."""
     air = is_air(stack, recipe.scale.air)
-    if at is None:
+    if not known:
         first, end = head_extent(stack, recipe.scale.air)
     else:
-        before, after = np.flatnonzero(air[:at]), np.flatnonzero(air[at + 1 :])
+        before, after = np.flatnonzero(air[: min(known)]), np.flatnonzero(air[max(known) + 1 :])
         first = int(before[-1]) + 1 if len(before) else 0
-        end = at + 1 + int(after[0]) if len(after) else len(stack)
+        end = max(known) + 1 + int(after[0]) if len(after) else len(stack)
     if end - first < 2:
         raise UserError(f"the plan of volume {number} holds no head; train the plan for longer, or give another --seed")
     return first, end

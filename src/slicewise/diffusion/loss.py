@@ -23,7 +23,8 @@ class WindowTask:
     missing : probability that a slice that is not wanted is missing, so that a chain can start from fewer slices.
     last_wanted : probability that exactly the last slice is wanted (the downward chain); else it is in a third of
         windows the first (upward), in a third any (filling gaps), and in a third a random subset.
-    seeded : probability that a run of slices of a whole head is known (networks of whole heads only).
+    seeded : probability that some slices of a whole head are known (networks of whole heads only): in half of them a
+        short run, from which a head goes on, in half all but one, which is a gap.
     """
 
     joint: bool = False
@@ -50,12 +51,16 @@ class WindowTask:
         self, draws: Draws, slices: int, distribution: SigmaDistribution
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `draw`, of whole heads: all slices are wanted at one sigma but, in some heads, a run of up to an eighth of
-        them, which are known."""
+        them or all outside such a run, which are known."""
         sigma = distribution.draw(draws, 1).expand(-1, slices)
-        count = (draws.uniform(1) < self.seeded) * (1 + draws.integers(max(1, slices // 8)))
+        seeded = draws.uniform(1) < self.seeded
+        count = 1 + draws.integers(max(1, slices // 8))
         first = draws.integers(slices)
-        wanted = (torch.arange(slices) < first) | (torch.arange(slices) >= first + count)
-        return torch.where(wanted, sigma, self._known(draws, slices)), wanted
+        run = (torch.arange(slices) >= first) & (torch.arange(slices) < first + count)
+        known = self._known(draws, slices)
+        gap = draws.uniform(1) < 0.5
+        wanted = ~seeded | torch.where(gap, run, ~run)
+        return torch.where(wanted, sigma, known), wanted
 
     def _known(self, draws: Draws, slices: int) -> torch.Tensor:
         fraction = draws.uniform(slices).double()
