@@ -17,6 +17,7 @@ test: $(VENV)/.installed-test tools
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests bench studies
+	$(BIN)/ruff format --check src tests bench studies
 	$(BIN)/mypy
 
 # One figure or table of the paper: make study-fig1, or its minutes-long form: make study-fig1 ARGS=--quick

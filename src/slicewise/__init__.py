@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slicewise.volume import Acquisition as Acquisition
     from slicewise.volume import Volume as Volume
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The module of every public name, and the name there where it is another.
 _PUBLIC = {
@@ -78,7 +78,7 @@ def __dir__() -> list[str]:
 def citation() -> str:
     """BibTeX of the method's paper and of this software."""
     return f"""@inproceedings{{jeong2023ascii,
-  author    = {{Jeong and Kim and Nam and Cho and Kang and Hong and Kim}},
+  author    = {{Jeong, J. and Kim, K. D. and Nam, Y. and Cho, K. and Kang, J. and Hong, G.-S. and Kim, N.}},
   title     = {{Generating High-Resolution 3D CT with 12-Bit Depth Using a Diffusion Model with Adjacent Slice and
                Intensity Calibration Network}},
   booktitle = {{Medical Image Computing and Computer Assisted Intervention (MICCAI)}},
@@ -88,6 +88,7 @@ def citation() -> str:
   doi       = {{10.1007/978-3-031-43999-5_35}}
 }}
 @software{{slicewise,
+  author  = {{{{The slicewise authors}}}},
   title   = {{slicewise: whole head CT volumes, slice by slice, in the full 12-bit range}},
   version = {{{__version__}}},
   year    = {{2026}},
