@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.
 # Programs that the tests check against; from Debian's package lists.
 TOOLS  := dicom3tools dcmtk libgdcm-tools dcm2niix orthanc orthanc-dicomweb openssl iproute2 chromium
 
-.PHONY: demo test lint tools clean
+.PHONY: demo test lint docs tools clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slicewise demo --out runs/demo
@@ -16,9 +16,14 @@ test: $(VENV)/.installed-test tools
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check src tests bench studies
-	$(BIN)/ruff format --check src tests bench studies
+	$(BIN)/ruff check src tests bench studies docs/conf.py
+	$(BIN)/ruff format --check src tests bench studies docs/conf.py
 	$(BIN)/mypy
+
+# The documentation as HTML, from docs/ and the docstrings.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/html
+	@echo build/html/index.html
 
 # One figure or table of the paper: make study-fig1, or its minutes-long form: make study-fig1 ARGS=--quick
 study-%: $(VENV)/.installed-studies
@@ -43,6 +48,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-studies: $(VENV)/.installed
