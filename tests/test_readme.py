@@ -1,4 +1,5 @@
-"""Every command that the README shows runs, on small data and with few steps; the notebook code too."""
+"""Every command of the README and of the page on one's own archive runs, on small data and with few steps; the notebook
+code too."""
 
 import re
 import shlex
@@ -16,10 +17,13 @@ from slicewise.io.dicom_write import write_series
 from slicewise.release import CHECKPOINT
 from slicewise.volume import Volume
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.S)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "how-to" / "own-archive.md").read_text()
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGES, re.S)
 SHELL = "".join(text for kind, text in BLOCKS if kind == "sh")
-COMMANDS = [line for line in SHELL.splitlines() if line.startswith("slicewise ")]
+# A command that both show runs once.
+COMMANDS = list(dict.fromkeys(line for line in SHELL.splitlines() if line.startswith("slicewise ")))
 # What makes a command short; everything else stays as the README has it.
 SHORTER = {
     "train": "--steps 2 --validations 0 --unet.channels 8 8 8 8 --unet.blocks 1 1 1 1 "
@@ -54,16 +58,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def test_readme_has_the_commands() -> None:
-    shown = {shlex.split(c)[1] for c in COMMANDS}
+def test_readme_has_the_main_commands() -> None:
+    shown = set(re.findall(r"^slicewise (\S+)", README, re.M))
     assert {"prepare", "train", "train-icnet", "reference", "generate", "evaluate"} <= shown
-    assert {"phantom", "info", "export", "calibrate"} <= shown
-    assert "make demo" in README and "make test" in README
+
+
+def test_page_on_archives_has_the_others() -> None:
+    shown = {shlex.split(c)[1] for c in COMMANDS}
+    assert {"pyramid", "phantom", "info", "export", "calibrate"} <= shown
+
+
+@pytest.mark.parametrize("command", ["make demo", "make test"])
+def test_readme_begins_with_two_commands(command: str) -> None:
+    assert command in README.split("## ")[1]
 
 
 @pytest.mark.parametrize("number", range(len(COMMANDS)), ids=lambda n: COMMANDS[n][:50])
 def test_command_of_the_readme_runs(number: int, folder: Path) -> None:
-    """In the README's order: a command may use what the ones before it made."""
+    """In the order of the pages: a command may use what the ones before it made."""
     series = next((folder / "archive").iterdir())
     text = COMMANDS[number].replace("ARCHIVE", "archive").replace("SERIES", f"archive/{series.name}")
     text = re.sub(r"--count \d+", "--count 2", text)
