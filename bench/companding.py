@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from slicewise.ascii import ChainSettings, chain, trim
+from slicewise.ascii import chain, trim
 from slicewise.checkpoint import load_denoiser
 from slicewise.data.store import open_store
 from slicewise.hu import COMPANDINGS, HUScale
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.montage import save_montage
+from slicewise.sampling import ChainSettings
 from slicewise.settings import fill, preset
-from slicewise.training.denoiser import DenoiserTraining, train_denoiser
+from slicewise.training.denoiser import train_denoiser
+from slicewise.training.settings import DenoiserTraining
 from slicewise.volume import Volume
 
 

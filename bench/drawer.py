@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from slicewise.ascii import ChainSettings, chain
+from slicewise.ascii import chain
 from slicewise.checkpoint import kind_of, load_denoiser
 from slicewise.data.store import open_store
 from slicewise.data.windows import pooled
@@ -29,6 +29,7 @@ from slicewise.hu import BRAIN, round_hu
 from slicewise.metrics.tissue import brain_mask
 from slicewise.pyramid import KIND, load_pyramid
 from slicewise.runtime import core_dtype
+from slicewise.sampling import ChainSettings
 
 
 def figures(hu: np.ndarray, true: np.ndarray, mask: np.ndarray) -> list[float]:

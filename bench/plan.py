@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from slicewise.ascii import ChainSettings, head_extent, whole_heads
+from slicewise.ascii import head_extent, whole_heads
 from slicewise.checkpoint import kind_of, load_denoiser
 from slicewise.codec import codec
 from slicewise.data.store import open_store
@@ -38,6 +38,7 @@ from slicewise.metrics.frechet import frechet_of_features
 from slicewise.metrics.manifold import distances, neighbours, point_scores
 from slicewise.pyramid import KIND, guided, load_pyramid
 from slicewise.runtime import core_dtype
+from slicewise.sampling import ChainSettings
 
 COMPONENTS = 24
 

@@ -58,7 +58,7 @@ QUICK = Effort(0.1, 40, 2, (1, 2), QUICK_SHAPES)
 def preset_training(preset: str) -> Any:
     from slicewise.settings import fill
     from slicewise.settings import preset as read_preset
-    from slicewise.training.denoiser import DenoiserTraining
+    from slicewise.training.settings import DenoiserTraining
 
     return fill(DenoiserTraining(), read_preset("train", preset), f"--preset {preset}")
 
@@ -201,8 +201,8 @@ def chain_seconds(denoiser: Any, settings: Any, batch: int, slices: int) -> floa
 
 def part_generate(preset: str, effort: Effort, batch: int) -> dict[str, Any]:
     """Seconds of one slice of `batch` volumes with the default sampler."""
-    from slicewise.ascii import ChainSettings
     from slicewise.diffusion.samplers import nfe
+    from slicewise.sampling import ChainSettings
 
     settings = ChainSettings()
     seconds = chain_seconds(make_denoiser(preset), settings, batch, effort.slices)
@@ -211,8 +211,8 @@ def part_generate(preset: str, effort: Effort, batch: int) -> dict[str, Any]:
 
 def part_pc(preset: str, effort: Effort, batch: int) -> dict[str, Any]:
     """The same with our predictor-corrector sampler, which is what diffusers' pipeline runs."""
-    from slicewise.ascii import ChainSettings
     from slicewise.diffusion.samplers import nfe
+    from slicewise.sampling import ChainSettings
 
     settings = ChainSettings(sampler="pc", steps=ChainSettings().steps // 2, spacing="geometric")
     seconds = chain_seconds(make_denoiser(preset), settings, batch, effort.slices)
@@ -223,7 +223,7 @@ def part_diffusers(preset: str, effort: Effort, batch: int) -> dict[str, Any]:
     """diffusers' ScoreSdeVePipeline with ScoreSdeVeScheduler on the same network; "error" says what broke."""
     import torch
 
-    from slicewise.ascii import ChainSettings
+    from slicewise.sampling import ChainSettings
 
     denoiser = make_denoiser(preset)
     recipe = denoiser.recipe

@@ -54,7 +54,8 @@ def step_parts(store: Path, preset: str, steps: int = 12) -> dict[str, Any]:
     from slicewise.runtime import ALONE
     from slicewise.settings import fill
     from slicewise.settings import preset as read_preset
-    from slicewise.training.denoiser import DenoiserTrainer, DenoiserTraining
+    from slicewise.training.denoiser import DenoiserTrainer
+    from slicewise.training.settings import DenoiserTraining
 
     torch.set_num_threads(1)
     settings = fill(DenoiserTraining(device="cpu"), read_preset("train", preset), preset)

@@ -25,11 +25,11 @@ from steps import (
     write_results,
 )
 
-from slicewise.ascii import ChainSettings
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, WHOLE, Window
 from slicewise.metrics.tissue import parenchyma_cv
 from slicewise.montage import save_figure
+from slicewise.sampling import ChainSettings
 
 SCHEDULES = ((0.01, 68.0), (0.01, 1348.0), (0.001, 68.0), (0.001, 1348.0))
 GANS = {"StyleGAN2-ADA": "stylegan2", "StyleGAN3": "stylegan3"}

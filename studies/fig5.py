@@ -21,7 +21,8 @@ from slicewise.checkpoint import load_icnet
 from slicewise.errors import UserError
 from slicewise.hu import ICNET
 from slicewise.montage import save_figure
-from slicewise.training.icnet import ICNetTraining, distort, error_hu, train_icnet
+from slicewise.training.icnet import distort, error_hu, train_icnet
+from slicewise.training.settings import ICNetTraining
 
 SLICES = (6, 13, 20, 27)
 GAINS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)

@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from slicewise.ascii import ChainSettings
 from slicewise.data.phantom import SIZES, PhantomSettings, store_phantoms
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.store import MANIFEST, Store, open_store, put_volume
-from slicewise.diffusion.loss import WindowTask
-from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
-from slicewise.generate import GenerateSettings, generate, results
+from slicewise.generate import generate, results
 from slicewise.hu import HUScale
 from slicewise.montage import write_whole
 from slicewise.pyramid import load_generator
 from slicewise.release import CHECKPOINT
+from slicewise.sampling import ChainSettings, GenerateSettings
 from slicewise.settings import fill, preset
-from slicewise.training.denoiser import DenoiserTraining, train_denoiser
-from slicewise.training.gan import GANTraining, train_gan
-from slicewise.training.slice_vae import SliceVAETraining, train_slice_vae
+from slicewise.training.denoiser import train_denoiser
+from slicewise.training.gan import train_gan
+from slicewise.training.settings import DenoiserTraining, GANTraining, SliceVAETraining
+from slicewise.training.slice_vae import train_slice_vae
 from slicewise.volume import Volume
 
 PRESETS = {64: "tiny-64", 128: "head-128", 256: "head-256"}

@@ -33,18 +33,19 @@ from steps import (
     write_results,
 )
 
-from slicewise.ascii import ChainSettings
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import load_icnet
 from slicewise.data.store import put_volume
-from slicewise.evaluate import EvaluateSettings, evaluate
+from slicewise.evaluate import evaluate
 from slicewise.evaluation.result import Evaluation
+from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.generate import volume_name
 from slicewise.hu import BRAIN, WHOLE
 from slicewise.metrics.compare import window_text
 from slicewise.montage import save_montage
+from slicewise.sampling import ChainSettings
 from slicewise.settings import fill
-from slicewise.training.slice_vae import SliceVAETraining
+from slicewise.training.settings import SliceVAETraining
 from slicewise.volume import Volume
 
 METRICS = ("FID-Ax", "FID-Cor", "FID-Sag", "MS-SSIM", "bMMD²")

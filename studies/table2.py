@@ -34,12 +34,13 @@ from steps import Study, arguments, command, steps_for, write_results
 from slicewise import release
 from slicewise.data.phantom import PhantomSettings, make_phantom
 from slicewise.data.phantom.labels import LABELS
-from slicewise.generate import GenerateSettings, generate, results
+from slicewise.generate import generate, results
 from slicewise.hu import BRAIN, HU_MIN, WHOLE, to_unit
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.montage import save_figure
 from slicewise.progress import counting_bar
 from slicewise.pyramid import load_generator
+from slicewise.sampling import GenerateSettings
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "skull": ("skull", "diploe"),

@@ -18,22 +18,14 @@ LAYERS = (
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
     ("slicewise.checkpoint", "slicewise.montage", "slicewise.pages"),
-    ("slicewise.ascii", "slicewise.calibrate", "slicewise.pyramid", "slicewise.baselines"),
+    ("slicewise.sampling", "slicewise.ascii", "slicewise.calibrate", "slicewise.pyramid", "slicewise.baselines"),
     ("slicewise.training",),
     ("slicewise.generate",),
     ("slicewise.report", "slicewise.export", "slicewise.info", "slicewise.release", "slicewise.evaluation"),
     ("slicewise.evaluate",),
     ("slicewise.viewer",),
     ("slicewise.study",),
-    (
-        "slicewise.cli",
-        "slicewise.cli_baselines",
-        "slicewise.cli_evaluate",
-        "slicewise.cli_pacs",
-        "slicewise.cli_study",
-        "slicewise.cli_volumes",
-        "slicewise.presets",
-    ),
+    ("slicewise.cli", "slicewise.presets"),
     ("slicewise.__main__",),
 )
 # Raw networks, noise-level arithmetic and the HU scale: pure numbers.
@@ -41,6 +33,8 @@ NUMERICS = ("slicewise.hu", "slicewise.diffusion", "slicewise.networks")
 # What the command line and notebooks load to read, write and look at data: no torch (2.6 s) at module level.
 LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
+    "slicewise.sampling", "slicewise.training.settings", "slicewise.networks.shapes", "slicewise.baselines.shapes",
+    "slicewise.diffusion.settings",
     "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data",
     "slicewise.io", "slicewise.metrics", "slicewise.release", "slicewise.evaluate", "slicewise.evaluation",
     "slicewise.pages", "slicewise.viewer", "slicewise.study", "slicewise.progress", "slicewise.workers",

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from slicewise.ascii import ChainSettings, chain, is_air, trim
+from slicewise.ascii import chain, is_air, trim
 from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
-from slicewise.networks.unet import UNet, UNetConfig
+from slicewise.networks.shapes import UNetConfig
+from slicewise.networks.unet import UNet
+from slicewise.sampling import ChainSettings
 
 SIZE, DZ = 8, 5.0
 RECIPE = Recipe(

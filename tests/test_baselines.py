@@ -19,25 +19,23 @@ from safetensors.torch import load_file
 
 from conftest import TOY_SPACING, toy_head
 from slicewise import cli
-from slicewise.ascii import ChainSettings
-from slicewise.baselines.discriminator import DiscriminatorConfig
 from slicewise.baselines.gan_loss import path_lengths
 from slicewise.baselines.sampling import draw_volume, load_baseline
-from slicewise.baselines.slice_vae import SliceVAEConfig
-from slicewise.baselines.stylegan2 import StyleGAN2Config
-from slicewise.baselines.stylegan3 import StyleGAN3Config
+from slicewise.baselines.shapes import DiscriminatorConfig, SliceVAEConfig, StyleGAN2Config, StyleGAN3Config
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import Heads
 from slicewise.errors import UserError
-from slicewise.generate import GenerateSettings, generate
+from slicewise.generate import generate
 from slicewise.hu import HU_MIN, HUScale
 from slicewise.io.archive import read_volume
 from slicewise.random import AUGMENT, Draws
 from slicewise.runtime import ALONE
+from slicewise.sampling import ChainSettings, GenerateSettings
 from slicewise.settings import read_table
 from slicewise.training import gan
-from slicewise.training.gan import GANTrainer, GANTraining, adam, train_gan
-from slicewise.training.slice_vae import SliceVAETrainer, SliceVAETraining, train_slice_vae
+from slicewise.training.gan import GANTrainer, adam, train_gan
+from slicewise.training.settings import GANTraining, SliceVAETraining
+from slicewise.training.slice_vae import SliceVAETrainer, train_slice_vae
 from slicewise.training.slices import Slices, recipe_of
 from slicewise.volume import Volume
 

@@ -2,28 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
 from slicewise import cli
+from slicewise.cli.parse import field_docs, unfilled
 from slicewise.data.phantom import PhantomSettings
-from slicewise.data.prepare import PrepareSettings
+from slicewise.data.settings import PrepareSettings
 from slicewise.errors import UserError
-from slicewise.generate import GenerateSettings
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
+from slicewise.sampling import GenerateSettings
 from slicewise.settings import fill, preset, presets, read_table, write_settings
-from slicewise.training.denoiser import DenoiserTraining
-from slicewise.training.gan import GANTraining
-from slicewise.training.icnet import ICNetTraining
-from slicewise.training.slice_vae import SliceVAETraining
+from slicewise.training.settings import DenoiserTraining, GANTraining, ICNetTraining, SliceVAETraining
 from slicewise.volume import Volume
 
 SETTINGS = {
@@ -62,17 +63,23 @@ def _fails(capsys, *argv) -> str:
 # Help --------------------------------------------------------------------------------------------------------------
 
 
-def test_help_and_version_answer_without_torch():
+def test_help_answers_without_what_commands_need():
+    """`slicewise --help` needs no tyro, and no command's help what the command computes with."""
     code = """
 import sys
 from slicewise import cli
-for argv in (["--help"], ["--version"], ["nonsense"], []):
+def call(*argv):
     try:
         cli.main(argv)
     except SystemExit:
         pass
-heavy = {"torch", "scipy", "matplotlib", "pydicom", "nibabel", "tyro"} & set(sys.modules)
-assert not heavy, heavy
+for argv in (["--help"], ["--version"], ["nonsense"], ["study"], []):
+    call(*argv)
+assert "tyro" not in sys.modules
+for command in cli.COMMANDS:
+    call(*command.split(), "--help")
+    heavy = {"torch", "scipy", "matplotlib", "pydicom", "nibabel", "safetensors", "rich"} & set(sys.modules)
+    assert not heavy, (command, heavy)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert run.returncode == 0, run.stderr
@@ -82,16 +89,36 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_help_of_every_command_answers(command, capsys):
-    assert _main(command, "--help") == 0
+    assert _main(*command.split(), "--help") == 0
     out = capsys.readouterr().out
-    assert f"usage: slicewise {command}" in out and "Attributes" not in out
-    assert "--" in out
-    if command in SETTINGS:
-        assert "--config FILE" in " ".join(out.split())
+    assert f"usage: slicewise {command} " in out
+    assert ("--config" in out) == hasattr(unfilled(cli.command_class(command)), "settings")
+    assert ("--preset" in out) == bool(presets(command))
+
+
+def _settings_of(kind: type) -> Iterator[type]:
+    """The dataclass of a command, and those of its fields."""
+    yield kind
+    for field in fields(kind):
+        if not isinstance(field.default_factory, type):
+            hint = get_type_hints(kind)[field.name]
+            yield from _settings_of(hint) if is_dataclass(hint) else ()
+        elif is_dataclass(field.default_factory):
+            yield from _settings_of(field.default_factory)
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_flag_has_a_text_of_its_own(command):
+    for kind in _settings_of(cli.command_class(command)):
+        docs = field_docs(kind)
+        flags = [f for f in fields(kind) if not is_dataclass(get_type_hints(kind)[f.name])]
+        texts = [docs.get(f.name, "") for f in flags]
+        assert all(text.endswith((".", "completions/slicewise", '"', "…")) for text in texts), (kind, texts)
+        assert len(set(texts)) == len(texts), kind
 
 
 @pytest.mark.parametrize(
-    "command, flag, text", [("train", "--lr", "learning rate of Adam"), ("info", "PATH", "folder")]
+    "command, flag, text", [("train", "--lr", "Learning rate of Adam"), ("info", "PATH", "File or folder")]
 )
 def test_flags_are_explained_by_the_docs_of_their_fields(command, flag, text, capsys):
     _main(command, "--help")
@@ -99,10 +126,86 @@ def test_flags_are_explained_by_the_docs_of_their_fields(command, flag, text, ca
     assert flag in out and text in out
 
 
+@pytest.mark.parametrize(
+    "command, flags",
+    [("train", ("--unet.slices", "--ncsnpp.image-size", "--unet3d.size")), ("train-gan", ("--validations", "--size"))],
+)
+def test_what_follows_from_the_data_is_no_flag(command, flags, capsys):
+    _main(command, "--help")
+    out = capsys.readouterr().out
+    assert not [flag for flag in flags if f"{flag} " in out]
+    assert _main(command, "store", "--out", "run", flags[0], "3") == 2
+
+
 def test_exit_status_of_bad_usage(capsys):
     assert _main() == 2 and _main("nonsense") == 2
     assert _main("train") == 2 and _main("info", "x", "--no-such-flag") == 2
-    capsys.readouterr()
+    assert _main("study") == 2 and _main("study", "nonsense") == 2 and _main("study", "--help") == 0
+    assert _main("prepare", "--out", "store") == 2
+    assert "name one or more INPUTS" in capsys.readouterr().err
+
+
+def test_exit_status_is_explained_where_one_looks(capsys):
+    _main("--help")
+    assert "0 done, 1 bad input (one line on stderr), 2 bad usage, 130 stopped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_reads_its_completion(shell, tmp_path, capsys):
+    assert _main("completion", shell) == 0
+    script = tmp_path / "slicewise"
+    script.write_text(capsys.readouterr().out)
+    text = script.read_text()
+    assert "train-icnet" in text and "draw-128" in text and "sigma.std" in text
+    if program := shutil.which(shell):
+        assert subprocess.run([program, "-n", script]).returncode == 0
+
+
+def test_bash_completes_commands_flags_and_choices(tmp_path, capsys):
+    _main("completion", "bash")
+    (tmp_path / "slicewise").write_text(capsys.readouterr().out)
+    ask = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+_tyro_slicewise slicewise "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+
+    def completed(*words: str) -> set[str]:
+        run = subprocess.run(
+            ["bash", "-c", ask, "ask", tmp_path / "slicewise", "slicewise", *words], capture_output=True, text=True
+        )
+        return set(run.stdout.split())
+
+    assert completed("pre") == {"prepare"}
+    assert completed("study", "cl") == {"close"}
+    assert completed("study", "create", "--pra") == {"--practice"}
+    assert {"plan-32", "draw-128"} <= completed("train", "--preset", "")
+
+
+# Results for scripts -----------------------------------------------------------------------------------------------
+
+
+def _json(capsys, *argv) -> dict:
+    """What a command prints with --json, which is all that it prints on stdout."""
+    assert _main(*argv, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_info_and_prepare_print_json(tmp_path, capsys):
+    hu = np.full((12, 32, 32), -1000, np.int16)
+    hu[1:, 8:24, 8:24] = 40
+    (tmp_path / "in").mkdir()
+    write_nifti(Volume.regular(hu, (5.0, 8.0, 8.0)), tmp_path / "in" / "head.nii.gz")
+    (tmp_path / "in" / "broken.nii.gz").write_bytes(b"no NIfTI")
+    found = _json(capsys, "info", tmp_path / "in")
+    assert found["kind"] == "volumes" and found["volumes"][0]["shape"] == [12, 32, 32]
+    assert "broken" in found["left_out"][0]["source"]
+    prepare = ["prepare", tmp_path / "in", "--out", tmp_path / "store", "--size", "32", "--workers", "1"]
+    report = _json(capsys, *prepare, "--trust-hu")
+    assert len(report["prepared"]) == 1 and "broken" in report["left_out"][0]["source"]
+    found = _json(capsys, "info", tmp_path / "store")
+    assert found["kind"] == "store" and [v["id"] for v in found["volumes"]] == report["prepared"]
 
 
 # Settings ----------------------------------------------------------------------------------------------------------

@@ -15,21 +15,20 @@ import pytest
 
 from conftest import toy_head
 from slicewise import cli
-from slicewise.baselines.stylegan2 import StyleGAN2Config
+from slicewise.baselines.shapes import StyleGAN2Config
 from slicewise.calibrate import brain_shift
 from slicewise.data.phantom import PhantomSettings
-from slicewise.data.prepare import PrepareSettings
+from slicewise.data.settings import PrepareSettings
 from slicewise.data.store import put_volume
-from slicewise.evaluation.collect import EvaluateSettings
-from slicewise.generate import GenerateSettings, upward_doubt
+from slicewise.evaluation.settings import EvaluateSettings
+from slicewise.generate import upward_doubt
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.io.peer import PeerSettings
 from slicewise.io.tensors import save_tensors
-from slicewise.networks.icnet import ICNetConfig
-from slicewise.networks.ncsnpp import NCSNppConfig
-from slicewise.networks.unet import UNetConfig
+from slicewise.networks.shapes import ICNetConfig, NCSNppConfig, UNetConfig
+from slicewise.sampling import GenerateSettings
 from slicewise.study.design import StudySettings
 from slicewise.volume import Volume
 from test_dicom_write import ORIGIN

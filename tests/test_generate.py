@@ -13,17 +13,19 @@ import pydicom
 import pytest
 import torch
 
-from slicewise.ascii import ChainSettings, chain
+from slicewise.ascii import chain
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import load_denoiser, load_icnet, save_model
 from slicewise.diffusion.denoiser import Recipe
 from slicewise.errors import UserError
-from slicewise.generate import GenerateSettings, _shares, _side_by_side, generate, load_seed, results
+from slicewise.generate import _shares, _side_by_side, generate, load_seed, results
 from slicewise.hu import HUScale
 from slicewise.io.archive import read_volume
 from slicewise.io.nifti import read_nifti, write_nifti
-from slicewise.networks.icnet import ICNet, ICNetConfig
-from slicewise.networks.unet import UNet, UNetConfig
+from slicewise.networks.icnet import ICNet
+from slicewise.networks.shapes import ICNetConfig, UNetConfig
+from slicewise.networks.unet import UNet
+from slicewise.sampling import ChainSettings, GenerateSettings
 from slicewise.volume import Volume
 
 # Plain, since a local network with random weights draws no air, and a volume without air is not read back as HU.

@@ -15,9 +15,10 @@ from slicewise.checkpoint import load_denoiser
 from slicewise.data.store import Store
 from slicewise.errors import UserError
 from slicewise.io.tensors import load_tensors
-from slicewise.networks.unet import UNetConfig
+from slicewise.networks.shapes import UNetConfig
 from slicewise.pyramid import load_pyramid
-from slicewise.training.denoiser import DenoiserTraining, train_denoiser
+from slicewise.training.denoiser import train_denoiser
+from slicewise.training.settings import DenoiserTraining
 
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "bench" / "gpu"

@@ -13,8 +13,9 @@ import pytest
 
 from conftest import toy_head
 from slicewise import cli
-from slicewise.data.prepare import PrepareReport, PrepareSettings, prepare
+from slicewise.data.prepare import PrepareReport, prepare
 from slicewise.data.resample import Grid, resample_volume, shear_note
+from slicewise.data.settings import PrepareSettings
 from slicewise.data.store import fill_splits, open_store, put_volume, split_store
 from slicewise.errors import UserError
 from slicewise.io import files as files_module

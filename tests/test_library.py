@@ -123,7 +123,8 @@ def test_workers_of_a_loader_share_the_seeds():
 
 
 def test_volumes_in_memory_are_those_that_are_written(toy_store, tmp_path):
-    from slicewise.generate import GenerateSettings, generate, results
+    from slicewise.generate import generate, results
+    from slicewise.sampling import GenerateSettings
 
     weights = train_denoiser(toy_store, tmp_path / "run", replace(TOY, steps=4))
     chain = slicewise.ChainSettings(steps=3, slices=3)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
-from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.diffusion.loss import SigmaUncertainty, deviation_loss, weighted_errors
+from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.random import TRAIN_ORDER, Draws
 
 DISTRIBUTION = SigmaDistribution(sigma_min=0.002, sigma_max=80.0)

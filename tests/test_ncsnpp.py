@@ -9,7 +9,8 @@ from scipy.signal import upfirdn
 
 from slicewise.errors import UserError
 from slicewise.networks.layers import FourierFeatures, Resample, group_norm
-from slicewise.networks.ncsnpp import Attention, NCSNpp, NCSNppConfig, ResidualBlock
+from slicewise.networks.ncsnpp import Attention, NCSNpp, ResidualBlock
+from slicewise.networks.shapes import NCSNppConfig
 
 SMALL = dict(image_size=16, channels=8, multipliers=(1, 2, 2), blocks=1, attention=(8,))
 

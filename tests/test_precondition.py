@@ -17,7 +17,8 @@ from slicewise.diffusion.precondition import (
     score,
 )
 from slicewise.hu import HUScale
-from slicewise.networks.unet import UNet, UNetConfig
+from slicewise.networks.shapes import UNetConfig
+from slicewise.networks.unet import UNet
 
 SIGMA_DATA = 0.62
 LEVELS = torch.tensor([1e-3, 0.02, 0.3, 0.62, 2.0, 80.0, 1348.0], dtype=torch.float64)

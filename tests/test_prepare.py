@@ -15,8 +15,9 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
 from slicewise.data import prepare as prepare_module
-from slicewise.data.prepare import KEY_FILE, PrepareSettings, prepare
+from slicewise.data.prepare import KEY_FILE, prepare
 from slicewise.data.resample import Grid, body_mask, remove_table, resample_volume
+from slicewise.data.settings import PrepareSettings
 from slicewise.data.store import append, assign_split, open_store, private_folder, put_volume
 from slicewise.errors import UserError
 from slicewise.io.dicom import read_series

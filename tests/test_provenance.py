@@ -15,7 +15,7 @@ from slicewise.data.store import open_store, put_volume
 from slicewise.errors import UserError
 from slicewise.export import write_volume
 from slicewise.hu import Clipped
-from slicewise.info import describe
+from slicewise.info import describe, facts
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import write_series
 from slicewise.io.nifti import write_nifti
@@ -117,8 +117,8 @@ def test_clipped_voxels_are_told_with_their_values_on_screen_in_header_and_by_in
         assert said in text and "HU unchanged" not in text
     assert [c.CodeValue for c in first(tmp_path / "series").DerivationCodeSequence] == ["113077"]
     assert said in json.loads((tmp_path / "head.json").read_text())["Description"]
-    assert said in describe(source)
-    assert "HU clipped" not in describe(tmp_path / "series")
+    assert said in describe(facts(source))
+    assert "HU clipped" not in describe(facts(tmp_path / "series"))
 
 
 def test_clipped_adds_up():
@@ -235,7 +235,7 @@ def test_what_holds_real_voxels_says_so(tmp_path):
         assert not str(f.PatientName).startswith("Synthetic^") and "Åsa" not in str(f) and "P-17" not in str(f)
         assert f.DerivationCodeSequence[0].CodeValue == "113090"
     back = read_volume(folder).volume
-    assert back.acquisition.real_slices == (0,) and "but for slice 0" in describe(folder)
+    assert back.acquisition.real_slices == (0,) and "but for slice 0" in describe(facts(folder))
     judged = without_real_slices(back)
     assert np.array_equal(judged.hu, volume.hu[1:]) and np.array_equal(judged.positions, volume.positions[1:])
     for form in ("v.nii.gz", "v.dcm"):

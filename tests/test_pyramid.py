@@ -12,19 +12,20 @@ from safetensors.torch import save_file
 from scipy import ndimage
 
 from conftest import toy_head
-from slicewise.ascii import ChainSettings, _best_window, between, head_extent, whole_heads
+from slicewise.ascii import _best_window, between, head_extent, whole_heads
 from slicewise.checkpoint import load_denoiser
 from slicewise.cli import main
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import as_level, training_windows
 from slicewise.errors import UserError
-from slicewise.generate import GenerateSettings, generate, results
+from slicewise.generate import generate, results
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
-from slicewise.networks.unet import UNetConfig
-from slicewise.networks.unet3d import UNet3dConfig
+from slicewise.networks.shapes import UNet3dConfig, UNetConfig
 from slicewise.pyramid import draw, guided, join, load_pyramid
-from slicewise.training.denoiser import Batches, DenoiserTraining, train_denoiser
+from slicewise.sampling import ChainSettings, GenerateSettings
+from slicewise.training.denoiser import Batches, train_denoiser
+from slicewise.training.settings import DenoiserTraining
 from slicewise.volume import Volume
 
 PLAN = DenoiserTraining(

@@ -7,14 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from slicewise.diffusion.schedule import (
-    PAPER_SCHEDULES,
-    SigmaDistribution,
-    geometric,
-    karras,
-    last_diffusion_step,
-    sigma_at,
-)
+from slicewise.diffusion.schedule import PAPER_SCHEDULES, geometric, karras, last_diffusion_step, sigma_at
+from slicewise.diffusion.settings import SigmaDistribution
 from slicewise.random import TRAIN_ORDER, Draws
 
 ONE_HU = 2 / 4095

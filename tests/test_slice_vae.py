@@ -6,7 +6,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from slicewise.baselines import slice_vae
-from slicewise.baselines.slice_vae import SliceVAE, SliceVAEConfig, fit_columns, vae_loss
+from slicewise.baselines.shapes import SliceVAEConfig
+from slicewise.baselines.slice_vae import SliceVAE, fit_columns, vae_loss
 
 TINY = SliceVAEConfig(channels=(4, 8), latent=6, slices=5, components=3, size=16)
 

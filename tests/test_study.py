@@ -745,7 +745,7 @@ def test_commands_say_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
     ):
         assert run("study", *argv) == 1
         err = capsys.readouterr().err.strip()
-        assert err.startswith("slicewise study: ") and "\n" not in err
+        assert err.startswith(f"slicewise study {argv[0]}: ") and "\n" not in err
     (tmp_path / "study.json").write_text("{")
     assert run("study", "serve", tmp_path) == 1 and "damaged" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "starlette", None)

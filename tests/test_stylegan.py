@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import signal, special
 
-from slicewise.baselines.discriminator import Discriminator, DiscriminatorConfig, with_group_spread
+from slicewise.baselines.discriminator import Discriminator, with_group_spread
 from slicewise.baselines.filters import (
     along_both,
     as_tensor,
@@ -24,9 +24,10 @@ from slicewise.baselines.gan_loss import (
     path_lengths,
     r1_weight,
 )
+from slicewise.baselines.shapes import DiscriminatorConfig, StyleGAN2Config, StyleGAN3Config
 from slicewise.baselines.style import ACTIVATION_GAIN, EqualConv, EqualLinear, activate, blur, modulated_conv, normalise
-from slicewise.baselines.stylegan2 import StyleGAN2, StyleGAN2Config
-from slicewise.baselines.stylegan3 import Magnitude, StyleGAN3, StyleGAN3Config, bands
+from slicewise.baselines.stylegan2 import StyleGAN2
+from slicewise.baselines.stylegan3 import Magnitude, StyleGAN3, bands
 
 FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64.0
 

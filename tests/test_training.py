@@ -18,30 +18,24 @@ from safetensors.torch import load_file, save_file
 from slicewise.checkpoint import load_denoiser, load_model
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import draw_cut
-from slicewise.diffusion.loss import WindowTask, weighted_errors
+from slicewise.diffusion.loss import weighted_errors
 from slicewise.diffusion.precondition import c_skip
 from slicewise.diffusion.residual import BANDS, ResidualFilter
-from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors
-from slicewise.networks.ncsnpp import NCSNppConfig
-from slicewise.networks.unet import UNet, UNetConfig, _coordinates
+from slicewise.networks.shapes import NCSNppConfig, UNetConfig
+from slicewise.networks.unet import UNet, _coordinates
 from slicewise.random import TRAIN_ORDER, Draws
 from slicewise.runtime import Process, core_dtype
 from slicewise.training import ema
 from slicewise.training import run as training_run
-from slicewise.training.denoiser import (
-    Batches,
-    DenoiserTrainer,
-    DenoiserTraining,
-    train_denoiser,
-    training_windows,
-)
+from slicewise.training.denoiser import Batches, DenoiserTrainer, train_denoiser, training_windows
 from slicewise.training.ema import EMA
 from slicewise.training.folder import StatsLog
 from slicewise.training.run import learning_rate
-from slicewise.training.trainer import RunSettings
+from slicewise.training.settings import DenoiserTraining, RunSettings
 from slicewise.volume import Volume
 
 TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16, fold=1)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from slicewise.networks.unet import UNet, UNetConfig, _details, _mean, channel_norm, fourier_features
+from slicewise.networks.shapes import UNetConfig
+from slicewise.networks.unet import UNet, _details, _mean, channel_norm, fourier_features
 
 TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16)
 

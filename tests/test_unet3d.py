@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from slicewise.diffusion.precondition import denoise
-from slicewise.networks.unet3d import Gaussian, UNet3d, UNet3dConfig, fit_gaussian
+from slicewise.networks.shapes import UNet3dConfig
+from slicewise.networks.unet3d import Gaussian, UNet3d, fit_gaussian
 
 GRID = (4, 8, 8)
 CONFIG = UNet3dConfig(

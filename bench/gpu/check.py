@@ -36,7 +36,7 @@ from table import command, device_of, finish, machine, out_folder
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slicewise.ascii import ChainSettings, chain
+from slicewise.ascii import chain
 from slicewise.checkpoint import load_icnet
 from slicewise.data.store import Store, open_store
 from slicewise.data.windows import training_windows, uncut
@@ -44,14 +44,17 @@ from slicewise.diffusion.denoiser import Denoiser
 from slicewise.diffusion.samplers import nfe
 from slicewise.errors import UserError
 from slicewise.hu import AIR_HU
-from slicewise.networks.icnet import ICNet, ICNetConfig
-from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
-from slicewise.networks.unet3d import UNet3d, UNet3dConfig, fit_gaussian
+from slicewise.networks.icnet import ICNet
+from slicewise.networks.ncsnpp import NCSNpp
+from slicewise.networks.shapes import ICNetConfig, NCSNppConfig, UNet3dConfig
+from slicewise.networks.unet3d import UNet3d, fit_gaussian
 from slicewise.random import TRAIN_NOISE, Draws
 from slicewise.release import ICNET
 from slicewise.runtime import Process, core_dtype
+from slicewise.sampling import ChainSettings
 from slicewise.settings import fill, preset
-from slicewise.training.denoiser import Batches, DenoiserTrainer, DenoiserTraining
+from slicewise.training.denoiser import Batches, DenoiserTrainer
+from slicewise.training.settings import DenoiserTraining
 
 CPU = torch.device("cpu")
 # Slices that a volume is counted as.

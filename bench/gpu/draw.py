@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from slicewise import pyramid
-from slicewise.ascii import SHORTEST, ChainSettings, chain, trim
+from slicewise.ascii import SHORTEST, chain, trim
 from slicewise.baselines.sampling import KINDS, draw_volume, load_baseline
 from slicewise.checkpoint import kind_of, load_denoiser
 from slicewise.hu import BRAIN, HU_MAX, HU_MIN
@@ -18,6 +18,7 @@ from slicewise.metrics.continuity import drift_slope
 from slicewise.metrics.reference import SCALARS, VolumeStats, measure
 from slicewise.metrics.tissue import brain_mask, parenchyma_cv
 from slicewise.runtime import core_dtype
+from slicewise.sampling import ChainSettings
 from slicewise.volume import Volume
 
 VOLUMES = "volumes"

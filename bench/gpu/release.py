@@ -25,14 +25,14 @@ import parcel
 from heads import HELD, Heads, seed_of
 from table import command, device_of, finish, machine, out_folder
 
-from slicewise.ascii import ChainSettings
 from slicewise.data.store import Store, open_store
 from slicewise.errors import UserError
-from slicewise.networks.unet import UNetConfig
-from slicewise.networks.unet3d import UNet3dConfig
+from slicewise.networks.shapes import UNet3dConfig, UNetConfig
 from slicewise.pyramid import join
+from slicewise.sampling import ChainSettings
 from slicewise.settings import fill, preset
-from slicewise.training.denoiser import DenoiserTraining, train_denoiser
+from slicewise.training.denoiser import train_denoiser
+from slicewise.training.settings import DenoiserTraining
 from slicewise.volume import Volume
 
 # Heads to begin with, and seconds that are kept for what comes after training and drawing.

@@ -28,22 +28,21 @@ from heads import HELD, Heads, seed_of
 from release import TOY, held_out, lines_of, place_of
 from table import command, device_of, finish, machine, out_folder
 
-from slicewise.ascii import ChainSettings
-from slicewise.baselines.slice_vae import SliceVAEConfig
+from slicewise.baselines.shapes import SliceVAEConfig
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import load_icnet
 from slicewise.data.store import Store, open_store
-from slicewise.diffusion.loss import WindowTask
-from slicewise.diffusion.schedule import SigmaDistribution
+from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, HUScale
-from slicewise.networks.icnet import ICNetConfig
+from slicewise.networks.shapes import ICNetConfig
+from slicewise.sampling import ChainSettings
 from slicewise.settings import fill, preset
-from slicewise.training.denoiser import DenoiserTraining, train_denoiser
-from slicewise.training.gan import GANTraining, train_gan
-from slicewise.training.icnet import ICNetTraining, train_icnet
-from slicewise.training.run import RunSettings
-from slicewise.training.slice_vae import SliceVAETraining, train_slice_vae
+from slicewise.training.denoiser import train_denoiser
+from slicewise.training.gan import train_gan
+from slicewise.training.icnet import train_icnet
+from slicewise.training.settings import DenoiserTraining, GANTraining, ICNetTraining, RunSettings, SliceVAETraining
+from slicewise.training.slice_vae import train_slice_vae
 from slicewise.volume import Volume
 
 AIM = 2_000_000

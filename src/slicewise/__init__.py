@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slicewise import release as release
-    from slicewise.ascii import ChainSettings as ChainSettings
     from slicewise.calibrate import calibrate_volume as calibrate_volume
     from slicewise.checkpoint import load_icnet as load_icnet
     from slicewise.data.heads import SyntheticHeads as SyntheticHeads
     from slicewise.data.phantom import LABELS as LABELS
     from slicewise.data.phantom import Phantom as Phantom
-    from slicewise.data.phantom import PhantomSettings as PhantomSettings
     from slicewise.data.phantom import make_phantom as make_phantom
+    from slicewise.data.settings import PhantomSettings as PhantomSettings
     from slicewise.errors import UserError as UserError
     from slicewise.generate import generate_volumes as generate_volumes
     from slicewise.hu import HUScale as HUScale
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from slicewise.io.dicom_write import write_series as write_series
     from slicewise.io.nifti import write_nifti as write_nifti
     from slicewise.pyramid import load_generator as load_denoiser  # noqa: F401
+    from slicewise.sampling import ChainSettings as ChainSettings
     from slicewise.volume import Acquisition as Acquisition
     from slicewise.volume import Volume as Volume
 
@@ -39,11 +39,11 @@ __version__ = "0.2.0"
 # The module of every public name, and the name there where it is another.
 _PUBLIC = {
     "Acquisition": "slicewise.volume",
-    "ChainSettings": "slicewise.ascii",
+    "ChainSettings": "slicewise.sampling",
     "HUScale": "slicewise.hu",
     "LABELS": "slicewise.data.phantom",
     "Phantom": "slicewise.data.phantom",
-    "PhantomSettings": "slicewise.data.phantom",
+    "PhantomSettings": "slicewise.data.settings",
     "SyntheticHeads": "slicewise.data.heads",
     "SyntheticOrigin": "slicewise.io.dicom_write",
     "UserError": "slicewise.errors",

@@ -6,7 +6,6 @@ whole HU, so that a slice can be calibrated before the next one is given it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,11 +13,12 @@ import torch
 
 from slicewise.codec import codec
 from slicewise.data.windows import enlarged
-from slicewise.diffusion import samplers, schedule
+from slicewise.diffusion import samplers
 from slicewise.diffusion.denoiser import Denoiser, Replayed, quickest
 from slicewise.errors import UserError
 from slicewise.hu import AIR_HU, HU_MIN, round_hu
 from slicewise.random import INITIAL, KNOWN, SliceNoise
+from slicewise.sampling import ChainSettings
 
 # (slices (B, H, W) float64 HU, the slices before them (B, H, W) int16 HU) -> calibrated HU, float
 Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -30,70 +30,6 @@ Arm = Literal["down", "up"]
 END_FRACTION = 0.005
 # Fewer slices in a row than this, with air on both sides, are specks before the head, not a head that has ended.
 SHORTEST = 5
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """How slices are sampled.
-
-    Attributes
-    ----------
-    sampler : "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
-        copied inpainting code has it: the noise of the last step stays in the result).
-    steps : noise levels of a denoiser alone.
-    plan_steps : noise levels of a pyramid's plan, which is sampled whole.
-    draw_steps : noise levels of what draws after a plan, which needs few: most of a slice is decided by then.
-    spacing : "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above sigma = 3, where nothing
-        is left to decide once neighbours are known.
-    sigma_min : lowest noise level in units of x; 0 takes the one that the checkpoint was trained from.
-    sigma_max : highest noise level in units of x; 0 takes the one that the checkpoint was trained to.
-    rho : exponent of the karras spacing.
-    snr : signal-to-noise ratio of the Langevin corrector (pc).
-    known_sigma : noise put on known slices, in units of x (per-slice model only): it hides from the network what is not
-        quite right in its own slices. 0.005 is 2 HU in the brain on the "half" scale.
-    above_sigma : noise put on the slices of the level above, in units of x (drawers only).
-    guidance : how far to lead away from a worse checkpoint (--guide); 1 not at all.
-    guidance_interval : lowest and highest noise level, in units of x, at which to do so.
-    direction : "down" (from the vertex), "up" or, from a seed slice, "both" ways.
-    slices : how many slices to generate; 0 means until the head ends.
-    """
-
-    sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
-    steps: int = 20
-    plan_steps: int = 30
-    draw_steps: int = 8
-    spacing: Literal["karras", "geometric"] = "geometric"
-    sigma_min: float = 0.0
-    sigma_max: float = 0.0
-    rho: float = 7.0
-    snr: float = 0.15
-    known_sigma: float = 0.005
-    above_sigma: float = 0.04
-    guidance: float = 1.5
-    guidance_interval: tuple[float, float] = (0.02, 5.0)
-    direction: Literal["down", "up", "both"] = "down"
-    slices: int = 0
-
-    def sigmas(self, denoiser: Denoiser) -> torch.Tensor:
-        """The schedule, descending, float64."""
-        low = self.sigma_min or denoiser.recipe.sigma_min
-        high = self.sigma_max or denoiser.recipe.sigma_max
-        name, steps = "steps", self.steps
-        if denoiser.recipe.whole or denoiser.recipe.above:
-            name = "plan-steps" if denoiser.recipe.whole else "draw-steps"
-            steps = self.plan_steps if denoiser.recipe.whole else self.draw_steps
-        if steps < 2 or not 0 < low < high:
-            raise UserError(
-                f"--chain.{name} {steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"
-            )
-        if self.rho <= 0 or self.snr <= 0 or self.known_sigma < 0 or self.slices < 0:
-            raise UserError(
-                f"--chain.rho {self.rho:g}, --chain.snr {self.snr:g}: must be above 0; "
-                f"--chain.known-sigma {self.known_sigma:g}, --chain.slices {self.slices}: must not be below 0"
-            )
-        if self.spacing == "geometric":
-            return schedule.geometric(steps, low, high)
-        return schedule.karras(steps, low, high, self.rho)
 
 
 def arms_of(direction: Literal["down", "up", "both"]) -> tuple[Arm, ...]:

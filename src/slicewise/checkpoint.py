@@ -26,19 +26,23 @@ def build_network(kind: str, config: dict[str, Any]) -> nn.Module:
     """The raw network of a kind ("unet", "unet3d", "ncsnpp", "icnet") with the given settings."""
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     if kind == "unet":
-        from slicewise.networks.unet import UNet, UNetConfig
+        from slicewise.networks.shapes import UNetConfig
+        from slicewise.networks.unet import UNet
 
         return UNet(UNetConfig(**settings))
     if kind == "unet3d":
-        from slicewise.networks.unet3d import UNet3d, UNet3dConfig
+        from slicewise.networks.shapes import UNet3dConfig
+        from slicewise.networks.unet3d import UNet3d
 
         return UNet3d(UNet3dConfig(**settings))
     if kind == "ncsnpp":
-        from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
+        from slicewise.networks.ncsnpp import NCSNpp
+        from slicewise.networks.shapes import NCSNppConfig
 
         return NCSNpp(NCSNppConfig(**settings))
     if kind == "icnet":
-        from slicewise.networks.icnet import ICNet, ICNetConfig
+        from slicewise.networks.icnet import ICNet
+        from slicewise.networks.shapes import ICNetConfig
 
         return ICNet(ICNetConfig(**settings))
     raise UserError(f"network kind {kind!r} is not known; expected unet, unet3d, ncsnpp or icnet")

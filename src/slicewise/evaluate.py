@@ -11,9 +11,10 @@ import numpy as np
 from slicewise.data.sets import open_set
 from slicewise.errors import UserError
 from slicewise.evaluation.audit import audit
-from slicewise.evaluation.collect import EvaluateSettings, Side, Voxels, Work, read_again, stream_sets
+from slicewise.evaluation.collect import Side, Voxels, Work, read_again, stream_sets
 from slicewise.evaluation.page import PICTURED, page
 from slicewise.evaluation.result import Evaluation
+from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.evaluation.tables import to_csv, to_json, to_markdown
 from slicewise.io.cache import Cache
 from slicewise.metrics.compare import (

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import slicewise
-from slicewise.ascii import Calibrate, ChainSettings, arms_of, chain, trim
+from slicewise.ascii import Calibrate, arms_of, chain, trim
 from slicewise.baselines.sampling import KINDS, Baseline, draw_volume, load_baseline
 from slicewise.calibrate import calibrate_chains, calibrate_slice
 from slicewise.checkpoint import kind_of, load_icnet, weights_file
@@ -33,6 +33,7 @@ from slicewise.io.provenance import Provenance
 from slicewise.io.tensors import sha256
 from slicewise.pyramid import Head, Pyramid, draw, guided, load_generator
 from slicewise.runtime import Process, core_dtype, processes, processors, threads_alone
+from slicewise.sampling import ChainSettings, GenerateSettings
 from slicewise.volume import Acquisition, Volume, without_real_slices
 from slicewise.workers import start_worker
 
@@ -42,45 +43,6 @@ if TYPE_CHECKING:
 
 # Share of training windows with the lowest slice to find above which upward chains fail: with 0.8 the vault stays open.
 UPWARD_SHARE = 0.7
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """What to generate, and how.
-
-    Attributes
-    ----------
-    count : volumes to generate.
-    seed : of the run; volume i of seed s is the same in any batch.
-    batch : volumes that are generated together.
-    chain : sampler, direction and number of slices.
-    guide : worse checkpoint of the same levels to be led away from, such as an earlier one, which sharpens what is
-        unsure (see chain.guidance); takes twice the time.
-    calibrate : IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is
-        calibrated before the next is given it) or "off"; "auto" calibrates after a denoiser alone, whose chain drifts,
-        and not what follows a plan.
-    seed_volume : DICOM folder or NIfTI file of a real head to go on from; none starts from air.
-    seed_slice : slice of the seed volume, on the working grid, to go on from; 0 is the most superior, -1 the middle.
-    resample_seed : resample a seed volume of another spacing onto the checkpoint's grid.
-    keep_seed : write the seed slice, too, with its scan's voxels in it; the headers say which slice that is.
-    nifti : write NIfTI beside DICOM.
-    core : dtype of the network core: "auto", "float32" or "bfloat16".
-    device : "auto", "cpu" or "cuda".
-    """
-
-    count: int = 4
-    seed: int = 0
-    batch: int = 4
-    chain: ChainSettings = field(default_factory=ChainSettings)
-    guide: Path | None = None
-    calibrate: Literal["auto", "after", "inside", "off"] = "auto"
-    seed_volume: Path | None = None
-    seed_slice: int = -1
-    resample_seed: bool = False
-    keep_seed: bool = False
-    nifti: bool = True
-    core: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
 
 
 @dataclass(frozen=True)

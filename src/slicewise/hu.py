@@ -92,20 +92,17 @@ def from_unit(x: np.ndarray, window: Window = WHOLE) -> np.ndarray:
 class HUScale:
     """One-to-one map between HU in a window and the network's unit range [-1, 1].
 
-    Attributes
-    ----------
-    lo : lower end of the window in HU; by default of the whole 12-bit range.
-    hi : upper end of the window in HU.
-    companding : "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft"
-        (a quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative
-        error of the network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32.
-
     Raises `UserError` for an unknown companding or an empty window.
     """
 
     lo: float = HU_MIN
+    """Lower end of the window in HU; by default of the whole 12-bit range."""
     hi: float = HU_MAX
+    """Upper end of the window in HU."""
     companding: str = "linear"
+    """Companding: "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft" (a
+    quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative error of the
+    network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32."""
 
     def __post_init__(self) -> None:
         if self.companding not in COMPANDINGS:

@@ -1,20 +1,25 @@
-"""What a checkpoint, store, run folder, DICOM folder or NIfTI file holds, in a few lines of text."""
+"""What a checkpoint, store, run folder, DICOM folder or NIfTI file holds, in plain values or a few lines of text."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slicewise.data.store import MANIFEST, open_store
+from slicewise.data.store import MANIFEST, SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volumes
 from slicewise.io.dicom import Reading
 from slicewise.io.files import LeftOut
 
 
-def describe(path: Path) -> str:
-    """Raises `UserError` where the path is none of these."""
+def facts(path: Path) -> dict[str, Any]:
+    """What `path` holds, in JSON's types; `kind` is "store", "checkpoint", "run" or "volumes".
+
+    Raises `UserError` where the path is none of these.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if (path / MANIFEST).is_file():
@@ -22,53 +27,93 @@ def describe(path: Path) -> str:
     if path.suffix == ".safetensors" or (path / "weights.safetensors").is_file():
         return _checkpoint(path)
     if (path / "generate.json").is_file():
-        return _lines(json.loads((path / "generate.json").read_text()))
+        return {"kind": "run", "about": json.loads((path / "generate.json").read_text())}
     left_out: list[LeftOut] = []
-    lines = [_volume(reading) for reading in read_volumes(path, left_out.append)]
-    lines += [f"left out: {entry.source}: {entry.reason}" for entry in left_out]
-    if not lines:
+    volumes = [_volume(reading) for reading in read_volumes(path, left_out.append)]
+    if not volumes and not left_out:
         raise UserError(f"{path}: holds no DICOM, NIfTI, store or checkpoint")
+    return {"kind": "volumes", "volumes": volumes, "left_out": [asdict(left) for left in left_out]}
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """What `facts` found, in a few lines."""
+    if found["kind"] == "store":
+        lines = [f"prepared store of {len(found['volumes'])} volumes, fingerprint {found['fingerprint'][:16]}"]
+        lines += [
+            f"{name:6} {held['volumes']} volumes of {held['patients']} patients, "
+            f"{min(held['slices'])} to {max(held['slices'])} slices"
+            for name, held in found["splits"].items()
+        ]
+        lines += [
+            f"  {v['id']}  {v['split']:5}  {_by(v['shape'])} voxels, {_by(v['spacing_mm'])} mm"
+            for v in found["volumes"]
+        ]
+        return "\n".join(lines)
+    if found["kind"] == "checkpoint":
+        parameters = f"{found['parameters'] / 1e6:.2f} M parameters"
+        return f"{found['about']['kind']} with {parameters}\n{_lines(found['about'])}"
+    if found["kind"] == "run":
+        return _lines(found["about"])
+    lines = [_about(volume) for volume in found["volumes"]]
+    lines += [f"left out: {left['source']}: {left['reason']}" for left in found["left_out"]]
     return "\n".join(lines)
 
 
-def _store(path: Path) -> str:
+def _store(path: Path) -> dict[str, Any]:
     store = open_store(path)
-    lines = [f"prepared store of {len(store.records)} volumes, fingerprint {store.fingerprint[:16]}"]
-    for split in ("train", "val", "test"):
-        held = store.select(split)
-        if held:
+    splits = {}
+    for name in SPLITS:
+        if held := store.select(name):
             slices = [r.shape[0] for r in held]
-            patients = len({r.patient for r in held})
-            lines.append(f"{split:6} {len(held)} volumes of {patients} patients, {min(slices)} to {max(slices)} slices")
-    lines += [f"  {r.id}  {r.split:5}  {_mm(r.shape)} voxels, {_mm(r.spacing_mm)} mm" for r in store.records]
-    return "\n".join(lines)
+            span = [min(slices), max(slices)]
+            splits[name] = {"volumes": len(held), "patients": len({r.patient for r in held}), "slices": span}
+    volumes = [
+        {"id": r.id, "split": r.split, "shape": list(r.shape), "spacing_mm": list(r.spacing_mm)} for r in store.records
+    ]
+    return {"kind": "store", "fingerprint": store.fingerprint, "splits": splits, "volumes": volumes}
 
 
-def _checkpoint(path: Path) -> str:
+def _checkpoint(path: Path) -> dict[str, Any]:
     from slicewise.baselines.sampling import KINDS, build_baseline
     from slicewise.checkpoint import kind_of, load_model
 
     network, meta = load_model(path, KINDS, build_baseline) if kind_of(path) in KINDS else load_model(path)
-    parameters = sum(p.numel() for p in network.parameters())
-    return f"{meta['kind']} with {parameters / 1e6:.2f} M parameters\n" + _lines(meta)
+    return {"kind": "checkpoint", "parameters": sum(p.numel() for p in network.parameters()), "about": meta}
 
 
-def _volume(reading: Reading) -> str:
+def _volume(reading: Reading) -> dict[str, Any]:
     volume, a = reading.volume, reading.volume.acquisition
-    tilt = "" if a.gantry_tilt_deg in (None, 0.0) else f", gantry tilt {a.gantry_tilt_deg:g} deg"
-    even = "" if volume.is_even else f", uneven ({volume.slice_steps.min():.2f} to {volume.slice_steps.max():.2f} mm)"
-    kind = ", synthetic" if a.synthetic else ""
-    if a.real_slices:
-        kind += f" but for slice {', '.join(map(str, a.real_slices))} (of a real scan)"
-    lines = [
-        f"{a.source}: {_mm(volume.hu.shape)} voxels (z, y, x), {_mm(volume.spacing)} mm{even}{tilt}, "
-        f"{volume.hu.min()} to {volume.hu.max()} HU, mean {volume.hu.mean():.1f} HU{kind}"
-    ]
-    doubt = [f"values may be no HU: {reading.doubt}"] if reading.doubt else []
-    return "\n".join([*lines, *(f"  {note}" for note in (*reading.notes, *doubt))])
+    steps = volume.slice_steps
+    return {
+        "source": a.source,
+        "shape": list(volume.hu.shape),
+        "spacing_mm": [float(v) for v in volume.spacing],
+        "slice_steps_mm": [float(steps.min()), float(steps.max())] if len(steps) else [],
+        "even": bool(volume.is_even),
+        "gantry_tilt_deg": a.gantry_tilt_deg,
+        "hu": [int(volume.hu.min()), int(volume.hu.max())],
+        "mean_hu": float(volume.hu.mean()),
+        "synthetic": a.synthetic,
+        "real_slices": list(a.real_slices),
+        "notes": [*reading.notes, *([f"values may be no HU: {reading.doubt}"] if reading.doubt else [])],
+    }
 
 
-def _lines(values: dict[str, Any], indent: str = "") -> str:
+def _about(volume: Mapping[str, Any]) -> str:
+    v = volume
+    tilt = f", gantry tilt {v['gantry_tilt_deg']:g} deg" if v["gantry_tilt_deg"] else ""
+    even = "" if v["even"] else ", uneven ({:.2f} to {:.2f} mm)".format(*v["slice_steps_mm"])
+    kind = ", synthetic" if v["synthetic"] else ""
+    if v["real_slices"]:
+        kind += f" but for slice {', '.join(map(str, v['real_slices']))} (of a real scan)"
+    line = (
+        f"{v['source']}: {_by(v['shape'])} voxels (z, y, x), {_by(v['spacing_mm'])} mm{even}{tilt}, "
+        f"{v['hu'][0]} to {v['hu'][1]} HU, mean {v['mean_hu']:.1f} HU{kind}"
+    )
+    return "\n".join([line, *(f"  {note}" for note in v["notes"])])
+
+
+def _lines(values: Mapping[str, Any], indent: str = "") -> str:
     lines = []
     for key, value in values.items():
         if isinstance(value, dict):
@@ -78,5 +123,5 @@ def _lines(values: dict[str, Any], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def _mm(values: tuple[float, ...]) -> str:
+def _by(values: list[float]) -> str:
     return " x ".join(f"{v:g}" for v in np.round(values, 3))

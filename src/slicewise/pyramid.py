@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from slicewise.ascii import Arm, Calibrate, ChainSettings, arms_of, between, chain, head_extent, is_air, whole_heads
+from slicewise.ascii import Arm, Calibrate, arms_of, between, chain, head_extent, is_air, whole_heads
 from slicewise.checkpoint import DENOISERS, fitted, kind_of, load_denoiser, save_model, weights_file
 from slicewise.data.windows import pooled
 from slicewise.diffusion.denoiser import Denoiser, Guidance, Recipe
 from slicewise.errors import UserError
 from slicewise.hu import HU_MIN, round_hu
 from slicewise.io.tensors import load_tensors
+from slicewise.sampling import ChainSettings
 
 KIND = "pyramid"
 

@@ -1,31 +1,13 @@
 """The residual discriminator of StyleGAN2 (Karras et al. 2020, section 4.1), which StyleGAN3 keeps."""
 
 import math
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from slicewise.baselines.shapes import DiscriminatorConfig
 from slicewise.baselines.style import EqualConv, EqualLinear, activate
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Shape of the discriminator.
-
-    Attributes
-    ----------
-    size : pixels per side, a power of two; follows from the data.
-    channel_base : sets the channels at a size of r pixels: channel_base/r.
-    channel_max : most channels.
-    group : slices whose spread is shown to the discriminator together (minibatch standard deviation).
-    """
-
-    size: int = field(default=128, metadata={"derived": True})
-    channel_base: int = 4096
-    channel_max: int = 256
-    group: int = 4
 
 
 def channels_at(size: int, base: int, most: int) -> int:

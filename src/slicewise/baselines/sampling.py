@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from slicewise.ascii import trim
-from slicewise.baselines.slice_vae import SliceVAE, SliceVAEConfig
-from slicewise.baselines.stylegan2 import StyleGAN2, StyleGAN2Config
-from slicewise.baselines.stylegan3 import StyleGAN3, StyleGAN3Config
+from slicewise.baselines.shapes import SliceVAEConfig, StyleGAN2Config, StyleGAN3Config
+from slicewise.baselines.slice_vae import SliceVAE
+from slicewise.baselines.stylegan2 import StyleGAN2
+from slicewise.baselines.stylegan3 import StyleGAN3
 from slicewise.checkpoint import load_model
 from slicewise.errors import UserError
 from slicewise.hu import HUScale

@@ -6,37 +6,13 @@ are taken for draws of one Gaussian, whose covariance says how neighbouring slic
 column drawn for each dimension, decoded slice by slice.
 """
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class SliceVAEConfig:
-    """Shape of the slice VAE.
-
-    Attributes
-    ----------
-    channels : channels after each halving; the latent is `latent` channels of size/2^levels pixels per side.
-    latent : channels of the latent.
-    slices : T, slices of a head, from the vertex on; follows from the data.
-    components : principal components kept of each latent dimension's columns.
-    size : pixels per side; follows from the data.
-    """
-
-    channels: tuple[int, ...] = (16, 32, 64, 128, 256, 256)
-    latent: int = 256
-    slices: int = field(default=32, metadata={"derived": True})
-    components: int = 64
-    size: int = field(default=128, metadata={"derived": True})
-
-    @property
-    def bottom(self) -> int:
-        """Pixels per side of the latent."""
-        return self.size // 2 ** len(self.channels)
+from slicewise.baselines.shapes import SliceVAEConfig
 
 
 class SliceVAE(nn.Module):

@@ -1,35 +1,15 @@
 """StyleGAN2's generator (Karras et al. 2020) for single-channel slices: skips to the output at every size."""
 
 import math
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from slicewise.baselines.discriminator import channels_at
+from slicewise.baselines.shapes import StyleGAN2Config
 from slicewise.baselines.style import Mapping, StyledConv, activate
 from slicewise.networks.layers import Resample
-
-
-@dataclass(frozen=True)
-class StyleGAN2Config:
-    """Shape of StyleGAN2's generator.
-
-    Attributes
-    ----------
-    size : pixels per side, a power of two; follows from the data.
-    latent : dimensions of z and w.
-    mapping : fully connected layers from z to w.
-    channel_base : sets the channels at a size of r pixels: channel_base/r.
-    channel_max : most channels.
-    """
-
-    size: int = field(default=128, metadata={"derived": True})
-    latent: int = 256
-    mapping: int = 8
-    channel_base: int = 4096
-    channel_max: int = 256
 
 
 class StyleGAN2(nn.Module):

@@ -7,8 +7,7 @@ filters).
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from slicewise.baselines.filters import (
     padding,
     radial_lowpass,
 )
+from slicewise.baselines.shapes import StyleGAN3Config
 from slicewise.baselines.style import ACTIVATION_GAIN, SLOPE, EqualLinear, Mapping, StyledConv
 
 # Lowest cutoff and stop-band edge, cycles per image width, and how far beyond the Nyquist frequency of the image the
@@ -34,31 +34,6 @@ LAST_STOP = 2.0**0.3
 CRITICAL_LAYERS = 2
 MARGIN = 10
 TAPS = 6
-
-
-@dataclass(frozen=True)
-class StyleGAN3Config:
-    """Shape of StyleGAN3's generator.
-
-    Attributes
-    ----------
-    size : pixels per side, a power of two from 16; follows from the data.
-    variant : "t" (translation equivariant) or "r" (rotation as well). The paper eases the start of "r" by blurring what
-        the discriminator sees of its first 200,000 images; that is not done here.
-    latent : dimensions of z and w.
-    mapping : fully connected layers from z to w.
-    layers : layers between the Fourier features and the output.
-    channel_base : sets the channels where the cutoff is f: channel_base/(2 f).
-    channel_max : most channels.
-    """
-
-    size: int = field(default=128, metadata={"derived": True})
-    variant: Literal["t", "r"] = "t"
-    latent: int = 256
-    mapping: int = 2
-    layers: int = 14
-    channel_base: int = 4096
-    channel_max: int = 256
 
 
 @dataclass(frozen=True)

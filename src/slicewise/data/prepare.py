@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from slicewise.data.resample import Grid, body_mask, crop_above, resample_volume, shear_note
+from slicewise.data.resample import body_mask, crop_above, resample_volume, shear_note
+from slicewise.data.settings import PrepareSettings
 from slicewise.data.store import (
     MANIFEST,
     Record,
@@ -49,77 +50,6 @@ POOLED_FILES = 3000
 # Widths of one head in two scans differ by less, below a vertex of this height.
 UNLIKE_MM = 15.0
 HEAD_TOP_MM = 100.0
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """How an archive becomes training data.
-
-    Attributes
-    ----------
-    size : pixels a side of a prepared slice.
-    fov_mm : field of view a side, mm; the head is in its middle.
-    slice_mm : distance between prepared slices, mm.
-    crop_air_above : begin with the first slice that shows the head.
-    min_coverage : least share of the head that the scan must cover in a slice (the ends of tilted scans are cut).
-    remove_table : set table and head holder to air.
-    interpolate_missing : fill holes by linear interpolation where no more than two slices are missing, of the series
-        or of the working grid; otherwise such a series is left out.
-    largest_part : of a scan with holes that are not filled take the longest part without one.
-    keep_tilt : lay slices in the plane of a tilted gantry instead of upright, so that thick ones are not interpolated
-        across.
-    trust_hu : take volumes whose values cannot be HU by their histogram (no air near -1000, soft tissue not near 30,
-        no bone), which are left out otherwise.
-    patient_from : what tells patients apart: "id", the Patient ID, and the path of NIfTI; or "path", the first folder
-        below the given one.
-    min_slices : least number of slices, before and after resampling; shorter ones are left out.
-    split : shares of patients for training, validation and test.
-    seed : seed of the split; a patient's place depends on it alone, but that a small store fills validation and test
-        from training. Into a store that is there new patients come by its own shares and seed.
-    keep_sources : write the paths of the scans into the manifest, where whoever gets the store reads them.
-    allow_names : take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no
-        names, but the folders it comes from do).
-    workers : processes; 0 takes one a processor.
-    """
-
-    size: int = 128
-    fov_mm: float = 240.0
-    slice_mm: float = 5.0
-    crop_air_above: bool = True
-    min_coverage: float = 0.85
-    remove_table: bool = False
-    interpolate_missing: bool = False
-    largest_part: bool = False
-    keep_tilt: bool = False
-    trust_hu: bool = False
-    patient_from: Literal["id", "path"] = "id"
-    min_slices: int = 8
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
-    keep_sources: bool = False
-    allow_names: bool = False
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size < 8 or self.fov_mm <= 0 or self.slice_mm <= 0 or self.min_slices < 1 or self.workers < 0:
-            raise UserError(
-                f"--size {self.size} --fov-mm {self.fov_mm:g} --slice-mm {self.slice_mm:g} --min-slices "
-                f"{self.min_slices} --workers {self.workers}: size must be 8 or more, the others positive"
-            )
-        assign_split("", self.split, self.seed)
-
-    @property
-    def grid(self) -> Grid:
-        """The working grid of these settings."""
-        return Grid(
-            self.size,
-            self.fov_mm,
-            self.slice_mm,
-            self.crop_air_above,
-            self.min_coverage,
-            self.remove_table,
-            self.keep_tilt,
-        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slicewise.data.settings import check_shares
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
 from slicewise.volume import Acquisition, Volume
@@ -191,8 +192,7 @@ def assign_split(patient: str, fractions: Sequence[float] = (0.8, 0.1, 0.1), see
 
     `fractions` are the shares of train, val and test, summing to one.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise UserError(f"split fractions {tuple(fractions)}: give three shares (train, val, test) that sum to 1")
+    check_shares(fractions)
     place = _place(patient, seed)
     train, val, _ = fractions
     return "train" if place < train else "val" if place < train + val else "test"

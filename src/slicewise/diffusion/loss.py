@@ -1,70 +1,10 @@
 """Denoising score matching with one noise level a slice, and which slices of a window are known, wanted or missing."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 
 from slicewise.diffusion.precondition import loss_weight
-from slicewise.diffusion.schedule import SigmaDistribution
-from slicewise.random import Draws
-
-
-@dataclass(frozen=True)
-class WindowTask:
-    """How the slices of a training window are corrupted.
-
-    Attributes
-    ----------
-    joint : the paper's joint model: all K slices share one sigma and all are wanted. Otherwise each slice has a role:
-        *known* (clean, or with a little noise, which stops errors from building up along the chain), *wanted* (noisy;
-        the only ones in the loss) or *missing* (pure noise at sigma_max: nothing is known of it).
-    known_sigma : largest noise on a known slice, in units of x; drawn log-uniformly from a fifteenth of it upward.
-    missing : probability that a slice that is not wanted is missing, so that a chain can start from fewer slices.
-    last_wanted : probability that exactly the last slice is wanted (the downward chain); else it is in a third of
-        windows the first (upward), in a third any (filling gaps), and in a third a random subset.
-    seeded : probability that some slices of a whole head are known (networks of whole heads only): in half of them a
-        short run, from which a head goes on, in half all but one, which is a gap.
-    """
-
-    joint: bool = False
-    known_sigma: float = 0.05
-    missing: float = 0.1
-    last_wanted: float = 0.6
-    seeded: float = 0.2
-
-    def draw(self, draws: Draws, slices: int, distribution: SigmaDistribution) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise levels (B, K) float64 and the mask of wanted slices (B, K) bool of a batch of windows."""
-        sigma = distribution.draw(draws, 1).expand(-1, slices)
-        if self.joint:
-            return sigma, torch.ones(sigma.shape, dtype=torch.bool)
-        role = draws.uniform(2)
-        last, first, one = role[:, :1] < self.last_wanted, role[:, 1:] < 1 / 3, role[:, 1:] < 2 / 3
-        which = torch.where(last, slices - 1, torch.where(first, 0, draws.integers(slices)))
-        wanted = torch.arange(slices) == which
-        wanted |= ~last & ~one & (draws.uniform(slices) < 0.5)
-        known = self._known(draws, slices)
-        missing = draws.uniform(slices) < self.missing
-        return torch.where(wanted, sigma, torch.where(missing, distribution.sigma_max, known)), wanted
-
-    def draw_whole(
-        self, draws: Draws, slices: int, distribution: SigmaDistribution
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `draw`, of whole heads: all slices are wanted at one sigma but, in some heads, a run of up to an eighth of
-        them or all outside such a run, which are known."""
-        sigma = distribution.draw(draws, 1).expand(-1, slices)
-        seeded = draws.uniform(1) < self.seeded
-        count = 1 + draws.integers(max(1, slices // 8))
-        first = draws.integers(slices)
-        run = (torch.arange(slices) >= first) & (torch.arange(slices) < first + count)
-        known = self._known(draws, slices)
-        gap = draws.uniform(1) < 0.5
-        wanted = ~seeded | torch.where(gap, run, ~run)
-        return torch.where(wanted, sigma, known), wanted
-
-    def _known(self, draws: Draws, slices: int) -> torch.Tensor:
-        fraction = draws.uniform(slices).double()
-        return self.known_sigma * torch.exp((fraction - 1.0) * math.log(15.0))
 
 
 def weighted_errors(

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slicewise.data.resample import Grid, resample_volume
 from slicewise.data.sets import Member, VolumeSet
 from slicewise.errors import UserError
+from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.hu import Window, to_unit
 from slicewise.io.cache import Cache, key_of
 from slicewise.metrics.kernel import batch_mmd2
@@ -41,61 +41,6 @@ if TYPE_CHECKING:
 
 Key = tuple[str, Window]
 PLANES = ("axial", "coronal", "sagittal")
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """How two sets are compared.
-
-    Attributes
-    ----------
-    extractor : network whose features are compared.
-    weights : file of its weights, for "inception" and "radimagenet".
-    weights_sha256 : SHA-256 (or its first digits) that the weights must have; the standard Inception file is known.
-    whole : first HU window, the whole range.
-    brain : second HU window; also what counts as parenchyma.
-    all_slices : Fréchet distances on all slices too, not on middle ones only.
-    step_mm : distance between the coronal and sagittal slices of "all", mm; 0 takes every one.
-    resample : bring volumes of another grid onto that of the first real volume; otherwise they are refused.
-    depth : slices that bMMD² and MS-SSIM see, from the top; 0 takes as many as the first real volume has.
-    pairs : pairs of volumes of either set whose MS-SSIM is taken, at most.
-    batch : volumes in a batch of bMMD².
-    neighbours : k of precision, recall, density and coverage.
-    rounds : bootstrap draws.
-    seed : of draws and halves.
-    """
-
-    extractor: Literal["efficientnet-lite0", "inception", "radimagenet"] = "efficientnet-lite0"
-    weights: Path | None = None
-    weights_sha256: str = ""
-    whole: tuple[float, float] = (-1024.0, 3071.0)
-    brain: tuple[float, float] = (-10.0, 70.0)
-    all_slices: bool = True
-    step_mm: float = 10.0
-    resample: bool = False
-    depth: int = 0
-    pairs: int = 25
-    batch: int = 4
-    neighbours: int = 5
-    rounds: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("whole", "brain"):
-            lo, hi = getattr(self, name)
-            if not lo < hi:
-                raise UserError(f"--{name} {lo:g} {hi:g}: the window is empty; give its lower end first")
-        if self.whole == self.brain:
-            raise UserError("--whole and --brain are one window; give two different ones")
-        for name, least in (("batch", 2), ("neighbours", 1), ("rounds", 10), ("pairs", 0), ("depth", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
-        if not self.step_mm >= 0:
-            raise UserError(f"--step-mm {self.step_mm:g}: must be 0 or more")
-
-    @property
-    def windows(self) -> tuple[Window, Window]:
-        return Window(*self.whole), Window(*self.brain)
 
 
 @dataclass(frozen=True)

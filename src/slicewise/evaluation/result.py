@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from slicewise.evaluation.audit import Audit
-from slicewise.evaluation.collect import EvaluateSettings, Frame, Side
+from slicewise.evaluation.collect import Frame, Side
+from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.metrics.compare import Distance, Measurement
 
 

@@ -69,36 +69,32 @@ class Credentials:
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """How to talk to a PACS.
-
-    Attributes
-    ----------
-    credentials : TOML file with user and password, or token, that only you can read; without it they come from
-        SLICEWISE_PACS_USER and SLICEWISE_PACS_PASSWORD, or SLICEWISE_PACS_TOKEN.
-    ca : PEM file of the authority that signed the peer's TLS certificate, where the system does not know it.
-    certificate : PEM file of our own TLS certificate, where the peer asks for one.
-    key : PEM file of its private key.
-    ae_title : our application entity title (DIMSE).
-    receive_port : port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET.
-    receive_host : address to receive on by C-MOVE.
-    timeout_s : seconds without an answer after which a connection is given up; an answer of less than 64 KiB in that
-        time is none.
-    retries : further attempts after one that brought nothing.
-    backoff_s : wait before the first of them; each next waits twice as long.
-    max_image_mb : largest image that is taken from the peer, MB; more is refused.
-    """
+    """How to talk to a PACS."""
 
     credentials: Path | None = None
+    """TOML file with user and password, or token, that only you can read; without it they come from SLICEWISE_PACS_USER
+    and SLICEWISE_PACS_PASSWORD, or SLICEWISE_PACS_TOKEN."""
     ca: Path | None = None
+    """PEM file of the authority that signed the peer's TLS certificate, where the system does not know it."""
     certificate: Path | None = None
+    """PEM file of our own TLS certificate, where the peer asks for one."""
     key: Path | None = None
+    """PEM file of the private key of that certificate."""
     ae_title: str = "SLICEWISE"
+    """Our application entity title (DIMSE)."""
     receive_port: int = 0
+    """Port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET."""
     receive_host: str = "127.0.0.1"
+    """Address to receive on by C-MOVE."""
     timeout_s: float = 30.0
+    """Seconds without an answer after which a connection is given up; an answer of less than 64 KiB in that time is
+    none."""
     retries: int = 4
+    """Further attempts after one that brought nothing."""
     backoff_s: float = 1.0
+    """Seconds before the first of them; each next waits twice as long."""
     max_image_mb: int = 512
+    """Largest image that is taken from the peer, MB; more is refused."""
 
     def __post_init__(self) -> None:
         if not _AE_TITLE.fullmatch(self.ae_title):
@@ -116,21 +112,27 @@ class PeerSettings:
             file = getattr(self, flag)
             if file is not None and not file.is_file():
                 raise UserError(f"--{flag} {file}: no such file; give a PEM file")
-        try:
-            ssl.create_default_context(cafile=self.ca)
-        except ssl.SSLError:
-            raise UserError(f"--ca {self.ca}: no certificate in it; give a PEM file") from None
+        if self.ca is not None:
+            try:
+                ssl.create_default_context(cafile=self.ca)
+            except ssl.SSLError:
+                raise UserError(f"--ca {self.ca}: no certificate in it; give a PEM file") from None
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which series: every field that is given must match. `date` is a study date or range, YYYYMMDD-YYYYMMDD."""
+    """Which series: every field that is given must match."""
 
     patient: str = ""
+    """Patient ID."""
     study: str = ""
+    """Study Instance UID."""
     series: str = ""
+    """Series Instance UID."""
     date: str = ""
+    """Study date YYYYMMDD, or a range YYYYMMDD-YYYYMMDD."""
     modality: str = "CT"
+    """Modality of the series; "" for all."""
 
     def __post_init__(self) -> None:
         if not (self.patient or self.study or self.series or self.date):

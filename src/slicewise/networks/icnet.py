@@ -6,7 +6,6 @@ would be half a HU.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
@@ -14,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slicewise.errors import UserError
-
-OUTPUTS = ("affine", "residual")
+from slicewise.networks.shapes import ICNetConfig
 
 # Bounds of the per-slice map: gain in [1/2, 2] (the paper's distortion needs 1/1.3 to 1/0.7), offset within 60 HU.
 _MAX_LOG_GAIN = math.log(2.0)
@@ -27,32 +24,6 @@ _QUANTILES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)
 _N_STATISTICS = 9 + 2 * len(_QUANTILES)
 # Slopes between which `confine` keeps a map that starts and ends on the window's borders.
 _LEAST_SLOPE, _MOST_SLOPE = 0.1, 2.0
-
-
-@dataclass(frozen=True)
-class ICNetConfig:
-    """Shape of an IC-Net.
-
-    Attributes
-    ----------
-    channels : width at the first level; the levels below have twice as many.
-    levels : resolutions, each half the one above.
-    fold : side of the pixel square that goes into channels at the input: full-resolution convolutions would be most of
-        the cost. The input's sides are padded with air to a multiple of fold * 2**(levels - 1).
-    output : "affine" (one gain and one offset for a slice, so that anatomy cannot change) or "residual" (a correction
-        image on top of them, the paper's image-to-image form).
-    """
-
-    channels: int = 32
-    levels: int = 3
-    fold: int = 4
-    output: str = "affine"
-
-    def __post_init__(self) -> None:
-        if self.output not in OUTPUTS:
-            raise UserError(f"IC-Net output {self.output!r} is unknown; choose one of {', '.join(OUTPUTS)}")
-        if self.levels < 2 or self.channels < 4 or self.fold < 1:
-            raise UserError(f"IC-Net: {self.levels} levels, {self.channels} channels; it takes 2 and 4 at the least")
 
 
 def confine(x: Tensor, y: Tensor) -> Tensor:

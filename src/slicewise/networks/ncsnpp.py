@@ -6,66 +6,16 @@ in float32 also under autocast.
 """
 
 import math
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slicewise.errors import UserError
 from slicewise.networks.layers import FourierFeatures, Resample, group_norm
+from slicewise.networks.shapes import NCSNppConfig
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-
-
-@dataclass(frozen=True)
-class NCSNppConfig:
-    """Shape of the network; the defaults suit 128² on one GPU.
-
-    The paper's setting at 512², after score_sde's FFHQ-1024 VE configuration (16 channels, multipliers 1, 2, 4, 8, 16,
-    32, 32, 32, one block a level) with its 1024² level left off, so that every resolution keeps its width: image_size
-    512, channels 32, multipliers (1, 2, 4, 8, 16, 16, 16), blocks 1, attention (16,), fourier_scale 16.
-
-    Attributes
-    ----------
-    slices : K, slices in the window, each with its own noise level.
-    image_size : pixels per side that `attention` refers to; the network itself takes any multiple of
-        2**(levels - 1).
-    channels : channels at full resolution.
-    multipliers : width of each level in units of `channels`, from full resolution downward.
-    blocks : residual blocks a level going down; one more going up.
-    attention : resolutions with self-attention (the lowest level always has it, between the two halves).
-    condition : number of further scalars the network is told (position, spacing); 0 in the paper.
-    fir : resample with the filter [1, 3, 3, 1] rather than with a box.
-    fourier_scale : standard deviation of the frequencies at which log σ is embedded.
-    in_channels : channels of the input; 0 means one a slice.
-    out_channels : channels of the output; 0 means one a slice.
-    """
-
-    slices: int = field(default=2, metadata={"derived": True})
-    image_size: int = field(default=128, metadata={"derived": True})
-    channels: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    blocks: int = 2
-    attention: tuple[int, ...] = (16,)
-    condition: int = field(default=0, metadata={"derived": True})
-    fir: bool = True
-    fourier_scale: float = 16.0
-    in_channels: int = field(default=0, metadata={"derived": True})
-    out_channels: int = field(default=0, metadata={"derived": True})
-
-    def __post_init__(self) -> None:
-        if self.image_size % 2 ** (len(self.multipliers) - 1):
-            raise UserError(
-                f"NCSN++: image size {self.image_size} cannot be halved {len(self.multipliers) - 1} times; "
-                "use fewer multipliers or another size"
-            )
-        if self.slices < 1 or self.channels < 4 or self.channels % 4 or self.blocks < 1 or not self.multipliers:
-            raise UserError(
-                f"NCSN++: {self.slices} slices, {self.channels} channels, {self.blocks} blocks; "
-                "it takes at least one slice and block, and channels in multiples of 4"
-            )
 
 
 class NCSNpp(nn.Module):

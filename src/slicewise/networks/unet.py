@@ -7,7 +7,6 @@ channels_last, where group norm is not), plain average-pool and nearest-neighbou
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,55 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Shape of the network.
-
-    Attributes
-    ----------
-    slices : K, slices in a window; also the number of noise levels it is told.
-    channels : channels at each level, from the folded full resolution downward.
-    blocks : residual blocks at each level, on the way down; the way up has as many.
-    attention : self-attention after the blocks at each level.
-    fold : side of the pixel square that is folded into channels at the input (1 = none).
-    coordinates : give the stem x, y and r^2 of every pixel: the first slice of a head has no neighbour to show where it
-        lies, and a convolution alone learns places only slowly, from its padding.
-    copy : add to each output slice a linear mix of the input slices, its weights a function of the noise levels: what
-        neighbouring slices share passes to the digit, and the network is left with what differs.
-    detail : amplifications (times `UNet.zoom`) at which each slice less its 3 x 3 mean is shown to the stem and to the
-        linear mix. At sigma = 0.01 the noise to be found is a hundredth of what the rest of the input spans: networks
-        learn to amplify it slowly, and a half-precision core rounds it away.
-    window : amplifications (times `UNet.zoom`) at which each slice is shown through a soft brain window centred on
-        `UNet.centre`.
-    window_mean : sides in pixels of the square means taken before each of them (1 = none): a ventricle stands out from
-        the brain by a twentieth of the input's range, grey from white matter by a fiftieth, and only a mean over many
-        pixels shows either where the noise is ten times that.
-    local : answer with F, a mean and a spread for every voxel, instead of F alone (see `precondition.posterior`). The
-        mean is drawn from two: a coarse one for all of the range, and where that comes near `UNet.centre` a fine one
-        about it: in the brain a per cent of the range is as much as the tissues differ by.
-    condition : number of scalar conditions (slice position, spacing); 0 in the paper's presets.
-    embedding : width of the embedding of noise levels and conditions.
-    """
-
-    slices: int = field(default=3, metadata={"derived": True})
-    channels: tuple[int, ...] = (24, 48, 96, 160)
-    blocks: tuple[int, ...] = (1, 1, 2, 2)
-    attention: tuple[bool, ...] = (False, False, False, True)
-    fold: int = 2
-    coordinates: bool = True
-    copy: bool = True
-    detail: tuple[float, ...] = (8.0, 64.0)
-    window: tuple[float, ...] = (16.0, 4.0, 16.0, 16.0, 16.0)
-    window_mean: tuple[int, ...] = (1, 1, 5, 9, 17)
-    local: bool = True
-    condition: int = field(default=1, metadata={"derived": True})
-    embedding: int = 128
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of a slice, in pixels, must be a multiple of."""
-        return int(self.fold * 2 ** (len(self.channels) - 1))
+from slicewise.networks.shapes import UNetConfig
 
 
 def fourier_features(values: torch.Tensor, count: int, lowest: float, highest: float) -> torch.Tensor:

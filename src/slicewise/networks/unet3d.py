@@ -12,12 +12,13 @@ that its exact posterior mean is a local network's (see `precondition.posterior`
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slicewise.networks.shapes import UNet3dConfig
 from slicewise.networks.unet import (
     Block,
     Levels,
@@ -28,45 +29,6 @@ from slicewise.networks.unet import (
     through,
     u_levels,
 )
-
-
-@dataclass(frozen=True)
-class UNet3dConfig:
-    """Shape of the network.
-
-    Attributes
-    ----------
-    slices, size : K, slices of a window, and pixels per side.
-    channels : channels at each level; each halves slices, rows and columns of the one before.
-    blocks : residual blocks at each level, on the way down; the way up has as many.
-    attention : self-attention after the blocks at each level.
-    fold : side of the pixel square that is folded into channels at the input (1 = none); slices are not folded.
-    window : amplifications at which every voxel is shown through a soft window about the brain (see `UNetConfig`).
-    modes : modes of the Gaussian.
-    condition : number of scalar conditions; a whole head needs none.
-    embedding : width of the embedding of a slice's noise level.
-    """
-
-    slices: int = field(default=40, metadata={"derived": True})
-    size: int = field(default=32, metadata={"derived": True})
-    channels: tuple[int, ...] = (48, 96, 192)
-    blocks: tuple[int, ...] = (1, 2, 2)
-    attention: tuple[bool, ...] = (False, False, True)
-    fold: int = 2
-    window: tuple[float, ...] = (16.0, 4.0)
-    modes: int = 96
-    condition: int = field(default=0, metadata={"derived": True})
-    embedding: int = 128
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of a slice, in pixels, must be a multiple of."""
-        return int(self.fold * self.slices_multiple)
-
-    @property
-    def slices_multiple(self) -> int:
-        """What the number of slices must be a multiple of."""
-        return int(2 ** (len(self.channels) - 1))
 
 
 @dataclass(frozen=True)

@@ -29,43 +29,39 @@ KINDS = ("real", "synthetic")
 
 @dataclass(frozen=True)
 class StudySettings:
-    """A reading study.
-
-    Attributes
-    ----------
-    title : what readers see on top.
-    readers : number of readers; each gets a personal link and an order of their own.
-    cases : real + synthetic volumes that every reader reads.
-    repeats : real + synthetic volumes that every reader reads a second time, for the agreement with oneself.
-    practice : real + synthetic volumes to begin with, whose answers do not count.
-    structures : what is rated.
-    anchors : what 1, 2 and 3 on the scale mean.
-    margin : non-inferiority margin, points of the scale: synthetic may be rated lower by less than this.
-    kappa : weights of kappa, by distance or by its square.
-    pixel_mm : side of a pixel of the grid that all cases are shown on, mm; 0 takes the largest of all cases, so that
-        resolution gives nothing away.
-    slice_mm : distance between its slices, mm; 0 takes the largest of all cases.
-    fov_mm : side of the field of view, mm.
-    slices : slices of every case, from the vertex down; 0 takes as many as the shortest case has.
-    remove_table : set table and head holder to air, in real and synthetic volumes alike.
-    seed : of the draw and the orders; -1 draws one from the operating system, so that nobody can work it out.
-    """
+    """A reading study."""
 
     title: str = "Reading study"
+    """What readers see on top."""
     readers: int = 3
+    """Number of readers; each gets a personal link and an order of their own."""
     cases: str = "50+50"
+    """Real + synthetic volumes that every reader reads."""
     repeats: str = "5+5"
+    """Real + synthetic volumes that every reader reads a second time, for the agreement with oneself."""
     practice: str = "1+1"
+    """Real + synthetic volumes to begin with, whose answers do not count."""
     structures: tuple[str, ...] = STRUCTURES
+    """What is rated."""
     anchors: tuple[str, str, str] = ANCHORS
+    """What 1, 2 and 3 on the scale mean."""
     margin: float = 0.25
+    """Non-inferiority margin, points of the scale: synthetic may be rated lower by less than this."""
     kappa: Literal["linear", "quadratic"] = "linear"
+    """Weights of kappa, by distance or by its square."""
     pixel_mm: float = 0.0
+    """Side of a pixel of the grid that all cases are shown on, mm; 0 takes the largest of all cases, so that resolution
+    gives nothing away."""
     slice_mm: float = 0.0
+    """Distance between the slices of that grid, mm; 0 takes the largest of all cases."""
     fov_mm: float = 240.0
+    """Side of the field of view, mm."""
     slices: int = 0
+    """Slices of every case, from the vertex down; 0 takes as many as the shortest case has."""
     remove_table: bool = True
+    """Set table and head holder to air, in real and synthetic volumes alike."""
     seed: int = -1
+    """Seed of the draw and the orders; -1 draws one from the operating system, so that nobody can work it out."""
 
     def __post_init__(self) -> None:
         cases, repeats = pair("--cases", self.cases), pair("--repeats", self.repeats)

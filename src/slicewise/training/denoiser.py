@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +29,14 @@ from slicewise.data.windows import (
     whole_heads,
 )
 from slicewise.diffusion.denoiser import Denoiser, Recipe, position_condition
-from slicewise.diffusion.loss import SigmaUncertainty, WindowTask, deviation_loss, weighted_errors
+from slicewise.diffusion.loss import SigmaUncertainty, deviation_loss, weighted_errors
 from slicewise.diffusion.precondition import c_noise, posterior
-from slicewise.diffusion.schedule import SigmaDistribution
 from slicewise.errors import UserError
-from slicewise.hu import BRAIN, HUScale
+from slicewise.hu import BRAIN
 from slicewise.metrics.tissue import brain_mask, noise_level
-from slicewise.networks.ncsnpp import NCSNpp, NCSNppConfig
-from slicewise.networks.unet import UNet, UNetConfig
-from slicewise.networks.unet3d import UNet3d, UNet3dConfig, fit_gaussian
+from slicewise.networks.ncsnpp import NCSNpp
+from slicewise.networks.unet import UNet
+from slicewise.networks.unet3d import UNet3d, fit_gaussian
 from slicewise.pyramid import KIND as PYRAMID
 from slicewise.pyramid import load_pyramid
 from slicewise.random import TRAIN_DITHER, TRAIN_NOISE, TRAIN_ORDER, Draws
@@ -47,103 +46,9 @@ from slicewise.training.ema import EMA
 from slicewise.training.fade import CONTRAST, MOTTLE_HU, fade
 from slicewise.training.residual import fit_residual_filter
 from slicewise.training.run import run, training_heads
+from slicewise.training.settings import DenoiserTraining
 from slicewise.training.state import whole
-from slicewise.training.trainer import RunSettings
 from slicewise.training.validation import score, validate
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserTraining(RunSettings):
-    """Settings of a denoiser's training.
-
-    Attributes
-    ----------
-    network : "unet" (lean), "ncsnpp" (the paper's) or "unet3d" (whole heads at once, for the plan of a pyramid).
-    unet, unet3d, ncsnpp : shape of the chosen network; its number of slices and conditions follow from the fields
-        below.
-    slices : K, slices in a window; of "unet3d", more than the longest head has.
-    pool : train on pixels so many times as large as the store's: the plan of a pyramid (see `pyramid`).
-    above : see the slices of a level whose pixels are so many times as large, too: those above, at and below the wanted
-        one, as a pyramid's drawer does; 0 for none.
-    above_sigma : largest noise on those, in units of x, drawn log-uniformly from a fifteenth of it upward: it decides
-        how far the drawer trusts a plan that is not quite right.
-    task : joint (the paper) or per-slice noise levels, and how slices of a window are corrupted.
-    sigma : distribution of noise levels.
-    scale : window and companding of the HU scale.
-    position : tell the network each window's position below the vertex.
-    starts : share of windows, beside their own, at which a chain starts from air: one slice in thirty decides the rest.
-    fade : share of windows whose known slices are faded as a chain fades its own (see `fade`).
-    flip : mirror windows left to right at random (the paper augments nothing).
-    crop : rows and columns of the part of each window that is trained on, about the head and at random within that;
-        (0, 0) takes the whole. Half of a head CT is air, of which there is little to learn.
-    ema : relative width of the average of weights that is saved at the end, in (0, 0.28); 0 chooses it by validation.
-    balance : balance the loss over noise levels by a learned uncertainty (EDM2).
-    micro_batch : windows that go through the network at once; 0 takes a process's whole share of the batch. Less needs
-        less memory and gives the same step, up to rounding.
-    fit_memory : where the device's memory does not hold so many, go on with the most that it holds.
-    validation_windows : windows in a validation.
-    residual_windows : training windows to find the trained network's residual filter on (see `diffusion.residual`); 0
-        for none.
-    core : dtype of the network core: "auto" (bfloat16 where the device has it), "float32" or "bfloat16".
-    parallel : "ddp" or, for networks too large for one device, "fsdp".
-    compile : compile the network's blocks: "auto" does so on CUDA; takes a minute at the start.
-    """
-
-    network: Literal["unet", "unet3d", "ncsnpp"] = "unet"
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    unet3d: UNet3dConfig = field(default_factory=UNet3dConfig)
-    ncsnpp: NCSNppConfig = field(default_factory=NCSNppConfig)
-    slices: int = 3
-    pool: int = 1
-    above: int = 0
-    above_sigma: float = 0.05
-    task: WindowTask = field(default_factory=WindowTask)
-    sigma: SigmaDistribution = field(default_factory=SigmaDistribution)
-    scale: HUScale = field(default_factory=lambda: HUScale(companding="half"))
-    position: bool = True
-    starts: float = 0.08
-    fade: float = 0.0
-    flip: bool = False
-    crop: tuple[int, int] = (0, 0)
-    ema: float = 0.0
-    balance: bool = True
-    micro_batch: int = 0
-    fit_memory: bool = False
-    validation_windows: int = 32
-    residual_windows: int = 0
-    core: Literal["auto", "float32", "bfloat16"] = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    compile: Literal["auto", "on", "off"] = "auto"
-
-    @property
-    def whole(self) -> bool:
-        """Whether a window is a whole head."""
-        return self.network == "unet3d"
-
-    @property
-    def grain(self) -> int:
-        """Store pixels whose multiple the first row and column of a part are: whole pixels of every level."""
-        return self.pool * math.lcm(self.unet.fold, self.above or 1)
-
-    def check(self) -> None:
-        super().check()
-        for name, least in (("slices", 2), ("pool", 1), ("above", 0), ("validation_windows", 1), ("micro_batch", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
-        if not 0 < self.sigma.sigma_min < self.sigma.sigma_max:
-            raise UserError(
-                f"--sigma.sigma-min {self.sigma.sigma_min:g}, --sigma.sigma-max {self.sigma.sigma_max:g}: "
-                "must be above 0, and the first below the second"
-            )
-        if self.residual_windows and (self.whole or self.above or self.pool > 1):
-            raise UserError("--residual-windows: is for a denoiser alone, not for levels of a pyramid; leave it out")
-        if self.whole and (self.task.joint or self.position or self.above or any(self.crop)):
-            raise UserError(
-                "--network unet3d: trains on whole heads; leave out --task.joint, --above and --crop, and give "
-                "--no-position"
-            )
-        if not 0 <= self.ema < 0.28:
-            raise UserError(f"--ema {self.ema:g}: must lie in (0, 0.28), or be 0 to choose it by validation")
 
 
 class Objective(nn.Module):
@@ -495,8 +400,9 @@ class DenoiserTrainer:
     def sample(self, path: Path) -> None:
         """One generated volume as a montage. All processes sample it, since FSDP's network needs them all; the first
         writes it."""
-        from slicewise.ascii import ChainSettings, chain, trim
+        from slicewise.ascii import chain, trim
         from slicewise.montage import save_montage
+        from slicewise.sampling import ChainSettings
         from slicewise.volume import Volume
 
         denoiser = self.denoiser()

@@ -6,16 +6,16 @@ every few steps as steps of their own, with Adam corrected for them (Karras et a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from slicewise.baselines import ada
-from slicewise.baselines.discriminator import Discriminator, DiscriminatorConfig
+from slicewise.baselines.discriminator import Discriminator
 from slicewise.baselines.gan_loss import (
     discriminator_loss,
     generator_loss,
@@ -24,92 +24,24 @@ from slicewise.baselines.gan_loss import (
     r1_weight,
 )
 from slicewise.baselines.sampling import Baseline, draw_volume, slice_noise
-from slicewise.baselines.stylegan2 import StyleGAN2, StyleGAN2Config
-from slicewise.baselines.stylegan3 import StyleGAN3, StyleGAN3Config
+from slicewise.baselines.stylegan2 import StyleGAN2
+from slicewise.baselines.stylegan3 import StyleGAN3
 from slicewise.data.store import Store
 from slicewise.errors import UserError
-from slicewise.hu import WHOLE, HUScale
+from slicewise.hu import WHOLE
 from slicewise.random import AUGMENT, LATENT, Draws
 from slicewise.runtime import Process, processes
 from slicewise.training import ema
 from slicewise.training.ema import EMA
 from slicewise.training.run import run, training_heads
+from slicewise.training.settings import GANTraining
 from slicewise.training.slices import Slices, recipe_of
-from slicewise.training.trainer import RunSettings
 
 # Passes of a step, part of the key of their draws: no two share latents or augmentations.
 _D, _G, _PATH, _REAL, _R1 = range(5)
 _ADA_EVERY = 4
 _PATH_DECAY = 0.99
 Network = TypeVar("Network", bound=nn.Module)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GANTraining(RunSettings):
-    """Settings of a GAN's training.
-
-    Attributes
-    ----------
-    network : "stylegan2" or "stylegan3" (alias-free).
-    stylegan2, stylegan3 : shape of the chosen generator.
-    discriminator : shape of the discriminator.
-    scale : window and companding of the HU scale.
-    lr : learning rate of Adam for the generator; 0 takes the published one (0.002; 0.0025 for StyleGAN3).
-    lr_discriminator : learning rate of Adam for the discriminator; 0 takes the published one (0.002).
-    clip : largest norm of a network's gradient (published: none).
-    validations : a GAN has none.
-    ema_images : half-life, in slices seen, of the moving average of weights that is saved.
-    r1 : weight of the R1 penalty; 0 takes 0.0002 pixels / batch.
-    r1_every : steps between R1 penalties.
-    path : weight of the path length penalty (StyleGAN2 only).
-    path_every : steps between path length penalties.
-    mixing : share of slices made of two latents (StyleGAN2 only).
-    ada_target : overfitting, mean sign of the discriminator on real slices, at which augmentation is held; 0 augments
-        nothing.
-    ada_images : slices seen in which augmentation can go from never to always.
-    flip : mirror slices left to right at random (the paper augments nothing).
-    """
-
-    network: Literal["stylegan2", "stylegan3"] = "stylegan2"
-    stylegan2: StyleGAN2Config = field(default_factory=StyleGAN2Config)
-    stylegan3: StyleGAN3Config = field(default_factory=StyleGAN3Config)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    scale: HUScale = field(default_factory=HUScale)
-    steps: int = 20000
-    lr: float = 0.0
-    lr_discriminator: float = 0.0
-    warmup: float = 0.0
-    cooldown: float = 0.0
-    clip: float = 1e6
-    validations: int = 0
-    ema_images: float = 5000.0
-    r1: float = 0.0
-    r1_every: int = 16
-    path: float = 2.0
-    path_every: int = 4
-    mixing: float = 0.9
-    ada_target: float = 0.6
-    ada_images: int = 500_000
-    flip: bool = False
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """Learning rates of generator and discriminator."""
-        return self.lr or (0.0025 if self.network == "stylegan3" else 0.002), self.lr_discriminator or 0.002
-
-    def check(self) -> None:
-        RunSettings.check(replace(self, lr=self.rates[0]))
-        for name in ("ema_images", "r1_every", "path_every", "ada_images"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
-        for name in ("lr_discriminator", "r1", "path"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
-        for name in ("mixing", "ada_target"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1]")
-        if self.network == "stylegan3" and self.stylegan3.layers < 4:
-            raise UserError(f"--stylegan3.layers {self.stylegan3.layers}: needs 4 or more")
 
 
 def build(settings: GANTraining, size: int) -> tuple[StyleGAN2 | StyleGAN3, Discriminator]:

@@ -10,9 +10,9 @@ to undo it. Where the paper leaves things open:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from slicewise.data.store import Store
 from slicewise.data.windows import Cut, Heads
 from slicewise.errors import UserError
 from slicewise.hu import HU_MIN, ICNET
-from slicewise.networks.icnet import ICNet, ICNetConfig
+from slicewise.networks.icnet import ICNet
 from slicewise.random import TRAIN_ORDER, VALIDATION, Draws
 from slicewise.runtime import Process, processes
 from slicewise.training.ema import EMA
 from slicewise.training.run import run, training_heads
-from slicewise.training.trainer import RunSettings
+from slicewise.training.settings import ICNetTraining
 
 GAIN_RANGE = (0.7, 1.3)
 OFFSET_HU = 20.0
@@ -39,58 +39,6 @@ HU_PER_UNIT = (ICNET.hi - ICNET.lo) / 2.0
 # Slices whose tissue is measured at once.
 _AT_ONCE = 256
 Array = TypeVar("Array", np.ndarray, Tensor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ICNetTraining(RunSettings):
-    """Settings of IC-Net training.
-
-    The network has no norms: four times the default rate silences most of its encoder in a thousand steps, at times all
-    of it.
-
-    Attributes
-    ----------
-    network : shape of the network.
-    recipe : "offset" distorts contrast, μ in [0.7, 1.3], and shifts by up to 20 HU; "paper" distorts contrast only.
-    neighbour_error_hu : standard deviation of an offset given to the neighbour, and of a change of contrast that is as
-        large at 100 HU from the mean, in the "offset" recipe. In a chain the neighbour is itself only calibrated: a
-        network that trusts it wholly hands every error on, one that has seen this comes back to what heads look like.
-    slight : share of slices distorted by a tenth of that only, in the "offset" recipe. A good generator's slices are
-        nearly right as they come: a network that has seen but large distortions moves those by what it takes for one.
-    both_ways : whether the known neighbour is as often the slice below as the one above, for chains that run upward
-        from a seed slice; the paper's chain runs downward only.
-    air_pairs : share of pairs in which the neighbour is air and the slice is not distorted, so that the first slice
-        of a chain, which nothing can be compared with, is left alone.
-    least_tissue : least share of a slice's voxels inside the window, in both slices of a pair; emptier pairs are
-        dropped.
-    validation_pairs : pairs of the validation split, the same at every validation.
-    """
-
-    network: ICNetConfig = field(default_factory=ICNetConfig)
-    recipe: Literal["offset", "paper"] = "offset"
-    neighbour_error_hu: float = 1.0
-    slight: float = 0.7
-    both_ways: bool = True
-    steps: int = 4000
-    batch: int = 8
-    lr: float = 5e-4
-    warmup: float = 0.05
-    cooldown: float = 0.95
-    air_pairs: float = 0.03
-    least_tissue: float = 0.02
-    validation_pairs: int = 128
-
-    def check(self) -> None:
-        super().check()
-        if not self.validation_pairs > 0:
-            raise UserError(f"--validation-pairs {self.validation_pairs}: must be above 0")
-        if not self.neighbour_error_hu >= 0:
-            raise UserError(f"--neighbour-error-hu {self.neighbour_error_hu}: must not be below 0")
-        if not 0 <= self.slight <= 1:
-            raise UserError(f"--slight {self.slight}: must lie in [0, 1]")
-        for name in ("air_pairs", "least_tissue"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1)")
 
 
 def distort(hu: Array, gain: Array | float, offset: Array | float = 0.0) -> Array:

@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from slicewise.ascii import ChainSettings
 from slicewise.data.windows import Windows
 from slicewise.diffusion.denoiser import Denoiser
 from slicewise.diffusion.residual import ResidualFilter, bands, hats, taken_away
 from slicewise.hu import BRAIN
 from slicewise.metrics.tissue import MIN_VOXELS, brain_mask
 from slicewise.random import VALIDATION, generator
+from slicewise.sampling import ChainSettings
 
 # The noise levels are spread evenly in ln sigma, from the least trained one to so many HU in the brain.
 LEVELS = 14

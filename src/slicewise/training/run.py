@@ -35,6 +35,7 @@ from slicewise.runtime import Process, ending
 from slicewise.settings import write_settings
 from slicewise.training import ema
 from slicewise.training.folder import StatsLog, alone, write_environment
+from slicewise.training.settings import RunSettings
 from slicewise.training.state import (
     check_same,
     identity,
@@ -47,7 +48,7 @@ from slicewise.training.state import (
     unpack,
     whole,
 )
-from slicewise.training.trainer import RunSettings, Trainer
+from slicewise.training.trainer import Trainer
 
 # Steps between looks at the loss, which a GPU has to be waited for, and at a store that may have grown.
 LOG_EVERY = 20

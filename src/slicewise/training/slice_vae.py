@@ -2,64 +2,27 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slicewise.baselines.slice_vae import SliceVAE, SliceVAEConfig, fit_columns, vae_loss
+from slicewise.baselines.slice_vae import SliceVAE, fit_columns, vae_loss
 from slicewise.codec import codec
 from slicewise.data.store import Store
 from slicewise.data.windows import Heads
 from slicewise.errors import UserError
-from slicewise.hu import AIR_HU, WHOLE, HUScale
+from slicewise.hu import AIR_HU, WHOLE
 from slicewise.io.tensors import load_tensors
 from slicewise.random import LATENT, VALIDATION, Draws
 from slicewise.runtime import Process, processes
 from slicewise.training.ema import EMA
 from slicewise.training.run import run, training_heads
+from slicewise.training.settings import SliceVAETraining
 from slicewise.training.slices import Slices, recipe_of
 from slicewise.training.state import state_file
-from slicewise.training.trainer import RunSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class SliceVAETraining(RunSettings):
-    """Settings of the slice VAE's training; defaults as published, but for the batch (published: 128).
-
-    Attributes
-    ----------
-    network : shape of the network.
-    scale : window and companding of the HU scale.
-    kl : weight of the divergence beside the squared error summed over a slice's pixels.
-    heads : most volumes that the columns are fitted to.
-    validation_slices : slices in a validation.
-    """
-
-    network: SliceVAEConfig = field(default_factory=SliceVAEConfig)
-    scale: HUScale = field(default_factory=HUScale)
-    kl: float = 0.2
-    steps: int = 20000
-    batch: int = 32
-    warmup: float = 0.0
-    cooldown: float = 0.0
-    clip: float = 1e4
-    heads: int = 400
-    validation_slices: int = 64
-
-    def check(self) -> None:
-        super().check()
-        for name, least in (("batch", 2), ("heads", 1), ("validation_slices", 1)):
-            if getattr(self, name) < least:
-                why = " (batch norm)" if name == "batch" else ""
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more{why}")
-        if not self.kl >= 0:
-            raise UserError(f"--kl {self.kl}: must not be below 0")
-        shape = self.network
-        if not shape.channels or min(shape.channels) < 1 or shape.latent < 1 or shape.components < 1:
-            raise UserError("--network.channels, --network.latent, --network.components: must be above 0")
 
 
 def train_slice_vae(store: Store, out: Path, settings: SliceVAETraining | None = None) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from slicewise.data.phantom.people import SPLITS, Person, default_cache, find_people, load_person, load_shape
+from slicewise.data.settings import PhantomSettings
 from slicewise.errors import UserError
 from slicewise.hu import round_hu
 from slicewise.volume import Acquisition, Volume
@@ -13,53 +14,7 @@ from slicewise.volume import Acquisition, Volume
 PHANTOM_VERSION = 3
 PATHOLOGY = 100  # its own stream of random numbers
 SIZES = (128, 256, 512)
-
-
-@dataclass(frozen=True)
-class PhantomSettings:
-    """How the heads are made.
-
-    Attributes
-    ----------
-    size : pixels per side in plane: 128, 256 or 512.
-    fov_mm : in-plane field of view in mm.
-    slice_mm : slice spacing and slice profile width in mm.
-    pathology : probability that a head has a mild pathology: bleed, infarct, tumour, calcification or fracture.
-    table : probability that the head holder is in view.
-    profile_mm : width of the slice profile in mm; 0: as slice_mm.
-    kernel : reconstruction kernel: soft, standard or bone.
-    hardening : beam hardening (cupping, dark bar between the petrous bones) relative to the usual; 0: none.
-    offset_hu : standard deviation of the offset in HU that each slice has of its own.
-    motion : probability that the head moves in one to three slices.
-    metal : probability of a filling or a clip with its streaks.
-    noise_hu : mean noise standard deviation in the brain in HU at pixels up to 1 mm; it varies a little from head to
-        head, and larger pixels average some of it away (a factor 0.78 at 128 pixels).
-    anatomy : folder of label maps of real heads (NIfTI) to make heads from; none: the procedural anatomy.
-    numbering : TOML table of the maps' label numbers; none: FreeSurfer's and SynthSeg's.
-    split_people : how many persons of the folder serve train, val and test; no two splits share one.
-    split : shares of heads for train, val and test.
-    cache : folder for what is computed once of every map; none: the user's cache folder.
-    device : where heads from real anatomy are warped: cpu or cuda.
-    """
-
-    size: int = 256
-    fov_mm: float = 240.0
-    slice_mm: float = 5.0
-    pathology: float = 0.2
-    table: float = 0.0
-    profile_mm: float = 0.0
-    kernel: str = "soft"
-    hardening: float = 1.0
-    offset_hu: float = 0.6
-    motion: float = 0.0
-    metal: float = 0.0
-    noise_hu: float = 4.0
-    anatomy: Path | None = None
-    numbering: Path | None = None
-    split_people: tuple[int, int, int] = (10, 3, 3)
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    cache: Path | None = None
-    device: str = "cpu"
+USUAL = PhantomSettings()
 
 
 @dataclass(frozen=True)
@@ -82,7 +37,7 @@ class Phantom:
     source: str = ""
 
 
-def make_phantom(seed: int, settings: PhantomSettings = PhantomSettings()) -> Phantom:
+def make_phantom(seed: int, settings: PhantomSettings = USUAL) -> Phantom:
     """The head of this seed: the same bits for the same seed and settings on one platform. Raises `UserError` for bad
     settings and for label maps that are none."""
     from slicewise.data.phantom.pathology import paint_pathology

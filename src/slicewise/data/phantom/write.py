@@ -16,7 +16,6 @@ import numpy as np
 
 from slicewise.data.phantom.heads import (
     PHANTOM_VERSION,
-    PhantomSettings,
     cache_of,
     check_settings,
     draw_descent,
@@ -25,6 +24,7 @@ from slicewise.data.phantom.heads import (
 )
 from slicewise.data.phantom.labels import LABELS
 from slicewise.data.phantom.people import Person, is_prepared, load_person, load_shape, shape_file
+from slicewise.data.settings import PhantomSettings
 from slicewise.data.store import (
     MANIFEST,
     Store,

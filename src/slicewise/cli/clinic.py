@@ -1,0 +1,145 @@
+"""Commands that deal in DICOM with others: `push`, `pull`, `deidentify` and `segmentation`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from slicewise.cli.output import print_json, print_left_out
+from slicewise.cli.parse import PLAIN
+from slicewise.io.peer import PeerSettings, Query
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Send DICOM files to a PACS. What it holds already is not sent again; run it again to go on where it was cut."""
+
+    paths: Annotated[tuple[Path, ...], Positional]
+    """Runs of slicewise generate, DICOM folders or files."""
+    to: str
+    """Where to: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
+    dry_run: bool = False
+    """Ask what the PACS holds already, and send nothing."""
+    json: bool = False
+    """Print the report as JSON."""
+    settings: Annotated[PeerSettings, PLAIN] = field(default_factory=PeerSettings)
+
+    def run(self) -> None:
+        from slicewise.io.pacs import push
+
+        with _bar("push") as progress:
+            report = push(self.paths, self.to, self.settings, dry_run=self.dry_run, progress=progress)
+        if self.json:
+            print_json({"to": self.to, "dry_run": self.dry_run, **asdict(report)})
+            return
+        print_left_out(report.left_out)
+        verb = "would send" if self.dry_run else "sent"
+        print(f"{verb} {len(report.sent)} images, {len(report.there_before)} were there")
+        if not report.can_be_asked:
+            print("note      the peer answers no queries, so what it holds already was sent again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Fetch series from a PACS into a folder that prepare reads. What is there already is not fetched again; run it
+    again to go on where it was cut."""
+
+    source: Annotated[str, Positional]
+    """Where from: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
+    out: Path
+    """Folder to write to: OUT/STUDY-UID/SERIES-UID/SOP-UID.dcm."""
+    query: Annotated[Query, PLAIN]
+    deidentify: bool = False
+    """Strip every image of what says who the patient is before it is written (see slicewise deidentify)."""
+    dry_run: bool = False
+    """Only list what would be fetched."""
+    json: bool = False
+    """Print the series that match, and what was fetched, as JSON."""
+    settings: Annotated[PeerSettings, PLAIN] = field(default_factory=PeerSettings)
+
+    def run(self) -> None:
+        from slicewise.io.pacs import pull
+
+        with _bar("pull") as progress:
+            report = pull(
+                self.source,
+                self.query,
+                self.out,
+                self.settings,
+                deidentify=self.deidentify,
+                dry_run=self.dry_run,
+                progress=progress,
+            )
+        if self.json:
+            print_json({"source": self.source, "dry_run": self.dry_run, **asdict(report)})
+            return
+        if self.dry_run:
+            for series in report.series:
+                images = "" if series.images is None else f", {series.images} images"
+                print(f"would pull  {series.modality} series {series.series} of study {series.study}{images}")
+            return
+        print(f"{len(report.folders)} series in {self.out}: {report.fetched} images fetched, ", end="")
+        print(f"{report.there_before} were there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deidentify:
+    """Copy CT images without what says who the patient is: the basic profile of DICOM PS3.15, with new UIDs. Run it
+    again to go on, or to add more of the same patients."""
+
+    paths: Annotated[tuple[Path, ...], Positional]
+    """DICOM folders or files."""
+    out: Path
+    """Folder to write to; the secret key in it, .deidentify-key, is not for giving away."""
+    deface: bool = False
+    """Set the face to air: in slices through the orbits and below, all that lies in front."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def run(self) -> None:
+        from slicewise.data.deface import face_mask
+        from slicewise.io.deidentify import KEY_FILE, REPORT_FILE, deidentify_files
+
+        with _bar("deidentify") as progress:
+            report = deidentify_files(self.paths, self.out, progress, face_mask if self.deface else None)
+        if self.json:
+            print_json({"out": self.out, **asdict(report)})
+            return
+        print_left_out(report.left_out)
+        for warning in report.warnings:
+            print(f"warning   {warning}")
+        print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
+        print(f"were taken out: see {self.out / REPORT_FILE}. Keep {self.out / KEY_FILE} to yourself.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Write a label map as a DICOM segmentation of the CT series that it belongs to."""
+
+    labels: Annotated[Path, Positional]
+    """NIfTI label map, as slicewise phantom writes it."""
+    series: Annotated[Path, Positional]
+    """Folder of the CT series."""
+    out: Path
+    """DICOM file to write."""
+    names: Path | None = None
+    """JSON file {name: label}; by default labels.json beside the label map."""
+
+    def run(self) -> None:
+        from slicewise.io.dicom_seg import write_segmentation
+
+        segments = write_segmentation(self.labels, self.series, self.out, self.names)
+        print(f"wrote {self.out}, {len(segments)} segments: {', '.join(segments)}")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Images done and to do, on stderr."""
+    from slicewise.progress import counting_bar
+
+    with counting_bar(True, transient=True) as bar:
+        task = bar.add_task(f"{what}, images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,142 @@
+"""Commands that make and correct volumes: `demo`, `generate` and `calibrate`."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from slicewise.cli.output import print_json
+from slicewise.cli.parse import PLAIN
+from slicewise.errors import UserError
+from slicewise.release import CHECKPOINT, ICNET, REFERENCE
+from slicewise.sampling import GenerateSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Generate head CT volumes, slice after slice: DICOM series, NIfTI, pictures and a report."""
+
+    out: Path
+    """Folder to write to; volumes that are there already are kept."""
+    checkpoint: Path = CHECKPOINT
+    """Run folder or weights of a denoiser, a pyramid or a baseline; by default the release checkpoint."""
+    icnet: Path = ICNET
+    """Run folder or weights of IC-Net; by default the release one."""
+    reference: Path = REFERENCE
+    """Measures of the training data for the report (slicewise reference); by default the release's."""
+    report: bool = True
+    """Write pictures and the HTML report."""
+    dry_run: bool = False
+    """Only say what would be done."""
+    json: bool = False
+    """Print where the results are, and what generate.json holds, as JSON."""
+    settings: Annotated[GenerateSettings, PLAIN] = field(default_factory=GenerateSettings)
+
+    def run(self) -> None:
+        from slicewise import generate as generation
+        from slicewise.progress import counting_bar
+        from slicewise.settings import write_settings
+
+        settings, out = self.settings, self.out
+        if self.report and not self.reference.is_file():
+            raise UserError(
+                f"--reference {self.reference}: no such file; make one with slicewise reference, or add --no-report"
+            )
+        if self.dry_run:
+            print(f"would generate {settings.count} volumes with {self.checkpoint} into {out}")
+            return
+        main_process = os.environ.get("RANK", "0") == "0"
+        started = time.monotonic()
+        with counting_bar(main_process) as bar:
+            task = bar.add_task("volumes", total=settings.count)
+            run = generation.generate(
+                self.checkpoint,
+                out,
+                settings,
+                self.icnet if settings.calibrate != "off" else None,
+                lambda volumes, slices: bar.update(task, completed=volumes, note=f"slice {slices}" if slices else ""),
+                lambda text: print(f"note          {text}", file=sys.stderr) if text else None,
+            )
+        if not main_process:
+            return
+        write_settings(out / "config.toml", "generate", settings)
+        seconds = time.monotonic() - started
+        pages: list[Path] = []
+        if self.report:
+            from slicewise.report import write_run_report
+
+            pages = write_run_report(out, generation.results(out, settings.count), self.reference, run)
+        if self.json:
+            folders = {"dicom": out / "dicom", "nifti": out / "nifti" if settings.nifti else None}
+            print_json({"out": out, **folders, "pages": pages, "seconds": round(seconds, 1), "run": run})
+            return
+        print(f"DICOM series  {out / 'dicom'}   ({seconds:.0f} s)")
+        if settings.nifti:
+            print(f"NIfTI         {out / 'nifti'}")
+        for path in pages:
+            print(f"{'Report' if path.suffix == '.html' else 'Picture':13} {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Generate a few head CT volumes with the release checkpoint and say where to look."""
+
+    out: Path = Path("runs/demo")
+    """Folder to write to."""
+    count: int = 4
+    """Volumes to generate."""
+    seed: int = 0
+    """Seed of the run."""
+
+    def run(self) -> None:
+        Generate(out=self.out, settings=GenerateSettings(count=self.count, seed=self.seed)).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Calibrate the intensities of a volume slice by slice."""
+
+    volume: Annotated[Path, Positional]
+    """DICOM folder or NIfTI file."""
+    out: Path
+    """A .nii, .nii.gz, .png or .dcm (Enhanced CT) file to write, or a new folder for a DICOM series."""
+    icnet: Path = ICNET
+    """Run folder or weights of IC-Net; by default the release one."""
+    method: Literal["icnet", "match-previous", "match-seed"] = "icnet"
+    """IC-Net, or histogram matching to the slice before ("match-previous") or to the seed slice ("match-seed")."""
+    seed_slice: int | None = None
+    """Slice that keeps its HU, 0 the most superior; without it IC-Net starts from air at the top."""
+    patient_id: str = ""
+    """Patient ID to write; by default the volume's."""
+
+    def run(self) -> None:
+        from slicewise.calibrate import brain_shift, calibrate_volume, match_volume
+        from slicewise.checkpoint import load_icnet
+        from slicewise.export import check_target, write_volume
+        from slicewise.io.archive import read_volume
+        from slicewise.io.provenance import EDITED, Step
+
+        reading = read_volume(self.volume)
+        volume = reading.volume
+        source = reading.source.after(Step(f"slices calibrated with {self.method}", EDITED))
+        check_target(self.out, self.patient_id, source)
+        if self.method == "icnet":
+            done = calibrate_volume(load_icnet(self.icnet), volume, self.seed_slice)
+        else:
+            done = match_volume(volume, self.method.removeprefix("match-"), self.seed_slice or 0)
+        how = f"Calibrated with {self.method}"
+        write_volume(done, self.out, patient_id=self.patient_id, description=how, source=source)
+        for note in reading.notes:
+            print(f"note      {note}")
+        print(f"wrote {self.out}")
+        if volume.acquisition.synthetic:
+            return
+        if shift := brain_shift(volume, done):
+            mean, worst = shift
+            print(f"note      a real volume: its brain moved by {mean:+.1f} HU on average, {worst:+.1f} HU where most")
+        if self.method == "icnet" and self.seed_slice is None:
+            print("          calibration began from air; --seed-slice names a slice that is right and keeps its HU")

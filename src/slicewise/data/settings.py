@@ -1,0 +1,128 @@
+"""How training data are made: from an archive, or as phantoms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from slicewise.errors import UserError
+
+if TYPE_CHECKING:
+    from slicewise.data.resample import Grid
+
+
+def check_shares(fractions: Sequence[float]) -> None:
+    """`UserError` for shares of train, val and test that do not sum to one."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(f"split fractions {tuple(fractions)}: give three shares (train, val, test) that sum to 1")
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How an archive becomes training data."""
+
+    size: int = 128
+    """Pixels a side of a prepared slice."""
+    fov_mm: float = 240.0
+    """Field of view a side, mm; the head is in its middle."""
+    slice_mm: float = 5.0
+    """Distance between prepared slices, mm."""
+    crop_air_above: bool = True
+    """Begin with the first slice that shows the head."""
+    min_coverage: float = 0.85
+    """Least share of the head that the scan must cover in a slice (the ends of tilted scans are cut)."""
+    remove_table: bool = False
+    """Set table and head holder to air."""
+    interpolate_missing: bool = False
+    """Fill holes by linear interpolation where no more than two slices are missing, of the series or of the working
+    grid; otherwise such a series is left out."""
+    largest_part: bool = False
+    """Of a scan with holes that are not filled take the longest part without one."""
+    keep_tilt: bool = False
+    """Lay slices in the plane of a tilted gantry instead of upright, so that thick ones are not interpolated across."""
+    trust_hu: bool = False
+    """Take volumes whose values cannot be HU by their histogram (no air near -1000, soft tissue not near 30, no bone),
+    which are left out otherwise."""
+    patient_from: Literal["id", "path"] = "id"
+    """What tells patients apart: "id", the Patient ID, and the path of NIfTI; or "path", the first folder below the
+    given one."""
+    min_slices: int = 8
+    """Least number of slices, before and after resampling; shorter ones are left out."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of patients for training, validation and test."""
+    seed: int = 0
+    """Seed of the split; a patient's place depends on it alone, but that a small store fills validation and test from
+    training. Into a store that is there new patients come by its own shares and seed."""
+    keep_sources: bool = False
+    """Write the paths of the scans into the manifest, where whoever gets the store reads them."""
+    allow_names: bool = False
+    """Take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no names, but the
+    folders it comes from do)."""
+    workers: int = 0
+    """Processes; 0 takes one a processor."""
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.fov_mm <= 0 or self.slice_mm <= 0 or self.min_slices < 1 or self.workers < 0:
+            raise UserError(
+                f"--size {self.size} --fov-mm {self.fov_mm:g} --slice-mm {self.slice_mm:g} --min-slices "
+                f"{self.min_slices} --workers {self.workers}: size must be 8 or more, the others positive"
+            )
+        check_shares(self.split)
+
+    @property
+    def grid(self) -> "Grid":
+        """The working grid of these settings."""
+        from slicewise.data.resample import Grid
+
+        return Grid(
+            self.size,
+            self.fov_mm,
+            self.slice_mm,
+            self.crop_air_above,
+            self.min_coverage,
+            self.remove_table,
+            self.keep_tilt,
+        )
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """How the heads are made."""
+
+    size: int = 256
+    """Pixels per side in plane: 128, 256 or 512."""
+    fov_mm: float = 240.0
+    """In-plane field of view in mm."""
+    slice_mm: float = 5.0
+    """Slice spacing and slice profile width in mm."""
+    pathology: float = 0.2
+    """Probability that a head has a mild pathology: bleed, infarct, tumour, calcification or fracture."""
+    table: float = 0.0
+    """Probability that the head holder is in view."""
+    profile_mm: float = 0.0
+    """Width of the slice profile in mm; 0: as slice_mm."""
+    kernel: str = "soft"
+    """Reconstruction kernel: soft, standard or bone."""
+    hardening: float = 1.0
+    """Beam hardening (cupping, dark bar between the petrous bones) relative to the usual; 0: none."""
+    offset_hu: float = 0.6
+    """Standard deviation of the offset in HU that each slice has of its own."""
+    motion: float = 0.0
+    """Probability that the head moves in one to three slices."""
+    metal: float = 0.0
+    """Probability of a filling or a clip with its streaks."""
+    noise_hu: float = 4.0
+    """Mean noise standard deviation in the brain in HU at pixels up to 1 mm; it varies a little from head to head, and
+    larger pixels average some of it away (a factor 0.78 at 128 pixels)."""
+    anatomy: Path | None = None
+    """Folder of label maps of real heads (NIfTI) to make heads from; none: the procedural anatomy."""
+    numbering: Path | None = None
+    """TOML table of the maps' label numbers; none: FreeSurfer's and SynthSeg's."""
+    split_people: tuple[int, int, int] = (10, 3, 3)
+    """How many persons of the folder serve train, val and test; no two splits share one."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of heads for train, val and test."""
+    cache: Path | None = None
+    """Folder for what is computed once of every map; none: the user's cache folder."""
+    device: str = "cpu"
+    """Where heads from real anatomy are warped: cpu or cuda."""

@@ -1,0 +1,59 @@
+"""How two sets of volumes are compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from slicewise.errors import UserError
+from slicewise.hu import Window
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How two sets are compared."""
+
+    extractor: Literal["efficientnet-lite0", "inception", "radimagenet"] = "efficientnet-lite0"
+    """Network whose features are compared."""
+    weights: Path | None = None
+    """File of the network's weights, for "inception" and "radimagenet"."""
+    weights_sha256: str = ""
+    """SHA-256 (or its first digits) that the weights must have; the standard Inception file is known."""
+    whole: tuple[float, float] = (-1024.0, 3071.0)
+    """First HU window, the whole range."""
+    brain: tuple[float, float] = (-10.0, 70.0)
+    """Second HU window; also what counts as parenchyma."""
+    all_slices: bool = True
+    """Fréchet distances on all slices too, not on middle ones only."""
+    step_mm: float = 10.0
+    """Distance between the coronal and sagittal slices of "all", mm; 0 takes every one."""
+    resample: bool = False
+    """Bring volumes of another grid onto that of the first real volume; otherwise they are refused."""
+    depth: int = 0
+    """Slices that bMMD² and MS-SSIM see, from the top; 0 takes as many as the first real volume has."""
+    pairs: int = 25
+    """Pairs of volumes of either set whose MS-SSIM is taken, at most."""
+    batch: int = 4
+    """Volumes in a batch of bMMD²."""
+    neighbours: int = 5
+    """k of precision, recall, density and coverage."""
+    rounds: int = 200
+    """Bootstrap draws."""
+    seed: int = 0
+    """Seed of draws and halves."""
+
+    def __post_init__(self) -> None:
+        for name in ("whole", "brain"):
+            lo, hi = getattr(self, name)
+            if not lo < hi:
+                raise UserError(f"--{name} {lo:g} {hi:g}: the window is empty; give its lower end first")
+        if self.whole == self.brain:
+            raise UserError("--whole and --brain are one window; give two different ones")
+        for name, least in (("batch", 2), ("neighbours", 1), ("rounds", 10), ("pairs", 0), ("depth", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
+        if not self.step_mm >= 0:
+            raise UserError(f"--step-mm {self.step_mm:g}: must be 0 or more")
+
+    @property
+    def windows(self) -> tuple[Window, Window]:
+        return Window(*self.whole), Window(*self.brain)

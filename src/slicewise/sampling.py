@@ -1,0 +1,109 @@
+"""How volumes are sampled: the settings of a chain, and of a run of many."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from slicewise.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from slicewise.diffusion.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """How slices are sampled."""
+
+    sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
+    """Sampler: "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
+    copied inpainting code has it: the noise of the last step stays in the result)."""
+    steps: int = 20
+    """Noise levels of a denoiser alone."""
+    plan_steps: int = 30
+    """Noise levels of a pyramid's plan, which is sampled whole."""
+    draw_steps: int = 8
+    """Noise levels of what draws after a plan, which needs few: most of a slice is decided by then."""
+    spacing: Literal["karras", "geometric"] = "geometric"
+    """How noise levels are spaced: "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above
+    sigma = 3, where nothing is left to decide once neighbours are known."""
+    sigma_min: float = 0.0
+    """Lowest noise level in units of x; 0 takes the one that the checkpoint was trained from."""
+    sigma_max: float = 0.0
+    """Highest noise level in units of x; 0 takes the one that the checkpoint was trained to."""
+    rho: float = 7.0
+    """Exponent of the karras spacing."""
+    snr: float = 0.15
+    """Signal-to-noise ratio of the Langevin corrector (pc)."""
+    known_sigma: float = 0.005
+    """Noise put on known slices, in units of x (per-slice model only): it hides from the network what is not quite
+    right in its own slices. 0.005 is 2 HU in the brain on the "half" scale."""
+    above_sigma: float = 0.04
+    """Noise put on the slices of the level above, in units of x (drawers only)."""
+    guidance: float = 1.5
+    """How far to lead away from a worse checkpoint (`guide`); 1 not at all."""
+    guidance_interval: tuple[float, float] = (0.02, 5.0)
+    """Lowest and highest noise level, in units of x, at which to lead away."""
+    direction: Literal["down", "up", "both"] = "down"
+    """Which way the chain goes: "down" (from the vertex), "up" or, from a seed slice, "both" ways."""
+    slices: int = 0
+    """How many slices to generate; 0 means until the head ends."""
+
+    def sigmas(self, denoiser: "Denoiser") -> "torch.Tensor":
+        """The schedule, descending, float64."""
+        from slicewise.diffusion import schedule
+
+        low = self.sigma_min or denoiser.recipe.sigma_min
+        high = self.sigma_max or denoiser.recipe.sigma_max
+        name, steps = "steps", self.steps
+        if denoiser.recipe.whole or denoiser.recipe.above:
+            name = "plan-steps" if denoiser.recipe.whole else "draw-steps"
+            steps = self.plan_steps if denoiser.recipe.whole else self.draw_steps
+        if steps < 2 or not 0 < low < high:
+            raise UserError(
+                f"--chain.{name} {steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"
+            )
+        if self.rho <= 0 or self.snr <= 0 or self.known_sigma < 0 or self.slices < 0:
+            raise UserError(
+                f"--chain.rho {self.rho:g}, --chain.snr {self.snr:g}: must be above 0; "
+                f"--chain.known-sigma {self.known_sigma:g}, --chain.slices {self.slices}: must not be below 0"
+            )
+        if self.spacing == "geometric":
+            return schedule.geometric(steps, low, high)
+        return schedule.karras(steps, low, high, self.rho)
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """What to generate, and how."""
+
+    count: int = 4
+    """Volumes to generate."""
+    seed: int = 0
+    """Seed of the run; volume i of seed s is the same in any batch."""
+    batch: int = 4
+    """Volumes that are generated together."""
+    chain: ChainSettings = field(default_factory=ChainSettings)
+    """Sampler, direction and number of slices."""
+    guide: Path | None = None
+    """Worse checkpoint of the same levels to be led away from, such as an earlier one, which sharpens what is unsure
+    (see chain.guidance); takes twice the time."""
+    calibrate: Literal["auto", "after", "inside", "off"] = "auto"
+    """IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is calibrated
+    before the next is given it) or "off"; "auto" calibrates after a denoiser alone, whose chain drifts, and not what
+    follows a plan."""
+    seed_volume: Path | None = None
+    """DICOM folder or NIfTI file of a real head to go on from; none starts from air."""
+    seed_slice: int = -1
+    """Slice of the seed volume, on the working grid, to go on from; 0 is the most superior, -1 the middle."""
+    resample_seed: bool = False
+    """Resample a seed volume of another spacing onto the checkpoint's grid."""
+    keep_seed: bool = False
+    """Write the seed slice, too, with its scan's voxels in it; the headers say which slice that is."""
+    nifti: bool = True
+    """Write NIfTI beside DICOM."""
+    core: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the network core: "auto", "float32" or "bfloat16"."""
+    device: str = "auto"
+    """Where to compute: "auto" (CUDA if there is one), "cpu" or "cuda"."""
