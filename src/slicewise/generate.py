@@ -229,18 +229,17 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser | Pyramid) -> Seed:
     reading = read_volume(settings.seed_volume)
     volume = reading.volume
     rows, columns = volume.hu.shape[1:]
-    fits = (rows, columns, _mm(volume.spacing)) == (recipe.size, recipe.size, _mm(recipe.spacing_mm))
-    axial = np.allclose([volume.row_axis, volume.column_axis], np.eye(3)[:2], atol=1e-3)
-    if not (fits and axial and volume.is_even):
+    grid = Grid.of(recipe.size, recipe.spacing_mm)
+    if not grid.holds(volume):
         if not settings.resample_seed:
+            axial = np.allclose([volume.row_axis, volume.column_axis], np.eye(3)[:2], atol=1e-3)
             how = "axial" if axial and volume.is_even else "unevenly spaced" if axial else "oblique"
             raise UserError(
                 f"--seed-volume {settings.seed_volume}: {rows} x {columns} {how} pixels at {_mm(volume.spacing)} mm, "
                 f"the checkpoint takes {recipe.size} x {recipe.size} at {_mm(recipe.spacing_mm)} mm; "
                 "add --resample-seed"
             )
-        dz, dy, _ = recipe.spacing_mm
-        volume = resample_volume(volume, Grid(size=recipe.size, fov_mm=dy * recipe.size, slice_mm=dz))
+        volume = resample_volume(volume, grid)
     index = len(volume.hu) // 2 if settings.seed_slice == -1 else settings.seed_slice
     if not 0 <= index < len(volume.hu):
         raise UserError(

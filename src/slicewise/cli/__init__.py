@@ -24,6 +24,7 @@ GROUPS = (
         {
             "demo": ("Demo", "generate a few volumes with the release checkpoint: DICOM, pictures, report"),
             "generate": ("Generate", "generate volumes with a checkpoint"),
+            "fill": ("Fill", "draw the missing slices of a scan, given all that is known of it"),
             "calibrate": ("Calibrate", "calibrate a volume's slices with IC-Net, or match their histograms"),
         },
     ),

@@ -1,4 +1,4 @@
-"""Commands that make and correct volumes: `demo`, `generate` and `calibrate`."""
+"""Commands that make and correct volumes: `demo`, `generate`, `fill` and `calibrate`."""
 
 import os
 import sys
@@ -140,3 +140,72 @@ class Calibrate:
             print(f"note      a real volume: its brain moved by {mean:+.1f} HU on average, {worst:+.1f} HU where most")
         if self.method == "icnet" and self.seed_slice is None:
             print("          calibration began from air; --seed-slice names a slice that is right and keeps its HU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill:
+    """Draw the missing slices of a head scan, given all that is known of it. Holes in a DICOM series are found; slices
+    that are spoilt can be named. Real slices keep their voxels. For research only."""
+
+    volume: Annotated[Path, Positional]
+    """DICOM folder or NIfTI file."""
+    out: Path
+    """A .nii, .nii.gz, .png or .dcm (Enhanced CT) file to write, or a new folder for a DICOM series."""
+    slices: tuple[int, ...] = ()
+    """Slices to draw anew, on the checkpoint's grid, 0 the most superior, beside those that are missing."""
+    complete: tuple[Literal["up", "down"], ...] = ()
+    """Ways in which to draw the rest of a head that the scan cuts off, as far as the checkpoint's plan reaches."""
+    above_mm: float = 0.0
+    """How much of the head is missing above the first slice, in mm; else the scan begins at or above the vertex."""
+    checkpoint: Path = CHECKPOINT
+    """Run folder or weights of a denoiser or a pyramid; by default the release checkpoint."""
+    seed: int = 0
+    """Another seed draws other slices."""
+    resample: bool = False
+    """Resample a scan of another spacing onto the checkpoint's grid."""
+    series_uid: str = ""
+    """Which series, where the folder holds several."""
+    patient_id: str = ""
+    """Patient ID to write; by default the scan's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute: "auto" takes CUDA if there is one."""
+
+    def run(self) -> None:
+        from slicewise.export import check_target, write_volume
+        from slicewise.fill import fill_scan
+        from slicewise.io.archive import read_volume
+        from slicewise.progress import counting_bar
+        from slicewise.pyramid import load_generator
+        from slicewise.runtime import core_dtype, processes
+
+        reading = read_volume(self.volume, series_uid=self.series_uid, keep_holes=True)
+        check_target(self.out, self.patient_id, reading.source)
+        with processes(self.device) as process, counting_bar(True) as bar:
+            device = str(process.device)
+            model = load_generator(self.checkpoint, core_dtype(process.device), device)
+            task = bar.add_task("slices", total=None)  # a plan says how many only when it is made
+            filled = fill_scan(
+                model,
+                reading,
+                self.slices,
+                name=self.checkpoint.name,
+                seed=self.seed,
+                complete=self.complete,
+                above_mm=self.above_mm,
+                resample=self.resample,
+                device=device,
+                progress=lambda slices: bar.update(task, completed=slices),
+            )
+        write_volume(
+            filled.volume,
+            self.out,
+            patient_id=self.patient_id,
+            description="Head CT with synthetic slices",
+            synthetic=filled.origin,
+            source=filled.source,
+        )
+        for note in reading.notes:
+            print(f"note      {note}")
+        drawn = ", ".join(map(str, filled.origin.drawn))
+        print(f"drew      slice {drawn} of {len(filled.volume.hu)}; 0 is the most superior")
+        print(f"wrote     {self.out}")

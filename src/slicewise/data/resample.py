@@ -49,6 +49,21 @@ class Grid:
     remove_table: bool = False
     keep_tilt: bool = False
 
+    @staticmethod
+    def of(size: int, spacing_mm: tuple[float, float, float]) -> "Grid":
+        """The grid of so many square pixels with a spacing (z, y, x)."""
+        return Grid(size, spacing_mm[1] * size, spacing_mm[0])
+
+    def holds(self, volume: Volume) -> bool:
+        """Whether a volume has such pixels and even, axial slices already, wherever it lies."""
+        pixel = self.fov_mm / self.size
+        return bool(
+            volume.hu.shape[1:] == (self.size, self.size)
+            and np.allclose(volume.spacing, (self.slice_mm, pixel, pixel), atol=0.005)
+            and volume.is_even
+            and np.allclose([volume.row_axis, volume.column_axis], np.eye(3)[:2], atol=1e-3)
+        )
+
 
 def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
     """The volume on the working grid: axial, even, rows to the patient's left, centred in-plane on the head.

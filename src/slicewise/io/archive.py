@@ -39,6 +39,7 @@ def read_volume(
     series_uid: str = "",
     interpolate_missing: bool = False,
     largest_part: bool = False,
+    keep_holes: bool = False,
     grid_mm: float = 0.0,
 ) -> Reading:
     """The one volume at a path: a NIfTI file, a DICOM folder or a (multi-frame) DICOM file.
@@ -56,7 +57,13 @@ def read_volume(
                 raise UserError(f"{path}: {len(archive.nifti)} NIfTI files where one volume was expected; name one")
             return load_nifti(archive.nifti[0])
     series = one_series(path, series_uid)
-    return load(series, interpolate_missing=interpolate_missing, largest_part=largest_part, grid_mm=grid_mm)
+    return load(
+        series,
+        interpolate_missing=interpolate_missing,
+        largest_part=largest_part,
+        keep_holes=keep_holes,
+        grid_mm=grid_mm,
+    )
 
 
 def read_one(path: Path | str, **how: Any) -> Volume:

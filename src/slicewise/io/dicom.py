@@ -147,6 +147,7 @@ def load(
     *,
     interpolate_missing: bool = False,
     largest_part: bool = False,
+    keep_holes: bool = False,
     grid_mm: float = 0.0,
     min_slices: int = 2,
     threads: int = 0,
@@ -160,6 +161,7 @@ def load(
     interpolate_missing : fill holes linearly where no more than two slices are missing, of the series or of a grid of
         slices `grid_mm` apart that it will be resampled to.
     largest_part : where a hole is not filled, take the longest run of slices without one.
+    keep_holes : leave holes as they are, steps of several spacings (see `slicewise.fill`).
     min_slices : fewer are refused.
     threads : 0 takes as many as there are processors, eight at most.
 
@@ -204,7 +206,7 @@ def load(
     volume = Volume(hu, positions, row, column, slices[0].spacing, series.acquisition)
     changes: list[str] = []
     gaps = find_gaps(volume.slice_steps)
-    if gaps:
+    if gaps and not keep_holes:
         volume, mended = _mend_gaps(series, volume, gaps, interpolate_missing, largest_part, grid_mm)
         changes += mended
     total = sum(clipped, Clipped())

@@ -72,6 +72,7 @@ class SyntheticOrigin:
     volume : index of the volume within the run.
     description : anything else worth saying in one line (sampler, steps, calibration).
     from_scan : it goes on from a slice of a real scan.
+    drawn : of a scan whose other slices are real, the slices that are synthetic, counted from 0.
     """
 
     model: str
@@ -80,12 +81,16 @@ class SyntheticOrigin:
     volume: int = 0
     description: str = ""
     from_scan: bool = False
+    drawn: tuple[int, ...] = ()
 
     def sentence(self, real_slices: Sequence[int] = ()) -> str:
         """One line for Derivation Description and Contribution Description; `real_slices` (counted from 0) are those
         of the scan that the volume goes on from."""
         text = "Synthetic volume, not a patient"
-        if self.from_scan:
+        if self.drawn:
+            numbers = ", ".join(str(z + 1) for z in self.drawn)
+            text = f"Scan of a patient in which slice {numbers} is synthetic, for research only"
+        elif self.from_scan:
             text = "Synthetic continuation of a scan of a patient, "
             numbers = ", ".join(str(z + 1) for z in real_slices)
             text += f"from whom slice {numbers} is" if real_slices else "of whom no slice is in it"
@@ -239,13 +244,15 @@ def series_header(
 ) -> Dataset:
     """All attributes that the slices of a series have in common; parameters as in `write_series`.
 
-    Of the source's header are repeated: patient, study and frame of reference, where the Patient ID is the source's;
+    Of the source's header are repeated: patient, study and frame of reference, where the Patient ID is the source's and
+    the volume is not made up but for some slices of a scan (`SyntheticOrigin.drawn`);
     Synthetic Data, Derivation Description and Code, and Contributing Equipment always, with what was done since added.
 
     Raises `UserError` for a bad Patient ID, or none where the source has none either.
     """
     source = source or Provenance()
-    if synthetic or patient_id not in ("", source.header.get("PatientID")):
+    made_up = synthetic is not None and not synthetic.drawn
+    if made_up or patient_id not in ("", source.header.get("PatientID")):
         source = source.without_patient()
     known, real = source.header, volume.acquisition.real_slices
     patient_id = patient_id or str(known.get("PatientID", ""))
