@@ -215,9 +215,9 @@ def test_a_network_makes_the_same_volume_in_any_batch():
 @pytest.mark.parametrize(
     "settings, more, what",
     [
-        (replace(FAST, direction="up"), {}, "--chain.direction up needs --seed-volume"),
+        (replace(FAST, direction="up"), {}, "ChainSettings.direction=up needs GenerateSettings.seed_volume"),
         (replace(FAST, slices=1), {"start": np.zeros((2, 9, 9), np.int16)}, "seed slice of"),
-        (replace(FAST, steps=1), {}, "--chain.steps 1"),
+        (replace(FAST, steps=1), {}, "ChainSettings.steps=1"),
         (replace(FAST, sigma_min=30.0), {}, "sigma"),
         (replace(FAST, sigma_min=-1.0), {}, "sigma"),
         (replace(FAST, rho=0.0), {}, "rho"),

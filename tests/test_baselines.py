@@ -159,7 +159,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, toy_store, runs, tmp_path):
 def test_another_run_in_the_folder_is_refused_and_changes_nothing(kind, toy_store, runs):
     train, settings = TRAIN[kind]
     before = {f: f.read_bytes() for f in runs[kind].rglob("*") if f.is_file()}
-    with pytest.raises(UserError, match="--seed is 0, this one's is 1"):
+    with pytest.raises(UserError, match="seed is 0, this one's is 1"):
         train(toy_store, runs[kind], replace(settings, seed=1, steps=9))
     assert {f: f.read_bytes() for f in runs[kind].rglob("*") if f.is_file()} == before
 
@@ -172,7 +172,7 @@ def test_the_shape_of_the_other_generator_is_free_to_change(kind, toy_store, run
     before = _state(runs[kind])
     train(toy_store, runs[kind], replace(settings, **{other: changed}))
     assert _same(_state(runs[kind]), before)
-    with pytest.raises(UserError, match=f"--{settings.network} is"):
+    with pytest.raises(UserError, match=f"run's {settings.network} is"):
         own = replace(getattr(settings, settings.network), channel_base=77)
         train(toy_store, runs[kind], replace(settings, **{settings.network: own}))
 
@@ -334,13 +334,13 @@ def _free_ports(count: int) -> list[int]:
 @pytest.mark.parametrize(
     "train, change, what",
     [
-        (train_slice_vae, {"batch": 1}, "--batch 1"),
-        (train_slice_vae, {"kl": -1.0}, "--kl -1"),
-        (train_slice_vae, {"network": SliceVAEConfig(channels=(4,) * 6)}, "--network.channels: 6 halvings"),
-        (train_slice_vae, {"steps": 0}, "--steps 0"),
-        (train_gan, {"mixing": 1.5}, "--mixing 1.5"),
-        (train_gan, {"r1_every": 0}, "--r1-every 0"),
-        (train_gan, {"network": "stylegan3", "stylegan3": StyleGAN3Config(layers=2)}, "--stylegan3.layers 2"),
+        (train_slice_vae, {"batch": 1}, "batch=1"),
+        (train_slice_vae, {"kl": -1.0}, "kl=-1"),
+        (train_slice_vae, {"network": SliceVAEConfig(channels=(4,) * 6)}, "SliceVAEConfig.channels: 6 halvings"),
+        (train_slice_vae, {"steps": 0}, "steps=0"),
+        (train_gan, {"mixing": 1.5}, "mixing=1.5"),
+        (train_gan, {"r1_every": 0}, "r1_every=0"),
+        (train_gan, {"network": "stylegan3", "stylegan3": StyleGAN3Config(layers=2)}, "StyleGAN3Config.layers=2"),
     ],
 )
 def test_settings_that_cannot_work_are_said_before_anything_is_written(train, change, what, toy_store, tmp_path):
@@ -410,9 +410,9 @@ def test_the_slices_of_a_gan_are_independent_and_as_many_as_asked(runs):
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"calibrate": "inside"}, "--calibrate inside"),
-        ({"seed_volume": Path("x")}, "--seed-volume"),
-        ({"chain": ChainSettings(steps=7)}, "--chain"),
+        ({"calibrate": "inside"}, "calibrate=inside"),
+        ({"seed_volume": Path("x")}, "GenerateSettings.seed_volume"),
+        ({"chain": ChainSettings(steps=7)}, "GenerateSettings.chain"),
     ],
 )
 def test_settings_that_a_baseline_has_no_use_for_are_refused(change, what, runs, tmp_path):

@@ -263,7 +263,7 @@ def test_missing_slices(tmp_path):
     hu = head(np.random.default_rng(7), 9)
     write_stack(tmp_path, hu, skip=(3, 4))
     series = scan(tmp_path).series[0]
-    with pytest.raises(UserError, match=r"2 slices missing.*--interpolate-missing"):
+    with pytest.raises(UserError, match=r"2 slices missing.*interpolate_missing=True"):
         load(series)
     reading = load(series, interpolate_missing=True)
     t = np.array([1 / 3, 2 / 3])[:, None, None]

@@ -112,7 +112,7 @@ def test_what_does_not_go_together_is_one_line(head, tmp_path):
         with pytest.raises(UserError, match=expected[name]) as info:
             write_segmentation(tmp_path / "bad.nii.gz", series, tmp_path / "seg.dcm")
         assert "\n" not in str(info.value)
-    with pytest.raises(UserError, match="give --names"):
+    with pytest.raises(UserError, match="give names"):
         write_segmentation(file, series, tmp_path / "seg.dcm", tmp_path / "absent.json")
     with pytest.raises(UserError, match="not a NIfTI file"):
         write_segmentation(tmp_path / "labels.json", series, tmp_path / "seg.dcm")

@@ -397,7 +397,7 @@ def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> Non
     unchecked = replace(quick, extractor="radimagenet")
     for settings, told in ((unchecked, True), (replace(unchecked, weights_sha256="0123abcd"), False)):
         found = evaluate(sets["real"], sets["honest"], settings, progress=False)
-        assert any("--weights-sha256 was not given" in n for n in found.notices) == told
+        assert any("EvaluateSettings.weights_sha256 was not given" in n for n in found.notices) == told
 
 
 def _fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

@@ -176,7 +176,7 @@ def test_a_folder_of_another_checkpoint_or_of_anything_else_is_refused(run, chec
 
 
 @pytest.mark.parametrize(
-    "change, what", [({"count": 0}, "--count 0"), ({"batch": 0}, "--batch 0"), ({"calibrate": "after"}, "--icnet")]
+    "change, what", [({"count": 0}, "count=0"), ({"batch": 0}, "batch=0"), ({"calibrate": "after"}, "icnet=FILE")]
 )
 def test_settings_that_cannot_work_write_nothing(change, what, checkpoint, tmp_path):
     with pytest.raises(UserError, match=what):
@@ -273,7 +273,7 @@ def test_where_in_the_head_a_seed_slice_lies(checkpoint, tmp_path):
 def test_a_seed_volume_on_another_grid_is_refused_or_resampled(size, spacing, checkpoint, tmp_path):
     source = _real(tmp_path / "real.nii.gz", size, spacing, 18)
     settings = replace(SETTINGS, count=1, seed_volume=source, seed_slice=3)
-    with pytest.raises(UserError, match="--resample-seed") as caught:
+    with pytest.raises(UserError, match="resample_seed=True") as caught:
         generate(checkpoint, tmp_path / "out", settings)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     generate(checkpoint, tmp_path / "out", replace(settings, resample_seed=True))

@@ -298,13 +298,13 @@ def test_mistakes_are_told_in_one_line(store, tmp_path):
     no_val = tmp_path / "no_val"
     put_volume(no_val, volume, id="a", patient="a", split="train")
     for message, call in {
-        "--slight is 0.7, this one's is 0.2": lambda: train_icnet(store, tmp_path / "run", replace(SMALL, slight=0.2)),
+        "slight is 0.7, this one's is 0.2": lambda: train_icnet(store, tmp_path / "run", replace(SMALL, slight=0.2)),
         "soft tissue": lambda: train_icnet(open_store(air), tmp_path / "b", SMALL),
         "train and val": lambda: train_icnet(open_store(no_val), tmp_path / "c", SMALL),
         "recipe = 'gain', expected one of": lambda: fill(SMALL, {"recipe": "gain"}, "preset"),
-        "--steps 0": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, steps=0)),
-        "--slight 2": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, slight=2.0)),
-        "--least-tissue 1": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, least_tissue=1.0)),
+        "steps=0": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, steps=0)),
+        "slight=2": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, slight=2.0)),
+        "least_tissue=1": lambda: train_icnet(store, tmp_path / "d", replace(SMALL, least_tissue=1.0)),
         "output": lambda: ICNetConfig(output="image"),
     }.items():
         with pytest.raises(UserError, match=message) as error:

@@ -101,7 +101,7 @@ def test_data_without_their_offset_are_left_out_unless_trusted(tmp_path, kind, c
             ds.save_as(file)
     else:
         source = nifti(tmp_path / "in" / "a.nii", np.clip(BASE - 1024, -1024, 3071).astype(np.int16))
-    with pytest.raises(UserError, match=r"values cannot be HU: .*--trust-hu"):
+    with pytest.raises(UserError, match=r"values cannot be HU: .*trust_hu=True"):
         prepared(tmp_path, source)
     assert not (tmp_path / "store").exists()
     report = prepared(tmp_path, source, trust_hu=True)
@@ -196,7 +196,7 @@ def test_an_id_that_names_nobody_is_warned_about_and_paths_tell_patients_apart(t
         series(tmp_path / "in" / f"p{number}" / "scan", number=number, PatientID="ANONYMOUS")
         nifti(tmp_path / "in" / f"q{number}" / "ct.nii.gz", toy_head(number, 16, 32))
     by_id = prepared(tmp_path, tmp_path / "in")
-    assert "ANONYMOUS stands for 3 studies" in by_id.warnings[0] and "--patient-from path" in by_id.warnings[0]
+    assert "ANONYMOUS stands for 3 studies" in by_id.warnings[0] and "patient_from=path" in by_id.warnings[0]
     patients = {r.patient for r in open_store(tmp_path / "store").records}
     assert len(patients) == 4, "three files of one name are three patients"
     prepare([tmp_path / "in"], tmp_path / "other", replace(SETTINGS, patient_from="path"), progress=False)
@@ -209,7 +209,7 @@ def test_one_id_over_clearly_different_heads_is_warned_about(tmp_path):
     series(tmp_path / "in" / "b", wide, number=1, PatientID="P7")
     series(tmp_path / "in" / "c", number=0, PatientID="P8", StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1")
     (warning,) = prepared(tmp_path, tmp_path / "in", fov_mm=400.0).warnings
-    assert "one patient's by ID" in warning and "mm wide" in warning and "--patient-from path" in warning
+    assert "one patient's by ID" in warning and "mm wide" in warning and "patient_from=path" in warning
 
 
 # --- Geometry -------------------------------------------------------------------------------------------------------
@@ -265,17 +265,17 @@ FINE = np.repeat(toy_head(0, 16, 32), 3, axis=0)[:40]
 def test_the_message_names_only_what_works(tmp_path, capsys):
     source, out = series(tmp_path / "in", FINE, step=2.0, skip=(20, 21, 22, 23, 24, 25, 26, 27)), tmp_path / "o.nii.gz"
     with pytest.raises(
-        UserError, match=r"8 slices missing.*too wide to interpolate, --largest-part takes the 20 slices"
+        UserError, match=r"8 slices missing.*too wide to interpolate, largest_part=True takes the 20 slices"
     ) as e:
         read_volume(source)
-    assert "--interpolate-missing" not in str(e.value)
+    assert "interpolate_missing=True" not in str(e.value)
     with pytest.raises(UserError, match="too wide to interpolate"):
         read_volume(source, interpolate_missing=True, grid_mm=5.0)
     cli.main(["export", str(source), "--out", str(out), "--largest-part"])
     assert "the 20 slices from z = 0.00 to -38.00 mm, of a scan with holes" in capsys.readouterr().out
     assert np.array_equal(read_volume(out).volume.hu, FINE[:20])
     narrow = series(tmp_path / "narrow", FINE, step=2.0, skip=(20,))
-    with pytest.raises(UserError, match="--interpolate-missing fills them"):
+    with pytest.raises(UserError, match="interpolate_missing=True fills them"):
         read_volume(narrow)
     assert len(read_volume(narrow, interpolate_missing=True).volume.hu) == 40
 
@@ -322,7 +322,7 @@ def test_shear_is_told_where_it_shows(tmp_path):
     assert shear_note(tilted(degrees=0.5)) == "" and shear_note(tilted(step=1.0)) == ""
     ds_tilt = [1, 0, 0, 0, float(np.cos(0.35)), -float(np.sin(0.35))]
     source = series(tmp_path / "in", ImageOrientationPatient=ds_tilt)
-    assert any("--keep-tilt" in note for note in prepared(tmp_path, source, min_coverage=0.3).notes)
+    assert any("keep_tilt=True" in note for note in prepared(tmp_path, source, min_coverage=0.3).notes)
     report = prepare([source], tmp_path / "kept", replace(SETTINGS, keep_tilt=True), progress=False)
     assert len(report.prepared) == 1 and report.notes == ()
 

@@ -469,7 +469,7 @@ def test_tls_and_password(secured, series, tmp_path, monkeypatch, caplog):
     web, dimse = "https://localhost:8143/dicom-web", "dicoms://ORTHANC@localhost:4343"
     trusted = PeerSettings(retries=0, timeout_s=20, ca=secured / "cert.pem")
     for url in (web, dimse):
-        with pytest.raises(UserError, match=r"certificate is not trusted .*give --ca"):
+        with pytest.raises(UserError, match=r"certificate is not trusted .*give PeerSettings.ca=FILE"):
             push([series], url, ONCE)
     with pytest.raises(UserError, match="does not accept these credentials"):
         push([series], web, trusted)
@@ -521,7 +521,7 @@ def test_one_line_says_what_is_wrong_with_the_peer(servers, series, tmp_path, ca
         with pytest.raises(UserError, match=what):
             pull(url, Query(patient=of(series).PatientID), tmp_path / "out", nobody)
     with socket.create_server(("127.0.0.1", 11201)):
-        with pytest.raises(UserError, match="--receive-port 11201: cannot listen"):
+        with pytest.raises(UserError, match="receive_port=11201: cannot listen"):
             settings = PeerSettings(retries=0, receive_port=11201)
             pull(ORTHANC, Query(patient=of(series).PatientID), tmp_path / "out", settings)
     assert files(tmp_path / "out") == [] if (tmp_path / "out").exists() else True

@@ -130,11 +130,11 @@ def test_credentials_do_not_cross_a_network_in_clear():
 @pytest.mark.parametrize(
     "given_settings, what",
     [
-        ({"ae_title": "WITH BLANK"}, "--ae-title"),
-        ({"retries": -1}, "--retries -1"),
-        ({"timeout_s": 0}, "--timeout-s 0"),
-        ({"receive_port": 70000}, "--receive-port 70000"),
-        ({"ca": Path("absent.pem")}, "--ca absent.pem"),
+        ({"ae_title": "WITH BLANK"}, "PeerSettings.ae_title="),
+        ({"retries": -1}, "retries=-1"),
+        ({"timeout_s": 0}, "timeout_s=0"),
+        ({"receive_port": 70000}, "receive_port=70000"),
+        ({"ca": Path("absent.pem")}, "ca=absent.pem"),
         ({"certificate": Path(__file__)}, "go together"),
         ({"ca": Path(__file__)}, "no certificate in it"),
     ],

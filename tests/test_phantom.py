@@ -214,7 +214,7 @@ def test_written_series_holds_the_same_head_and_resumes(tmp_path) -> None:  # ty
     assert not list(tmp_path.rglob("*.partial*"))
     with pytest.raises(UserError, match="other settings"):
         write_phantoms(tmp_path, 1, 3, QUIET)
-    with pytest.raises(UserError, match="--count"):
+    with pytest.raises(UserError, match="count="):
         write_phantoms(tmp_path, 0, 3, SMALL)
 
 

@@ -167,7 +167,7 @@ def test_bad_folders_end_in_one_line(tmp_path: Path) -> None:
         (tmp_path / f"{name}.nii").write_bytes(b"the same map")
     with pytest.raises(UserError, match="one map under two names"):
         find_people(tmp_path, None, (1, 1, 0))
-    with pytest.raises(UserError, match="--split-people 10 3 3"):
+    with pytest.raises(UserError, match="split_people=10 3 3"):
         find_people(tmp_path, None, (10, 3, 3))
 
 

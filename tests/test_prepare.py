@@ -424,7 +424,7 @@ def test_bad_outputs(tmp_path, archive):
     prepare([archive / "0"], tmp_path / "store", SETTINGS, progress=False)
     with pytest.raises(UserError, match=r"other settings \(size = 32, now 64\)"):
         prepare([archive], tmp_path / "store", replace(SETTINGS, size=64), progress=False)
-    with pytest.raises(UserError, match="--size 0"):
+    with pytest.raises(UserError, match="size=0"):
         PrepareSettings(size=0)
     with pytest.raises(UserError, match="sum to 1"):
         PrepareSettings(split=(0.9, 0.9, 0.9))

@@ -260,7 +260,7 @@ def test_a_study_leaves_the_seed_slice_out(tmp_path):
     _, folder = kept_seed(tmp_path, slices=8)
     left_out = []
     with pytest.raises(UserError, match="0 usable volumes"):
-        _draw(folder, "--synthetic", 1, np.random.default_rng(0), left_out)
+        _draw(folder, "synthetic", 1, np.random.default_rng(0), left_out)
     assert left_out[-1].reason == "7 slices where 8 or more are needed"
 
 

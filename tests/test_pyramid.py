@@ -193,9 +193,9 @@ def test_a_pyramid_that_lost_a_level_is_one_line(joined, tmp_path):
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"pool": 0}, "--pool 0"),
-        ({"pool": 3}, "--pool 3"),
-        ({"above": -1}, "--above -1"),
+        ({"pool": 0}, "pool=0"),
+        ({"pool": 3}, "pool=3"),
+        ({"above": -1}, "above=-1"),
         ({"crop": (10, 10)}, "multiples of 4"),
     ],
 )
@@ -292,7 +292,7 @@ def test_seeds_that_do_not_fit_are_one_line(whole, joined, store):
     hu = np.asarray(store.hu(store.records[0]))
     with pytest.raises(UserError, match="lies 70 mm below the vertex, the plan knows heads down to 55 mm"):
         draw(pyramid, FEW, 0, [0], {14: hu[3]})
-    with pytest.raises(UserError, match="needs --seed-volume"):
+    with pytest.raises(UserError, match=r"needs GenerateSettings\.seed_volume"):
         draw(pyramid, replace(FEW, direction="up"), 0, [0])
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
         draw(load_pyramid(joined), FEW, 0, [0], {3: hu[3]})
@@ -331,7 +331,7 @@ def test_whole_heads_need_room_and_no_position(store, tmp_path):
         train_denoiser(store, tmp_path / "a", replace(WHOLE, slices=8))
     with pytest.raises(UserError, match="give slices that divide by 2"):
         train_denoiser(store, tmp_path / "b", replace(WHOLE, slices=11))
-    with pytest.raises(UserError, match="--no-position"):
+    with pytest.raises(UserError, match="position=False"):
         train_denoiser(store, tmp_path / "c", replace(WHOLE, position=True))
     with pytest.raises(UserError, match="give as many of each, one a level"):
         train_denoiser(store, tmp_path / "d", replace(WHOLE, unet3d=replace(WHOLE.unet3d, blocks=(1,))))
@@ -381,9 +381,9 @@ def test_generate_is_guided_by_an_earlier_checkpoint_of_the_same_levels(whole, j
     assert same["settings"]["guide"] and not plain["settings"]["guide"]
     hu = [next(iter(results(tmp_path / name, 1)))[2].hu for name in ("plain", "same")]
     np.testing.assert_array_equal(*hu)  # led away from itself nothing moves
-    with pytest.raises(UserError, match="--guide: its slices is 3 where the checkpoint's is 12"):
+    with pytest.raises(UserError, match="guide: its slices is 3 where the checkpoint's is 12"):
         generate(whole, tmp_path / "a", replace(settings, guide=joined))
-    with pytest.raises(UserError, match="--guide: has other levels"):
+    with pytest.raises(UserError, match="guide: has other levels"):
         generate(whole, tmp_path / "b", replace(settings, guide=levels[1]))
 
 

@@ -107,16 +107,16 @@ def test_order_tells_nothing_about_the_kind():
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"cases": "50"}, "--cases 50: expected REAL"),
+        ({"cases": "50"}, "cases=50: expected REAL"),
         ({"cases": "1+5"}, "at least 2 of each"),
-        ({"repeats": "4+0"}, "--repeats 4"),
-        ({"repeats": "3+3"}, "--repeats 3"),
-        ({"practice": "x"}, "--practice x"),
-        ({"readers": 0}, "--readers 0"),
-        ({"structures": ()}, "--structures"),
-        ({"structures": ("A", "A")}, "--structures"),
-        ({"margin": 0.0}, "--margin 0"),
-        ({"slices": -1}, "--slices"),
+        ({"repeats": "4+0"}, "repeats=4"),
+        ({"repeats": "3+3"}, "repeats=3"),
+        ({"practice": "x"}, "practice=x"),
+        ({"readers": 0}, "readers=0"),
+        ({"structures": ()}, "StudySettings.structures"),
+        ({"structures": ("A", "A")}, "StudySettings.structures"),
+        ({"margin": 0.0}, "margin=0"),
+        ({"slices": -1}, "StudySettings.slices"),
     ],
 )
 def test_settings_that_make_no_study(change, what):
@@ -127,7 +127,7 @@ def test_settings_that_make_no_study(change, what):
 
 def test_defaults_are_the_papers_table():
     assert StudySettings().structures == STRUCTURES and len(STRUCTURES) == 8
-    assert pair("--cases", StudySettings().cases) == (50, 50)
+    assert pair("StudySettings.cases", StudySettings().cases) == (50, 50)
 
 
 # Cases ---------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_common_grid_is_the_coarsest():
     grid = common_grid([(5.0, 0.5, 0.5), (3.0, 1.875, 1.5)], 0, 0, 240.0, True)
     assert (grid.size, grid.fov_mm, grid.slice_mm) == (128, 240.0, 5.0)
     assert common_grid([(5.0, 0.5, 0.5)], 1.0, 2.5, 240.0, True).slice_mm == 2.5
-    with pytest.raises(UserError, match="--fov-mm 20"):
+    with pytest.raises(UserError, match="fov_mm=20"):
         common_grid([(5.0, 5.0, 5.0)], 0, 0, 20.0, True)
 
 
@@ -218,13 +218,13 @@ def test_bad_input_makes_no_study(tmp_path):
     cases = [
         ((real, real), small, "two folders"),
         ((real, tmp_path / "absent"), small, "no such"),
-        ((real, synthetic), StudySettings(cases="3+9", repeats="0+0", practice="0+0"), "--synthetic .*3 usable"),
+        ((real, synthetic), StudySettings(cases="3+9", repeats="0+0", practice="0+0"), "synthetic=.*3 usable"),
         ((real, synthetic), StudySettings(cases="2+2", repeats="0+0", practice="0+0", slices=99), "lower --slices"),
     ]
     for paths, chosen, what in cases:
         with pytest.raises(UserError, match=what):
             create(out, *paths, chosen)
-        with pytest.raises(UserError, match="--consent"):
+        with pytest.raises(UserError, match="consent="):
             create(out, real, synthetic, small, tmp_path / "absent.txt")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["real", "synthetic"], "nothing half made is left"
     (tmp_path / "consent.txt").write_text("First.\n\nSecond.\n")

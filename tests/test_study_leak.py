@@ -84,7 +84,7 @@ def test_a_study_that_leaks_is_not_made_unless_told(tmp_path):
         smooth[(smooth > -200) & (smooth < 200)] = 35
         write_nifti(Volume.regular(smooth, (5.0, 6.0, 6.0)), tmp_path / "synthetic" / f"{i}.nii")
     settings = StudySettings(readers=1, cases="6+6", repeats="0+0", practice="0+0", fov_mm=192)
-    with pytest.raises(UserError, match=r"told apart without looking .* AUC 1\.00 .*--allow-leak"):
+    with pytest.raises(UserError, match=r"told apart without looking .* AUC 1\.00 .*allow_leak=True"):
         create(tmp_path / "study", tmp_path / "real", tmp_path / "synthetic", settings)
     assert not (tmp_path / "study").exists()
     _, _, leak = create(tmp_path / "study", tmp_path / "real", tmp_path / "synthetic", settings, allow_leak=True)

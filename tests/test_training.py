@@ -310,7 +310,7 @@ def test_what_memory_does_not_hold_is_said_with_what_it_does(toy_store, tmp_path
     settings = replace(TOY, batch=8, steps=4)
     train_denoiser(toy_store, tmp_path / "large", settings)
     monkeypatch.setattr(UNet, "forward", small)
-    with pytest.raises(UserError, match=r"--batch 8: does not fit .* --micro-batch 2, which does, or --fit-memory"):
+    with pytest.raises(UserError, match=r"batch=8: does not fit .*micro_batch=2, which does, or .*fit_memory=True"):
         train_denoiser(toy_store, tmp_path / "told", settings)
     for name, change in (("told", {"micro_batch": 2}), ("asked", {"fit_memory": True})):
         train_denoiser(toy_store, tmp_path / name, replace(settings, **change))
@@ -338,13 +338,13 @@ def test_weights_that_are_not_finite_are_never_saved(toy_store, tmp_path, monkey
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"unet": replace(TINY, channels=(8, 24))}, "--unet"),
-        ({"unet": replace(TINY, blocks=(1, 2))}, "--unet"),
-        ({"scale": HUScale()}, "--scale"),
-        ({"task": WindowTask(joint=True)}, "--task"),
-        ({"slices": 2}, "--slices"),
-        ({"position": False}, "--position"),
-        ({"seed": 1}, "--seed"),
+        ({"unet": replace(TINY, channels=(8, 24))}, "run's unet is"),
+        ({"unet": replace(TINY, blocks=(1, 2))}, "run's unet is"),
+        ({"scale": HUScale()}, "run's scale is"),
+        ({"task": WindowTask(joint=True)}, "run's task is"),
+        ({"slices": 2}, "run's slices is"),
+        ({"position": False}, "run's position is"),
+        ({"seed": 1}, "run's seed is"),
     ],
 )
 def test_going_on_with_what_the_run_is_not_is_refused_and_changes_nothing(change, what, toy_store, trained, tmp_path):
@@ -360,19 +360,19 @@ def test_going_on_with_what_the_run_is_not_is_refused_and_changes_nothing(change
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"slices": 1}, "--slices 1"),
-        ({"batch": 0}, "--batch 0"),
-        ({"steps": 0}, "--steps 0"),
-        ({"minutes": -1.0}, "--minutes -1"),
-        ({"warmup": 1.5}, "--warmup 1.5"),
-        ({"ema": 0.5}, "--ema 0.5"),
+        ({"slices": 1}, "slices=1"),
+        ({"batch": 0}, "batch=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"minutes": -1.0}, "minutes=-1"),
+        ({"warmup": 1.5}, "warmup=1.5"),
+        ({"ema": 0.5}, "ema=0.5"),
         ({"unet": replace(TINY, channels=(8, 8, 8, 8), blocks=(1,) * 4, attention=(False,) * 4, fold=4)}, "16 pixels"),
         ({"unet": replace(TINY, blocks=(1, 1, 1))}, "one a level"),
-        ({"unet": replace(TINY, window=(16.0,))}, "--unet.window-mean"),
-        ({"crop": (7, 8)}, "--crop"),
-        ({"crop": (8, 18)}, "--crop"),
+        ({"unet": replace(TINY, window=(16.0,))}, "UNetConfig.window_mean"),
+        ({"crop": (7, 8)}, "DenoiserTraining.crop"),
+        ({"crop": (8, 18)}, "DenoiserTraining.crop"),
         ({"unet": replace(TINY, window=(16.0,), window_mean=(4,))}, "the means odd"),
-        ({"device": "cuda"}, "--device cuda"),
+        ({"device": "cuda"}, "device=cuda"),
     ],
 )
 def test_settings_that_cannot_work_are_said_before_anything_is_written(change, what, toy_store, tmp_path):

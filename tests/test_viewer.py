@@ -224,11 +224,11 @@ def test_loopback_and_ports():
     assert host_names("127.0.0.1")[0] == "127.0.0.1" and host_names("0.0.0.0") == ["*"]
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    with pytest.raises(UserError, match=f"--port {port}: .*--port 0"):
+    with pytest.raises(UserError, match=f"port={port}: .*port=0"):
         listen("127.0.0.1", port)
     bound.close()
     for host, bad in (("127.0.0.1", 70000), ("no-such-host.invalid", 0)):
-        with pytest.raises(UserError, match=f"--host {host} --port {bad}"):
+        with pytest.raises(UserError, match=f"host={host} port={bad}"):
             listen(host, bad)
 
 

@@ -88,7 +88,10 @@ def chain(
     size = (recipe.size, recipe.size)
     if start is None:
         if settings.direction == "up":
-            raise UserError("--chain.direction up needs --seed-volume: upward there is no slice of air to start from")
+            raise UserError(
+                "ChainSettings.direction=up needs GenerateSettings.seed_volume: upward there is no slice of air to "
+                "start from"
+            )
         before = [np.full((len(volumes), *size), HU_MIN, np.int16)] * (recipe.slices - 1)
         position = 0.0
     else:

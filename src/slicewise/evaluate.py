@@ -182,7 +182,8 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
     said = []
     if work.settings.extractor == "radimagenet" and not work.settings.weights_sha256:
         said.append(
-            "RadImageNet's weights are about in several files, and --weights-sha256 was not given: numbers compare "
+            "RadImageNet's weights are about in several files, and EvaluateSettings.weights_sha256 was not given: "
+            "numbers compare "
             "with those of the same file alone, whose hash is in the extractor's name."
         )
     if set(real.digests) == set(synth.digests):

@@ -88,14 +88,19 @@ def generate(
     output folder that cannot be written or that holds volumes of other settings.
     """
     if settings.count < 1 or settings.batch < 1:
-        raise UserError(f"--count {settings.count}, --batch {settings.batch}: both must be 1 or more")
+        raise UserError(
+            f"GenerateSettings.count={settings.count}, GenerateSettings.batch={settings.batch}: both must be 1 or more"
+        )
     with processes(settings.device) as process:
         device = str(process.device)
         model = _load(checkpoint, settings, process.device)
         if settings.calibrate == "auto":
             settings = replace(settings, calibrate="after" if isinstance(model, Denoiser) else "off")
         if settings.calibrate != "off" and icnet is None:
-            raise UserError("--calibrate needs an IC-Net checkpoint (--icnet); give one or --calibrate off")
+            raise UserError(
+                "GenerateSettings.calibrate needs an IC-Net checkpoint; give icnet=FILE or "
+                "GenerateSettings.calibrate=off"
+            )
         net = load_icnet(icnet, device) if icnet is not None and settings.calibrate != "off" else None
         seed = None
         if not isinstance(model, Baseline) and settings.seed_volume is not None:
@@ -169,17 +174,20 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
             return model
         return guided(model, load_generator(settings.guide, core, str(device)), settings.chain)
     if settings.guide is not None:
-        raise UserError("--guide: leads denoisers, not baselines; leave it out")
+        raise UserError("GenerateSettings.guide: leads denoisers, not baselines; leave it out")
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
-        raise UserError(f"--seed-volume: a {baseline.kind} cannot go on from a slice; leave it out")
+        raise UserError(f"GenerateSettings.seed_volume: a {baseline.kind} cannot go on from a slice; leave it out")
     if settings.calibrate not in ("auto", "off"):
         raise UserError(
-            f"--calibrate {settings.calibrate}: a {baseline.kind} is taken as it comes; add --calibrate off"
+            f"GenerateSettings.calibrate={settings.calibrate}: a {baseline.kind} is taken as it comes; add "
+            "GenerateSettings.calibrate=off"
         )
     baseline.check_slices(settings.chain.slices)
     if settings.chain != ChainSettings(slices=settings.chain.slices):
-        raise UserError(f"--chain: a {baseline.kind} draws without a sampler; of these settings only slices counts")
+        raise UserError(
+            f"GenerateSettings.chain: a {baseline.kind} draws without a sampler; of these settings only slices counts"
+        )
     return baseline
 
 
@@ -218,7 +226,7 @@ def upward_doubt(meta: dict[str, Any]) -> str:
         return ""
     return (
         f"upward chains are poor with this checkpoint (noisy brain, open vault): {share:.0%} of its training windows "
-        "had their lowest slice to find; train with a lower --task.last-wanted for them"
+        "had their lowest slice to find; train with a lower WindowTask.last_wanted for them"
     )
 
 
@@ -235,15 +243,17 @@ def load_seed(settings: GenerateSettings, denoiser: Denoiser | Pyramid) -> Seed:
             axial = np.allclose([volume.row_axis, volume.column_axis], np.eye(3)[:2], atol=1e-3)
             how = "axial" if axial and volume.is_even else "unevenly spaced" if axial else "oblique"
             raise UserError(
-                f"--seed-volume {settings.seed_volume}: {rows} x {columns} {how} pixels at {_mm(volume.spacing)} mm, "
+                f"GenerateSettings.seed_volume={settings.seed_volume}: {rows} x {columns} {how} pixels at "
+                f"{_mm(volume.spacing)} mm, "
                 f"the checkpoint takes {recipe.size} x {recipe.size} at {_mm(recipe.spacing_mm)} mm; "
-                "add --resample-seed"
+                "add GenerateSettings.resample_seed=True"
             )
         volume = resample_volume(volume, grid)
     index = len(volume.hu) // 2 if settings.seed_slice == -1 else settings.seed_slice
     if not 0 <= index < len(volume.hu):
         raise UserError(
-            f"--seed-slice {index}: the seed volume has slices 0 to {len(volume.hu) - 1} on the working grid"
+            f"GenerateSettings.seed_slice={index}: the seed volume has slices 0 to {len(volume.hu) - 1} on the "
+            "working grid"
         )
     position = (index - first_head_slice(volume.hu)) * recipe.spacing_mm[0]
     return Seed(volume, index, position, reading.source, reading.doubt)
@@ -459,10 +469,10 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
     if path.is_file():
         held = json.loads(path.read_text())
         if {k: held.get(k) for k in about} != json.loads(json.dumps(about)):
-            raise UserError(f"{out}: holds volumes of another checkpoint or other settings; choose another --out")
+            raise UserError(f"{out}: holds volumes of another checkpoint or other settings; choose another folder")
         return
     if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty and not a generate run; choose another --out")
+        raise UserError(f"{out}: is not empty and not a generate run; choose another folder")
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     _write_json(path, about)

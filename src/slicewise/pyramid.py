@@ -113,10 +113,13 @@ def draw(
     arms = arms_of(settings.direction) if outward is None else outward
     if settings.direction != "down" and not known:
         raise UserError(
-            f"--chain.direction {settings.direction}: needs --seed-volume; heads are drawn downward without"
+            f"ChainSettings.direction={settings.direction}: needs GenerateSettings.seed_volume; heads are drawn "
+            "downward without"
         )
     if known and not plan.recipe.whole:
-        raise UserError("--seed-volume: the plan of this checkpoint begins at the vertex; train one with unet3d")
+        raise UserError(
+            "GenerateSettings.seed_volume: the plan of this checkpoint begins at the vertex; train one with unet3d"
+        )
     if wrong := [hu.shape for hu in known.values() if hu.shape != (fine, fine)]:
         raise UserError(f"seed slice of {wrong[0]} pixels: the checkpoint draws {fine}; resample it")
     first, last = (min(known), max(known)) if known else (0, -1)
@@ -218,7 +221,10 @@ def _extent(stack: np.ndarray, known: Collection[int], recipe: Recipe, number: i
         first = int(before[-1]) + 1 if len(before) else 0
         end = max(known) + 1 + int(after[0]) if len(after) else len(stack)
     if end - first < 2:
-        raise UserError(f"the plan of volume {number} holds no head; train the plan for longer, or give another --seed")
+        raise UserError(
+            f"the plan of volume {number} holds no head; train the plan for longer, or give another "
+            "GenerateSettings.seed"
+        )
     return first, end
 
 
@@ -264,7 +270,7 @@ def guided(model: "Denoiser | Pyramid", guide: "Denoiser | Pyramid", settings: C
         for what in ("slices", "size", "scale", "whole", "above", "position", "joint"):
             if getattr(level.recipe, what) != getattr(by.recipe, what):
                 raise UserError(
-                    f"--guide: its {what} is {getattr(by.recipe, what)} where the checkpoint's is "
+                    f"GenerateSettings.guide: its {what} is {getattr(by.recipe, what)} where the checkpoint's is "
                     f"{getattr(level.recipe, what)}; give an earlier or smaller checkpoint of the same levels"
                 )
         return replace(level, guidance=Guidance(by, settings.guidance, settings.guidance_interval))
@@ -273,7 +279,10 @@ def guided(model: "Denoiser | Pyramid", guide: "Denoiser | Pyramid", settings: C
         return lead(model, guide)
     if isinstance(model, Pyramid) and isinstance(guide, Pyramid) and len(model.levels) == len(guide.levels):
         return replace(model, levels=tuple(map(lead, model.levels, guide.levels)))
-    raise UserError("--guide: has other levels than the checkpoint; give an earlier or smaller one of the same levels")
+    raise UserError(
+        "GenerateSettings.guide: has other levels than the checkpoint; give an earlier or smaller one of the same "
+        "levels"
+    )
 
 
 def load_pyramid(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pyramid:

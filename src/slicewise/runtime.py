@@ -88,7 +88,7 @@ def processes(device: str = "auto") -> Iterator[Process]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: no CUDA device is available; use --device cpu")
+        raise UserError(f"device={device}: no CUDA device is available; use device=cpu")
     chosen = torch.device(f"cuda:{local}" if name == "cuda" else name)
     control = None
     if _PARENT in os.environ:

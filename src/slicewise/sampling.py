@@ -58,16 +58,18 @@ class ChainSettings:
         high = self.sigma_max or denoiser.recipe.sigma_max
         name, steps = "steps", self.steps
         if denoiser.recipe.whole or denoiser.recipe.above:
-            name = "plan-steps" if denoiser.recipe.whole else "draw-steps"
+            name = "plan_steps" if denoiser.recipe.whole else "draw_steps"
             steps = self.plan_steps if denoiser.recipe.whole else self.draw_steps
         if steps < 2 or not 0 < low < high:
             raise UserError(
-                f"--chain.{name} {steps}, sigma {low} to {high}: needs two steps or more, 0 < sigma-min < sigma-max"
+                f"ChainSettings.{name}={steps}, sigma {low} to {high}: needs two steps or more, "
+                "0 < sigma_min < sigma_max"
             )
         if self.rho <= 0 or self.snr <= 0 or self.known_sigma < 0 or self.slices < 0:
             raise UserError(
-                f"--chain.rho {self.rho:g}, --chain.snr {self.snr:g}: must be above 0; "
-                f"--chain.known-sigma {self.known_sigma:g}, --chain.slices {self.slices}: must not be below 0"
+                f"ChainSettings.rho={self.rho:g}, ChainSettings.snr={self.snr:g}: must be above 0; "
+                f"ChainSettings.known_sigma={self.known_sigma:g}, ChainSettings.slices={self.slices}: must not be "
+                "below 0"
             )
         if self.spacing == "geometric":
             return schedule.geometric(steps, low, high)

@@ -37,7 +37,7 @@ def preset(command: str, name: str) -> dict[str, Any]:
     known = presets(command)
     if name not in known:
         raise UserError(
-            f"--preset {name}: not known for {command}; choose {', '.join(known) or 'none, there is no preset'}"
+            f"preset {name}: not known for {command}; choose {', '.join(known) or 'none, there is no preset'}"
         )
     return known[name]
 
@@ -47,9 +47,9 @@ def read_table(path: Path, command: str) -> dict[str, Any]:
     try:
         table = tomllib.loads(Path(path).read_text())
     except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror}); give a TOML file") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not TOML ({error}); mend the file") from None
+        raise UserError(f"{path}: not TOML ({error}); mend the file") from None
     return table.get(command, table)
 
 
@@ -105,7 +105,7 @@ def _as_kind(value: Any, kind: Any) -> Any:
 
 
 def write_settings(path: Path, command: str, settings: Any) -> None:
-    """Write settings as a TOML file that `--config` reads back."""
+    """Write settings as a TOML file that `read_table` reads back."""
     with output_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:

@@ -71,7 +71,8 @@ class Baseline:
         """`UserError` where it cannot draw volumes of so many slices."""
         if isinstance(self.network, SliceVAE) and slices > self.network.config.slices:
             raise UserError(
-                f"--chain.slices {slices}: a slice VAE draws heads of {self.network.config.slices} slices, as long as "
+                f"ChainSettings.slices={slices}: a slice VAE draws heads of {self.network.config.slices} slices, as "
+                "long as "
                 "the longest it was trained on; ask for no more"
             )
 

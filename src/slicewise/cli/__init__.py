@@ -117,12 +117,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = next((n for n in (" ".join(argv[:2]), argv[0]) if n in COMMANDS), "")
     if not name:
         _explain(argv)
-    try:
-        from slicewise.cli.parse import parse
+    from slicewise.cli.parse import as_flags, parse
 
-        parse(name, command_class(name), argv[len(name.split()) :]).run()
+    kind = command_class(name)
+    try:
+        parse(name, kind, argv[len(name.split()) :]).run()
     except UserError as error:
-        print(f"slicewise {name}: {error}", file=sys.stderr)
+        print(f"slicewise {name}: {as_flags(str(error), kind)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"slicewise {name}: stopped; the same command goes on where it was", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json, print_left_out
+from slicewise.cli.output import print_json, print_left_out, print_notes
 from slicewise.cli.parse import PLAIN
 from slicewise.io.peer import PeerSettings, Query
 
@@ -35,7 +35,7 @@ class Push:
         if self.json:
             print_json({"to": self.to, "dry_run": self.dry_run, **asdict(report)})
             return
-        print_left_out(report.left_out)
+        print_left_out(self, report.left_out)
         verb = "would send" if self.dry_run else "sent"
         print(f"{verb} {len(report.sent)} images, {len(report.there_before)} were there")
         if not report.can_be_asked:
@@ -108,9 +108,8 @@ class Deidentify:
         if self.json:
             print_json({"out": self.out, **asdict(report)})
             return
-        print_left_out(report.left_out)
-        for warning in report.warnings:
-            print(f"warning   {warning}")
+        print_left_out(self, report.left_out)
+        print_notes(self, "warning", report.warnings)
         print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
         print(f"were taken out: see {self.out / REPORT_FILE}. Keep {self.out / KEY_FILE} to yourself.")
 

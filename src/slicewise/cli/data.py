@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json, print_left_out
+from slicewise.cli.output import print_json, print_left_out, print_notes
 from slicewise.cli.parse import PLAIN
 from slicewise.data.settings import PhantomSettings, PrepareSettings
 from slicewise.settings import write_settings
@@ -38,13 +38,11 @@ class Prepare:
         if self.json:
             print_json({"store": self.out, "dry_run": self.dry_run, **asdict(report)})
             return
-        print_left_out(report.left_out)
-        for note in report.notes:
-            print(f"note      {note}")
+        print_left_out(self, report.left_out)
+        print_notes(self, "note", report.notes)
         if report.others:
             print(f"note      {sum(report.others.values())} other files, which are no images: {listed(report.others)}")
-        for warning in report.warnings:
-            print(f"warning   {warning}")
+        print_notes(self, "warning", report.warnings)
         verb = "would prepare" if self.dry_run else "prepared"
         splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
         print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
+from slicewise.cli.output import print_notes
 from slicewise.cli.parse import PLAIN
 from slicewise.errors import UserError, output_errors
 from slicewise.evaluation.settings import EvaluateSettings
@@ -55,8 +56,7 @@ class Evaluate:
         if self.json:
             print(to_json(found).rstrip())
             return
-        for notice in found.notices:
-            print(f"note          {notice}")
+        print_notes(self, "note", found.notices)
         for row in found.distances:
             if row.name.startswith("FID") and row.slices == "middle":
                 e = row.estimate

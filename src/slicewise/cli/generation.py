@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json
-from slicewise.cli.parse import PLAIN
+from slicewise.cli.output import print_json, print_notes
+from slicewise.cli.parse import PLAIN, as_flags
 from slicewise.errors import UserError
 from slicewise.release import CHECKPOINT, ICNET, REFERENCE
 from slicewise.sampling import GenerateSettings
@@ -59,7 +59,7 @@ class Generate:
                 settings,
                 self.icnet if settings.calibrate != "off" else None,
                 lambda volumes, slices: bar.update(task, completed=volumes, note=f"slice {slices}" if slices else ""),
-                lambda text: print(f"note          {text}", file=sys.stderr) if text else None,
+                lambda text: print(f"note          {as_flags(text, Generate)}", file=sys.stderr) if text else None,
             )
         if not main_process:
             return
@@ -130,8 +130,7 @@ class Calibrate:
             done = match_volume(volume, self.method.removeprefix("match-"), self.seed_slice or 0)
         how = f"Calibrated with {self.method}"
         write_volume(done, self.out, patient_id=self.patient_id, description=how, source=source)
-        for note in reading.notes:
-            print(f"note      {note}")
+        print_notes(self, "note", reading.notes)
         print(f"wrote {self.out}")
         if volume.acquisition.synthetic:
             return

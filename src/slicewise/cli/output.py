@@ -6,6 +6,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from slicewise.cli.parse import Command, as_flags
 from slicewise.io.files import LeftOut
 
 
@@ -14,9 +15,16 @@ def print_json(result: Any) -> None:
     print(json.dumps(result, default=_plain, indent=2, ensure_ascii=False))
 
 
-def print_left_out(left_out: Iterable[LeftOut]) -> None:
+def print_notes(command: Command, label: str, texts: Iterable[str]) -> None:
+    """A line for each text, with the command's flags for settings."""
+    for text in texts:
+        print(f"{label:10}{as_flags(text, type(command))}")
+
+
+def print_left_out(command: Command, left_out: Iterable[LeftOut]) -> None:
+    """A line for each file, folder or series that nothing was made of."""
     for left in left_out:
-        print(f"left out  {left.source}: {left.reason}")
+        print(f"left out  {left.source}: {as_flags(left.reason, type(command))}")
 
 
 def _plain(value: Any) -> Any:

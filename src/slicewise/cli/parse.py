@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def registry(names: Mapping[type, str]) -> ConstructorRegistry:
         docs, hints = field_docs(kind), get_type_hints(kind, include_extras=True)
         kept = {f.name: given[f.name] for f in fields(kind) if f.metadata.get("derived")}
         offered = [
-            StructFieldSpec(name, _shown(name, hints[name], docs.get(name, "")), value, docs.get(name))
+            StructFieldSpec(name, _shown(name, hints[name], docs.get(name, "")), value, docs.get(name, ""))
             for name, value in given.items()
             if name not in kept
         ]
@@ -142,6 +143,45 @@ def field_docs(kind: type) -> dict[str, str]:
                 if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                     docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs
+
+
+def as_flags(text: str, kind: type[Command]) -> str:
+    """A message or help text in which the flags of a command stand for settings: the library names a setting
+    `ChainSettings.direction` or `ChainSettings.direction=up`, or a parameter `syntax=rle`."""
+    known = flag_names(kind)
+
+    def flag(found: re.Match[str]) -> str:
+        owner, name, value = found.groups()
+        named = known.get(f"{owner}.{name}") if owner else None
+        named = named or known.get(name)
+        if named is None or not (owner or value):
+            return found[0]
+        if value == "=False":
+            group, _, last = named.removeprefix("--").rpartition(".")
+            return f"--{group}{'.' if group else ''}no-{last}"
+        return named + (" " if value == "=" else "")
+
+    return re.sub(r"(?<![\w./-])(?:([A-Z]\w*)\.)?([a-z]\w*)\b(=True\b|=False\b|=)?", flag, text)
+
+
+@lru_cache
+def flag_names(kind: type, prefix: str = "") -> dict[str, str]:
+    """The flags of a dataclass and of those in its fields, by class and field; those without prefix by the field
+    alone, too."""
+    found: dict[str, str] = {}
+    hints = get_type_hints(kind, include_extras=True)
+    owners = [parent.__name__ for parent in kind.__mro__ if is_dataclass(parent)]
+    for field in fields(kind):
+        bare = get_args(hints[field.name])[0] if get_origin(hints[field.name]) is Annotated else hints[field.name]
+        name = f"--{prefix}{field.name.replace('_', '-')}"
+        if is_dataclass(bare) and isinstance(bare, type):
+            below = prefix if bare is not hints[field.name] else f"{prefix}{field.name.replace('_', '-')}."
+            found = {**flag_names(bare, below), **found}
+        if not (field.metadata.get("derived") or _is_positional(hints[field.name])):
+            found |= {f"{owner}.{field.name}": name for owner in owners}
+            if not prefix:
+                found[field.name] = name
+    return found
 
 
 def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:

@@ -35,7 +35,7 @@ class Create:
         about, left_out, leak = create(
             out, self.real, self.synthetic, settings, self.consent, allow_leak=self.allow_leak
         )
-        print_left_out(left_out)
+        print_left_out(self, left_out)
         grid, plans = about["grid"], list(about["readers"].values())
         print(
             f"{settings.cases} cases and {settings.practice} for practice, {grid['slices']} slices of {grid['size']} x "

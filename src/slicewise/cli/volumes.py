@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json, print_left_out
+from slicewise.cli.output import print_json, print_left_out, print_notes
 from slicewise.errors import UserError
 
 
@@ -54,7 +54,7 @@ class View:
 
         require_server("view")
         found, left_out = entries(self.paths)
-        print_left_out(left_out)
+        print_left_out(self, left_out)
         shelf = Shelf(found, [read_labels(labels) for labels in self.labels])
         bound = listen(self.host, self.port)
         app, path = viewer(shelf, self.host)
@@ -124,6 +124,5 @@ class Export:
             volume = resample_volume(volume, grid)
             source = source.after(Step(f"resampled to even axial slices {self.slice_mm:g} mm apart", RESAMPLED))
         write_volume(volume, self.out, patient_id=self.patient_id, syntax=self.syntax, source=source)
-        for note in notes:
-            print(f"note      {note}")
+        print_notes(self, "note", notes)
         print(f"wrote {self.out}")

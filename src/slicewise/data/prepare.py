@@ -128,7 +128,7 @@ def prepare(
         if named and not settings.allow_names:
             raise UserError(
                 f"{named[0].name}: the headers of {len(named)} of {len(jobs)} scans hold patients' names; run "
-                "slicewise deidentify first, or add --allow-names"
+                "slicewise deidentify first, or add PrepareSettings.allow_names=True"
             )
         finished = {job.id for job in jobs if _is_done(out, done.get(job.id), job)}
         todo = [job for job in jobs if job.id not in finished]
@@ -224,7 +224,7 @@ def _shared_ids(jobs: Sequence[_Job]) -> list[str]:
             studies[job.patient_id].add(job.source.acquisition.study_uid)
     return [
         f"Patient ID {patient} stands for {len(uids)} studies, which are taken for one patient's; if they are of "
-        "several people, add --patient-from path"
+        "several people, add PrepareSettings.patient_from=path"
         for patient, uids in studies.items()
         if len(uids) > 1 and PLACEHOLDER.fullmatch(patient)
     ]
@@ -242,7 +242,7 @@ def _unlike_heads(store: Store, patients: set[str]) -> list[str]:
         if widths[wide] - widths[narrow] > UNLIKE_MM:
             told.append(
                 f"{narrow} and {wide} are one patient's by ID, but the heads are {widths[narrow]:.0f} and "
-                f"{widths[wide]:.0f} mm wide; if they are of several people, add --patient-from path"
+                f"{widths[wide]:.0f} mm wide; if they are of several people, add PrepareSettings.patient_from=path"
             )
     return told
 
@@ -294,7 +294,9 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
                 threads=1,
             )
         if reading.doubt and not settings.trust_hu:
-            raise UserError(f"{job.name}: values cannot be HU: {reading.doubt}; mend the file, or add --trust-hu")
+            raise UserError(
+                f"{job.name}: values cannot be HU: {reading.doubt}; mend the file, or add PrepareSettings.trust_hu=True"
+            )
         shear = "" if settings.keep_tilt else shear_note(reading.volume)
         volume = resample_volume(reading.volume, settings.grid)
         if len(volume.hu) < settings.min_slices:
@@ -304,7 +306,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
         uid = "" if isinstance(job.source, str) else job.source.acquisition.series_uid
         return LeftOut(job.name, str(error), series_uid=uid)
     except MemoryError:
-        return LeftOut(job.name, "too large for the memory there is; use fewer --workers")
+        return LeftOut(job.name, "too large for the memory there is; use fewer PrepareSettings.workers")
     return write_volume(
         out,
         volume,
@@ -342,7 +344,8 @@ def _run(
                 running |= {pool.submit(_make, job, out, settings) for job in islice(waiting, 1)}
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, most likely for want of memory; run it again with fewer --workers "
+            "a worker process was killed, most likely for want of memory; run it again with fewer "
+            "PrepareSettings.workers "
             "(what is done stays done)"
         ) from error
 

@@ -123,7 +123,7 @@ def shear_note(volume: Volume) -> str:
     tilt = np.degrees(np.arccos(min(1.0, abs(volume.normal[2]))))
     return (
         f"slices up to {step:.1f} mm apart are tilted by {tilt:.1f} degrees; upright ones are interpolated across "
-        f"{rise / step:.1f} of them, which makes the vault beaded; --keep-tilt keeps the gantry's plane"
+        f"{rise / step:.1f} of them, which makes the vault beaded; Grid.keep_tilt=True keeps the gantry's plane"
     )
 
 

@@ -64,8 +64,9 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         if self.size < 8 or self.fov_mm <= 0 or self.slice_mm <= 0 or self.min_slices < 1 or self.workers < 0:
             raise UserError(
-                f"--size {self.size} --fov-mm {self.fov_mm:g} --slice-mm {self.slice_mm:g} --min-slices "
-                f"{self.min_slices} --workers {self.workers}: size must be 8 or more, the others positive"
+                f"PrepareSettings.size={self.size} PrepareSettings.fov_mm={self.fov_mm:g} "
+                f"PrepareSettings.slice_mm={self.slice_mm:g} PrepareSettings.min_slices="
+                f"{self.min_slices} PrepareSettings.workers={self.workers}: size must be 8 or more, the others positive"
             )
         check_shares(self.split)
 

@@ -75,7 +75,7 @@ class Heads:
         self.rows: torch.Tensor | None = torch.zeros(0, dtype=torch.int16, device=self.device)
         self.take(store, [r.id for r in store.select(split)] if ids is None else ids)
         if not self.records:
-            raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients or change --split")
+            raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients, or take another")
 
     def take(self, store: Store, ids: Sequence[str]) -> None:
         """Take in heads that are not held yet, in this order."""
@@ -85,7 +85,7 @@ class Heads:
         if lost:
             raise UserError(
                 f"{store.path}: the started run trained on {lost[0]}, which is not in the {self.split} split now; give "
-                "that run's store or another --out"
+                "that run's store or another folder"
             )
         if not ids:
             return

@@ -254,10 +254,12 @@ def read_member(side: Side, member: Member, settings: EvaluateSettings, frame: F
     if not settings.resample:
         raise UserError(
             f"{side.title} {member.name}: {here}; the first real volume has {frame.text}. "
-            "Add --resample to bring all volumes onto that grid, or prepare both sets alike"
+            "Add EvaluateSettings.resample=True to bring all volumes onto that grid, or prepare both sets alike"
         )
     if rows != columns or abs(dy - dx) > 1e-3 * dx:
-        raise UserError(f"--resample: the first real volume has {frame.text}, and only square grids can be made")
+        raise UserError(
+            f"EvaluateSettings.resample: the first real volume has {frame.text}, and only square grids can be made"
+        )
     side.resampled += 1
     try:
         # Air above is kept, as it is in volumes that lie on the grid already: depths must mean the same in both.

@@ -45,14 +45,14 @@ class EvaluateSettings:
         for name in ("whole", "brain"):
             lo, hi = getattr(self, name)
             if not lo < hi:
-                raise UserError(f"--{name} {lo:g} {hi:g}: the window is empty; give its lower end first")
+                raise UserError(f"EvaluateSettings.{name}={lo:g} {hi:g}: the window is empty; give its lower end first")
         if self.whole == self.brain:
-            raise UserError("--whole and --brain are one window; give two different ones")
+            raise UserError("EvaluateSettings.whole and EvaluateSettings.brain are one window; give two different ones")
         for name, least in (("batch", 2), ("neighbours", 1), ("rounds", 10), ("pairs", 0), ("depth", 0), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
+                raise UserError(f"EvaluateSettings.{name}={getattr(self, name)}: must be {least} or more")
         if not self.step_mm >= 0:
-            raise UserError(f"--step-mm {self.step_mm:g}: must be 0 or more")
+            raise UserError(f"EvaluateSettings.step_mm={self.step_mm:g}: must be 0 or more")
 
     @property
     def windows(self) -> tuple[Window, Window]:

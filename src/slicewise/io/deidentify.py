@@ -225,7 +225,7 @@ def doubtful(ds: Dataset) -> list[str]:
             ("are SECONDARY by their Image Type: look for text in the pixels", "SECONDARY" in kinds and not synthetic),
             ("were converted from film or screen: look for text in the pixels", bool(ds.get("ConversionType"))),
             (
-                "say that a face can be recognised in them: see --deface",
+                "say that a face can be recognised in them: see the option deface",
                 str(ds.get("RecognizableVisualFeatures") or "").strip().upper()[:1] == "Y",
             ),
         )

@@ -294,9 +294,12 @@ def _mend_gaps(
         if not take_part:
             widest = max(k for _, k in gaps) - 1
             first = f"the first below z = {volume.positions[gaps[0][0], 2]:.2f} mm"
-            fill = f"; a hole of {widest} is too wide to interpolate" if wide else ", --interpolate-missing fills them"
+            fill = (
+                f"; a hole of {widest} is too wide to interpolate" if wide else ", interpolate_missing=True fills them"
+            )
             raise UserError(
-                f"{series.name}: {missing} missing, {first}; restore the files{fill}, --largest-part takes the {rest}"
+                f"{series.name}: {missing} missing, {first}; restore the files{fill}, largest_part=True takes the "
+                f"{rest}"
             )
         done.append(f"the {rest}, of a scan with holes")
         volume = part

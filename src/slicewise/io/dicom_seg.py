@@ -59,7 +59,7 @@ def write_segmentation(labels: Path, series: Path, out: Path, names: Path | None
     unnamed = [v for v in present if v not in named]
     if unnamed or not present:
         what = f"no name for label {unnamed[0]}" if unnamed else "no label in it"
-        raise UserError(f"{labels}: {what}; give --names, a JSON file of names and labels")
+        raise UserError(f"{labels}: {what}; give names=FILE, a JSON file of names and labels")
     sources = [pydicom.dcmread(files[tuple(p)]) for p in reading.positions]
     dataset = _segmentation(voxels, [(v, named[v]) for v in present], sources)
     with output_errors(out):
@@ -159,4 +159,4 @@ def label_names(file: Path) -> dict[int, str]:
         table = json.loads(file.read_text())
         return {int(label): str(name) for name, label in table.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        raise UserError(f'{file}: no names of labels; give --names, a JSON file like {{"skull": 4}}') from None
+        raise UserError(f'{file}: no names of labels; give names=FILE, a JSON file like {{"skull": 4}}') from None

@@ -179,7 +179,7 @@ def compress(ds: Dataset, syntax: str) -> Dataset:
             ds.compress(SYNTAXES[syntax], generate_instance_uid=False)
         except RuntimeError:  # how pydicom says that no encoder succeeded
             size = f"{ds.Rows} x {ds.Columns}"
-            raise UserError(f"--syntax {syntax}: cannot encode {size} pixels; choose another") from None
+            raise UserError(f"syntax={syntax}: cannot encode {size} pixels; choose another") from None
     return ds
 
 
@@ -198,7 +198,7 @@ def check_patient_id(patient_id: str) -> None:
     """Raise `UserError` for what is no Patient ID (LO, PS3.5 table 6.2-1)."""
     if not patient_id.strip() or len(patient_id) > _LO_LENGTH or "\\" in patient_id or not patient_id.isprintable():
         raise UserError(
-            f"--patient-id {patient_id!r}: a DICOM Patient ID has 1 to {_LO_LENGTH} printable characters and no "
+            f"patient_id={patient_id!r}: a DICOM Patient ID has 1 to {_LO_LENGTH} printable characters and no "
             "backslash; give one"
         )
 
@@ -206,7 +206,7 @@ def check_patient_id(patient_id: str) -> None:
 def check_content(volume: Volume, out: Path, syntax: str) -> None:
     """Raise `UserError` for a transfer syntax or HU that DICOM of ours cannot hold."""
     if syntax not in SYNTAXES:
-        raise UserError(f"--syntax {syntax}: unknown; choose {', '.join(SYNTAXES)}")
+        raise UserError(f"syntax={syntax}: unknown; choose {', '.join(SYNTAXES)}")
     outside = check_hu_range(volume.hu)
     if outside:
         raise UserError(

@@ -50,7 +50,7 @@ def connect(address: Address, settings: PeerSettings, credentials: Credentials) 
     watch = _Watch(settings.timeout_s)
 
     class Session(requests.Session):
-        """One in which --ca stands above REQUESTS_CA_BUNDLE of the environment, and whose answers are watched."""
+        """One in which `PeerSettings.ca` goes before REQUESTS_CA_BUNDLE, and whose answers are watched."""
 
         def merge_environment_settings(self, *arguments: Any) -> Any:
             merged = super().merge_environment_settings(*arguments)
@@ -337,7 +337,9 @@ class WebPeer:
             causes = list(_causes(error))
             if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
                 reason = next(c.verify_message for c in causes if isinstance(c, ssl.SSLCertVerificationError))
-                raise UserError(f"{where}: its TLS certificate is not trusted ({reason}); give --ca FILE") from None
+                raise UserError(
+                    f"{where}: its TLS certificate is not trusted ({reason}); give PeerSettings.ca=FILE"
+                ) from None
             if any(isinstance(c, ssl.SSLError) and c.reason == "WRONG_VERSION_NUMBER" for c in causes):
                 raise UserError(f"{where}: does not speak TLS at this port; mend the port, or use http://") from None
             lookups = [c.errno for c in causes if isinstance(c, socket.gaierror)]

@@ -204,7 +204,8 @@ class DimsePeer:
         with self._association(contexts, roles, [*handlers, *self._limits()]) as association:
             if not any(c.abstract_syntax == GET for c in association.accepted_contexts):
                 raise UserError(
-                    f"{self._address.url}: takes no C-GET; give --receive-port, and have the peer know our title "
+                    f"{self._address.url}: takes no C-GET; give PeerSettings.receive_port, and have the peer know "
+                    "our title "
                     f"{self._settings.ae_title}, to use C-MOVE"
                 )
             for keys in asked:
@@ -225,13 +226,15 @@ class DimsePeer:
             server = receiver.start_server(where, block=False, evt_handlers=every, ssl_context=tls)
         except OSError as error:
             raise UserError(
-                f"--receive-port {where[1]}: cannot listen on {where[0]} ({error.strerror}); choose another"
+                f"PeerSettings.receive_port={where[1]}: cannot listen on {where[0]} ({error.strerror}); choose another"
             ) from None
         with ExitStack() as stack:
             stack.callback(server.shutdown)
             association = stack.enter_context(self._association([(MOVE, PLAIN)]))
             if not association.accepted_contexts:
-                raise UserError(f"{self._address.url}: takes no C-MOVE; leave out --receive-port to use C-GET")
+                raise UserError(
+                    f"{self._address.url}: takes no C-MOVE; leave out PeerSettings.receive_port to use C-GET"
+                )
             for keys in asked:
                 for status, _ in self._bounded(association.send_c_move(keys, self._settings.ae_title, MOVE)):
                     if status and status.Status == 0xA801:
@@ -401,7 +404,9 @@ class DimsePeer:
                     self._excess = f"a PDU of {count >> 20} MB where {LONGEST_PDU >> 20} MB was agreed on"
                 elif sizes[association] > most:
                     what = "answers" if most_in_all else "an image"
-                    self._excess = f"{what} of more than {most >> 20} MB{'' if most_in_all else ' (--max-image-mb)'}"
+                    self._excess = (
+                        f"{what} of more than {most >> 20} MB{'' if most_in_all else ' (PeerSettings.max_image_mb)'}"
+                    )
                 if self._excess:
                     raise OSError(self._excess)
                 got = bytearray()
@@ -431,7 +436,7 @@ class DimsePeer:
         reason = answer.reason_str[:1].lower() + answer.reason_str[1:]
         return UserError(
             f"{self._address.url}: rejects the association ({reason}); check the AE titles {self._address.ae_title} "
-            f"(its) and {self._settings.ae_title} (ours, --ae-title), and the credentials"
+            f"(its) and {self._settings.ae_title} (ours, PeerSettings.ae_title), and the credentials"
         )
 
     def _not_connected(self) -> Exception:
@@ -443,9 +448,13 @@ class DimsePeer:
                     with self._client_tls().wrap_socket(plain, server_hostname=self._address.host):
                         pass
         except ssl.SSLCertVerificationError as error:
-            return UserError(f"{where}: its TLS certificate is not trusted ({error.verify_message}); give --ca FILE")
+            return UserError(
+                f"{where}: its TLS certificate is not trusted ({error.verify_message}); give PeerSettings.ca=FILE"
+            )
         except ssl.SSLError as error:
-            return UserError(f"{where}: TLS fails ({error.reason}); is this port for TLS, --certificate the right one?")
+            return UserError(
+                f"{where}: TLS fails ({error.reason}); is this port for TLS, PeerSettings.certificate the right one?"
+            )
         except ConnectionResetError:
             return PeerUnavailable("it takes the connection and resets it: is TLS asked for at a port without?")
         except TimeoutError:
@@ -474,7 +483,10 @@ class DimsePeer:
 
     def _server_tls(self) -> ssl.SSLContext:
         if self._settings.certificate is None:
-            raise UserError("--receive-port over TLS: the peer connects to us, so give --certificate and --key")
+            raise UserError(
+                "PeerSettings.receive_port over TLS: the peer connects to us, so give PeerSettings.certificate and "
+                "PeerSettings.key"
+            )
         return self._with_certificate(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._settings.ca))
 
     def _with_certificate(self, context: ssl.SSLContext) -> ssl.SSLContext:
@@ -483,7 +495,8 @@ class DimsePeer:
                 context.load_cert_chain(self._settings.certificate, self._settings.key)
             except (ssl.SSLError, OSError):
                 raise UserError(
-                    f"--certificate {self._settings.certificate}: not a PEM certificate that goes with --key"
+                    f"PeerSettings.certificate={self._settings.certificate}: not a PEM certificate that goes with "
+                    "PeerSettings.key"
                 ) from None
         return context
 

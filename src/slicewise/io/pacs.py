@@ -230,7 +230,10 @@ def pull(
     _persist(address, settings, connect, work, lambda: -fetched - len(whole) - len(found))
     if not found:
         kind = f"{query.modality} " if query.modality else ""
-        raise UserError(f"{address.url}: no {kind}series matches there; check --patient, --study, --series and --date")
+        raise UserError(
+            f"{address.url}: no {kind}series matches there; check Query.patient, Query.study, Query.series and "
+            "Query.date"
+        )
     return PullReport(tuple(found), tuple(whole.values()), fetched, sum(before.values()))
 
 
@@ -284,7 +287,7 @@ class _Strip:
         dataset, stripped = pydicom.dcmread(BytesIO(file)), BytesIO()
         if why := self._module.unfit(dataset):
             series = self.uid(dataset.SeriesInstanceUID)
-            raise UserError(f"series {series} (its new UID): {why}; pull the others by --study or --series")
+            raise UserError(f"series {series} (its new UID): {why}; pull the others by Query.study or Query.series")
         self._module.deidentify(dataset, self._key)
         dataset.save_as(stripped, enforce_file_format=True)
         keep_key(self._file, self._key)

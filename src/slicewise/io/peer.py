@@ -98,25 +98,30 @@ class PeerSettings:
 
     def __post_init__(self) -> None:
         if not _AE_TITLE.fullmatch(self.ae_title):
-            raise UserError(f"--ae-title {self.ae_title!r}: expected 1 to 16 letters, digits or signs without spaces")
+            raise UserError(
+                f"PeerSettings.ae_title={self.ae_title!r}: expected 1 to 16 letters, digits or signs without spaces"
+            )
         if self.timeout_s <= 0 or self.retries < 0 or self.backoff_s < 0 or not 0 <= self.receive_port < 65536:
             raise UserError(
-                f"--timeout-s {self.timeout_s:g} --retries {self.retries} --backoff-s {self.backoff_s:g} "
-                f"--receive-port {self.receive_port}: the time-out must be positive, the others 0 or more"
+                f"PeerSettings.timeout_s={self.timeout_s:g} PeerSettings.retries={self.retries} "
+                f"PeerSettings.backoff_s={self.backoff_s:g} "
+                f"PeerSettings.receive_port={self.receive_port}: the time-out must be positive, the others 0 or more"
             )
         if self.max_image_mb < 1:
-            raise UserError(f"--max-image-mb {self.max_image_mb}: must be 1 or more")
+            raise UserError(f"PeerSettings.max_image_mb={self.max_image_mb}: must be 1 or more")
         if (self.certificate is None) != (self.key is None):
-            raise UserError("--certificate and --key go together: give both PEM files, or neither")
-        for flag in ("ca", "certificate", "key"):
-            file = getattr(self, flag)
+            raise UserError(
+                "PeerSettings.certificate and PeerSettings.key go together: give both PEM files, or neither"
+            )
+        for name in ("ca", "certificate", "key"):
+            file = getattr(self, name)
             if file is not None and not file.is_file():
-                raise UserError(f"--{flag} {file}: no such file; give a PEM file")
+                raise UserError(f"PeerSettings.{name}={file}: no such file; give a PEM file")
         if self.ca is not None:
             try:
                 ssl.create_default_context(cafile=self.ca)
             except ssl.SSLError:
-                raise UserError(f"--ca {self.ca}: no certificate in it; give a PEM file") from None
+                raise UserError(f"PeerSettings.ca={self.ca}: no certificate in it; give a PEM file") from None
 
 
 @dataclass(frozen=True)
@@ -136,20 +141,23 @@ class Query:
 
     def __post_init__(self) -> None:
         if not (self.patient or self.study or self.series or self.date):
-            raise UserError("say what to pull: --patient ID, --study UID, --series UID or --date YYYYMMDD-YYYYMMDD")
-        for flag, uid in (("study", self.study), ("series", self.series)):
+            raise UserError(
+                "say what to pull: Query.patient=ID, Query.study=UID, Query.series=UID or Query.date=YYYYMMDD-YYYYMMDD"
+            )
+        for name, uid in (("study", self.study), ("series", self.series)):
             if uid and not is_uid(uid):
-                raise UserError(f"--{flag} {uid}: not a DICOM UID (digits and dots, 64 at most)")
+                raise UserError(f"Query.{name}={uid}: not a DICOM UID (digits and dots, 64 at most)")
         if self.date and not re.fullmatch(r"\d{8}|\d{8}-(\d{8})?|-\d{8}", self.date):
-            raise UserError(f"--date {self.date}: expected YYYYMMDD, or YYYYMMDD-YYYYMMDD for a range")
+            raise UserError(f"Query.date={self.date}: expected YYYYMMDD, or YYYYMMDD-YYYYMMDD for a range")
         patient = self.patient.strip()
         if not _PATIENT.fullmatch(patient) or not patient.isprintable() or (self.patient and not patient):
             raise UserError(
-                f"--patient {self.patient!r}: expected one Patient ID of up to 64 characters, without * and ?, which "
-                "would match others, backslash and control characters; pull by --study where the ID holds them"
+                f"Query.patient={self.patient!r}: expected one Patient ID of up to 64 characters, without * and ?, "
+                "which "
+                "would match others, backslash and control characters; pull by Query.study where the ID holds them"
             )
         if not is_code(self.modality):
-            raise UserError(f"--modality {self.modality!r}: expected a code such as CT, or nothing for all")
+            raise UserError(f"Query.modality={self.modality!r}: expected a code such as CT, or nothing for all")
 
 
 @dataclass(frozen=True)
@@ -222,7 +230,7 @@ def parse_address(text: str) -> Address:
     if parts.password is not None or (parts.username is not None and scheme in ("http", "https")):
         raise UserError(
             f"{scheme}://{where}: a user or password does not belong into an address; set {ENV_USER} and "
-            f"{ENV_PASSWORD}, or give --credentials FILE"
+            f"{ENV_PASSWORD}, or give PeerSettings.credentials=FILE"
         )
     if scheme in ("http", "https"):
         if parts.query or parts.fragment:
@@ -241,7 +249,7 @@ def read_credentials(file: Path | None, environ: Mapping[str, str] = os.environ)
     user and token at once; no message holds a value.
     """
     if file is not None:
-        where = f"--credentials {file}"
+        where = f"PeerSettings.credentials={file}"
         given = _read_private(file, where)
     else:
         where = f"{ENV_USER}, {ENV_PASSWORD}, {ENV_TOKEN}"

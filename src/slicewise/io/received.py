@@ -75,7 +75,7 @@ def parts(chunks: Iterable[bytes], boundary: bytes, most: int) -> Iterator[bytes
                 return
         searched = max(len(data) - len(mark) - 1, 0) if end < 0 else end
         if len(data) > most + _MOST_HEADER:
-            raise TooMuch(f"an image of more than {most >> 20} MB (--max-image-mb)")
+            raise TooMuch(f"an image of more than {most >> 20} MB (PeerSettings.max_image_mb)")
     raise EOFError
 
 
@@ -106,7 +106,7 @@ def _inflated(deflated: bytes, most: int) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(deflated, most + 1)
     if len(inflated) > most:
-        raise TooMuch(f"an image that inflates to more than {most >> 20} MB (--max-image-mb)")
+        raise TooMuch(f"an image that inflates to more than {most >> 20} MB (PeerSettings.max_image_mb)")
     return inflated
 
 

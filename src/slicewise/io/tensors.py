@@ -28,7 +28,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, A
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
+        raise UserError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
     sidecar = json.dumps({**meta, "file": path.name, "sha256": digest}, indent=2) + "\n"
     write_atomically(path.with_suffix(".json"), sidecar.encode())
 

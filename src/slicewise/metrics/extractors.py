@@ -23,13 +23,19 @@ def make_extractor(name: str, weights: Path | None = None, sha256: str = "") -> 
     """The extractor called `name`. Raises `UserError` for weights that are missing, unwanted or not the right ones."""
     if name == "efficientnet-lite0":
         if weights is not None:
-            raise UserError(f"--weights {weights}: efficientnet-lite0 brings its own weights; leave --weights away")
+            raise UserError(
+                f"EvaluateSettings.weights={weights}: efficientnet-lite0 brings its own weights; leave "
+                "EvaluateSettings.weights away"
+            )
         return efficientnet_lite0()
     if name not in NAMES:
-        raise UserError(f"--extractor {name}: unknown; choose one of {', '.join(NAMES)}")
+        raise UserError(f"EvaluateSettings.extractor={name}: unknown; choose one of {', '.join(NAMES)}")
     if weights is None:
         which = "pt_inception-2015-12-05-6726825d.pth" if name == "inception" else "RadImageNet's ResNet50.pt"
-        raise UserError(f"--extractor {name}: needs its weights, which are not in the package; give --weights {which}")
+        raise UserError(
+            f"EvaluateSettings.extractor={name}: needs its weights, which are not in the package; give "
+            f"EvaluateSettings.weights={which}"
+        )
     return inception(weights, sha256 or INCEPTION_SHA256) if name == "inception" else radimagenet(weights, sha256)
 
 
@@ -67,10 +73,13 @@ def _checked(weights: Path, sha256: str) -> str:
         with weights.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"--weights {weights}: cannot be read ({error.strerror}); name the weights file") from None
+        raise UserError(
+            f"EvaluateSettings.weights={weights}: cannot be read ({error.strerror}); name the weights file"
+        ) from None
     if not found.startswith(sha256.lower()):
         raise UserError(
-            f"--weights {weights}: SHA-256 begins {found[:8]}, expected {sha256[:8]}: another file, or a damaged one; "
+            f"EvaluateSettings.weights={weights}: SHA-256 begins {found[:8]}, expected {sha256[:8]}: another file, "
+            "or a damaged one; "
             "fetch it again"
         )
     return found
@@ -84,10 +93,11 @@ def _state(weights: Path) -> dict[str, "torch.Tensor"]:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on what is no such file
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--weights {weights}: not a file of PyTorch weights ({reason})") from None
+        raise UserError(f"EvaluateSettings.weights={weights}: not a file of PyTorch weights ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(
-            f"--weights {weights}: holds no plain table of tensors (a state dict); save one from the network"
+            f"EvaluateSettings.weights={weights}: holds no plain table of tensors (a state dict); save one from the "
+            "network"
         )
     return state
 
@@ -103,7 +113,8 @@ def _filled(network: Any, state: dict[str, "torch.Tensor"], weights: Path) -> An
     wrong = [*sorted(set(wanted) - set(state)), *sorted(set(state) - set(wanted)), *sorted(shapes)]
     if wrong:
         raise UserError(
-            f"--weights {weights}: {len(wrong)} parameters are missing, unknown or of another shape ({wrong[0]}, …); "
+            f"EvaluateSettings.weights={weights}: {len(wrong)} parameters are missing, unknown or of another shape "
+            f"({wrong[0]}, …); "
             f"they are not those of {type(network).__name__}"
         )
     network.load_state_dict(state)

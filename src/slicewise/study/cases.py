@@ -35,7 +35,10 @@ def common_grid(
     step = slice_mm or max(z for z, _, _ in spacings)
     size = round(fov_mm / pixel)
     if size < 16:
-        raise UserError(f"--fov-mm {fov_mm:g}: only {size} pixels of {pixel:g} mm; choose a larger one or --pixel-mm")
+        raise UserError(
+            f"StudySettings.fov_mm={fov_mm:g}: only {size} pixels of {pixel:g} mm; choose a larger one or "
+            "StudySettings.pixel_mm"
+        )
     return Grid(size, size * pixel, step, crop_air_above=True, remove_table=table)
 
 

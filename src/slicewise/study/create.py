@@ -68,18 +68,16 @@ def create(
     if out.exists():
         raise UserError(f"{out}: is there already; choose another folder, so that no study is overwritten")
     if real.resolve() == synthetic.resolve():
-        raise UserError(f"--real and --synthetic are both {real}; give two folders")
+        raise UserError(f"real and synthetic are both {real}; give two folders")
     seed = settings.seed if settings.seed >= 0 else secrets.randbits(63)
     rng = np.random.default_rng(seed)
     left_out: list[LeftOut] = []
-    wanted = np.add(pair("--cases", settings.cases), pair("--practice", settings.practice))
+    wanted = np.add(pair("StudySettings.cases", settings.cases), pair("StudySettings.practice", settings.practice))
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        drawn = [
-            _draw(path, f"--{kind}", int(n), rng, left_out) for kind, path, n in zip(KINDS, (real, synthetic), wanted)
-        ]
+        drawn = [_draw(path, kind, int(n), rng, left_out) for kind, path, n in zip(KINDS, (real, synthetic), wanted)]
         spacings = [spacing for kind in drawn for _, spacing in kind]
         grid = common_grid(spacings, settings.pixel_mm, settings.slice_mm, settings.fov_mm, settings.remove_table)
         with output_errors(out):
@@ -87,8 +85,8 @@ def create(
             if leak.tells and not allow_leak:
                 raise UserError(
                     f"the cases can be told apart without looking at them: {leak_text(leak)}, where {MOST_AUC} is the "
-                    "most that is taken; bring both sets through the same steps (give --real the prepared store), or "
-                    "add --allow-leak and say so in the paper"
+                    "most that is taken; bring both sets through the same steps (real=STORE, the prepared one), or "
+                    "add allow_leak=True and say so in the paper"
                 )
             os.rename(building, out)
     finally:
@@ -106,7 +104,7 @@ def leak_text(leak: Leak) -> str:
 
 
 def _draw(
-    path: Path, flag: str, count: int, rng: np.random.Generator, left_out: list[LeftOut]
+    path: Path, kind: str, count: int, rng: np.random.Generator, left_out: list[LeftOut]
 ) -> list[tuple[Entry, tuple[float, float, float]]]:
     """`count` volumes at the path, at random, with their spacings (z, y, x)."""
     found, skipped = entries([path])
@@ -125,7 +123,8 @@ def _draw(
             left_out.append(LeftOut(usable[index].title, str(error)))
     if len(drawn) < count:
         raise UserError(
-            f"{flag} {path}: {len(drawn)} usable volumes, {count} needed for --cases and --practice; "
+            f"{kind}={path}: {len(drawn)} usable volumes, {count} needed for StudySettings.cases and "
+            "StudySettings.practice; "
             "add more or ask for fewer"
         )
     return drawn
@@ -160,14 +159,17 @@ def _build(
         if short:
             raise UserError(
                 f"fewer than {least} slices on the study's grid: {', '.join(short[:5])}; leave them out"
-                + (" or lower --slices" if settings.slices > MIN_SLICES else "")
+                + (" or lower StudySettings.slices" if settings.slices > MIN_SLICES else "")
             )
-        practised = pair("--practice", settings.practice)
+        practised = pair("StudySettings.practice", settings.practice)
         practice = [case for ids, n in zip(by_kind, practised) for case in ids[:n]]
         readers = {f"Reader {i + 1}": secrets.token_urlsafe(24) for i in range(settings.readers)}
         orders = {
             name: order(
-                by_kind[0][practised[0] :], by_kind[1][practised[1] :], pair("--repeats", settings.repeats), rng
+                by_kind[0][practised[0] :],
+                by_kind[1][practised[1] :],
+                pair("StudySettings.repeats", settings.repeats),
+                rng,
             )
             for name in readers
         }
@@ -236,9 +238,9 @@ def _consent(path: Path | None) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--consent {path}: cannot be read ({error}); give a text file") from None
+        raise UserError(f"consent={path}: cannot be read ({error}); give a text file") from None
     if not lines:
-        raise UserError(f"--consent {path}: is empty; write the text that readers agree to")
+        raise UserError(f"consent={path}: is empty; write the text that readers agree to")
     return lines
 
 

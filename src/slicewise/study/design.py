@@ -64,30 +64,38 @@ class StudySettings:
     """Seed of the draw and the orders; -1 draws one from the operating system, so that nobody can work it out."""
 
     def __post_init__(self) -> None:
-        cases, repeats = pair("--cases", self.cases), pair("--repeats", self.repeats)
-        pair("--practice", self.practice)
+        cases, repeats = pair("StudySettings.cases", self.cases), pair("StudySettings.repeats", self.repeats)
+        pair("StudySettings.practice", self.practice)
         if not 1 <= self.readers <= 200:
-            raise UserError(f"--readers {self.readers}: a study has 1 to 200 readers")
+            raise UserError(f"StudySettings.readers={self.readers}: a study has 1 to 200 readers")
         if min(cases) < 2:
-            raise UserError(f"--cases {self.cases}: at least 2 of each kind are needed, or nothing can be compared")
+            raise UserError(
+                f"StudySettings.cases={self.cases}: at least 2 of each kind are needed, or nothing can be compared"
+            )
         most = sum(cases) - gap(sum(cases))
         if repeats[0] > cases[0] or repeats[1] > cases[1] or sum(repeats) > most:
             raise UserError(
-                f"--repeats {self.repeats}: of --cases {self.cases}, {most} at most can come back a third of them later"
+                f"StudySettings.repeats={self.repeats}: of StudySettings.cases={self.cases}, {most} at most can "
+                "come back a third of them later"
             )
         if not self.structures or len(set(self.structures)) < len(self.structures) or "" in self.structures:
-            raise UserError("--structures: name one or more, each once")
+            raise UserError("StudySettings.structures: name one or more, each once")
         if not 0 < self.margin < SCALE[-1] - SCALE[0]:
-            raise UserError(f"--margin {self.margin:g}: must lie between 0 and {SCALE[-1] - SCALE[0]} points")
+            raise UserError(
+                f"StudySettings.margin={self.margin:g}: must lie between 0 and {SCALE[-1] - SCALE[0]} points"
+            )
         if min(self.pixel_mm, self.slice_mm, self.slices) < 0 or self.fov_mm <= 0:
-            raise UserError("--pixel-mm, --slice-mm, --slices and --fov-mm must not be negative")
+            raise UserError(
+                "StudySettings.pixel_mm, StudySettings.slice_mm, StudySettings.slices and StudySettings.fov_mm "
+                "must not be negative"
+            )
 
 
-def pair(flag: str, text: str) -> tuple[int, int]:
+def pair(name: str, text: str) -> tuple[int, int]:
     """ "50+50" as (real, synthetic). Raises `UserError` for anything else."""
     found = re.fullmatch(r"\s*(\d{1,4})\s*\+\s*(\d{1,4})\s*", text)
     if not found:
-        raise UserError(f"{flag} {text}: expected REAL+SYNTHETIC, for example 50+50")
+        raise UserError(f"{name}={text}: expected REAL+SYNTHETIC, for example 50+50")
     return int(found[1]), int(found[2])
 
 

@@ -170,19 +170,24 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     multiple = math.lcm(multiple * settings.pool, settings.grain)
     if any(side < 0 or side > size or side % multiple for side in settings.crop):
         raise UserError(
-            f"--crop {settings.crop[0]} {settings.crop[1]}: must be multiples of {multiple} up to {size}, or 0 for all"
+            f"DenoiserTraining.crop={settings.crop[0]} {settings.crop[1]}: must be multiples of {multiple} up to "
+            f"{size}, or 0 for all"
         )
     if settings.network == "unet":
         shape = settings.unet
         if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
-            raise UserError("--unet.channels, --unet.blocks, --unet.attention: give as many of each, one a level")
+            raise UserError(
+                "UNetConfig.channels, UNetConfig.blocks, UNetConfig.attention: give as many of each, one a level"
+            )
         if len(shape.window) != len(shape.window_mean) or any(side < 1 or side % 2 == 0 for side in shape.window_mean):
-            raise UserError("--unet.window, --unet.window-mean: give as many of each, the means odd and above 0")
+            raise UserError(
+                "UNetConfig.window, UNetConfig.window_mean: give as many of each, the means odd and above 0"
+            )
         if size % multiple:
-            pooling = f", --pool {settings.pool}" if settings.pool > 1 else ""
+            pooling = f", DenoiserTraining.pool={settings.pool}" if settings.pool > 1 else ""
             raise UserError(
                 f"slices of {size} pixels do not divide by {multiple}, as {len(shape.channels)} levels and "
-                f"--unet.fold {shape.fold}{pooling} need; prepare another size or take fewer levels"
+                f"UNetConfig.fold={shape.fold}{pooling} need; prepare another size or take fewer levels"
             )
         return asdict(replace(settings.unet, slices=slices, condition=condition))
     return asdict(
@@ -200,10 +205,13 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
 def _whole_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     shape = settings.unet3d
     if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
-        raise UserError("--unet3d.channels, --unet3d.blocks, --unet3d.attention: give as many of each, one a level")
+        raise UserError(
+            "UNet3dConfig.channels, UNet3dConfig.blocks, UNet3dConfig.attention: give as many of each, one a level"
+        )
     if size % (shape.multiple * settings.pool) or settings.slices % shape.slices_multiple:
         raise UserError(
-            f"{settings.slices} slices of {size} pixels, --pool {settings.pool}: give slices that divide by "
+            f"{settings.slices} slices of {size} pixels, DenoiserTraining.pool={settings.pool}: give slices that "
+            "divide by "
             f"{shape.slices_multiple} and pixels that divide by {shape.multiple * settings.pool}, or fewer levels"
         )
     return asdict(replace(shape, slices=settings.slices, size=size // settings.pool))
@@ -228,7 +236,8 @@ def train_denoiser(store: Store, out: Path, settings: DenoiserTraining, init: Pa
     with processes(settings.device) as process:
         if settings.batch % process.world:
             raise UserError(
-                f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"
+                f"DenoiserTraining.batch={settings.batch} does not divide over {process.world} processes; make it a "
+                "multiple"
             )
         return run(DenoiserTrainer(store, out, settings, init, process), out, "train", process)
 
@@ -277,7 +286,8 @@ class DenoiserTrainer:
             longest = max(map(slices_of, self.heads.records))
             if longest >= settings.slices:
                 raise UserError(
-                    f"--slices {settings.slices}: the longest head has {longest} slices; give more than that"
+                    f"DenoiserTraining.slices={settings.slices}: the longest head has {longest} slices; give more "
+                    "than that"
                 )
         _place_brain(network, self.recipe)
         if isinstance(network, UNet3d) and init is None:
@@ -352,7 +362,8 @@ class DenoiserTrainer:
                     raise
             if self.micro == 1 or self.process.world > 1:  # processes would have to halve together
                 raise UserError(
-                    f"--micro-batch {self.micro}: does not fit into the memory of {self.process.device}; give a "
+                    f"DenoiserTraining.micro_batch={self.micro}: does not fit into the memory of "
+                    f"{self.process.device}; give a "
                     "smaller one, or a smaller network"
                 )
             self.optimizers[0].zero_grad(set_to_none=True)
@@ -361,8 +372,9 @@ class DenoiserTrainer:
             self.micro = -(-self.micro // 2)
         if self.micro < held and not self.settings.fit_memory:
             raise UserError(
-                f"--batch {self.settings.batch}: does not fit into the memory of {self.process.device} at once; add "
-                f"--micro-batch {self.micro}, which does, or --fit-memory"
+                f"DenoiserTraining.batch={self.settings.batch}: does not fit into the memory of "
+                f"{self.process.device} at once; add "
+                f"DenoiserTraining.micro_batch={self.micro}, which does, or DenoiserTraining.fit_memory=True"
             )
         return shown
 

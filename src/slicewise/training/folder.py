@@ -32,7 +32,7 @@ def alone(out: Path, process: Process) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{out}: another program is training here; wait for its end, or give another --out"
+                f"{out}: another program is training here; wait for its end, or give another folder"
             ) from None
         yield
 
@@ -84,5 +84,7 @@ def _tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("--tensorboard: TensorBoard is not installed; pip install 'slicewise[tensorboard]'") from None
+        raise UserError(
+            "RunSettings.tensorboard: TensorBoard is not installed; pip install 'slicewise[tensorboard]'"
+        ) from None
     return SummaryWriter(out / "tensorboard")  # type: ignore[no-untyped-call]

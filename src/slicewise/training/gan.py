@@ -79,7 +79,7 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
     with processes(settings.device) as process:
         if settings.batch % process.world:
             raise UserError(
-                f"--batch {settings.batch} does not divide over {process.world} processes; make it a multiple"
+                f"GANTraining.batch={settings.batch} does not divide over {process.world} processes; make it a multiple"
             )
         return run(GANTrainer(store, out, settings, process), out, "train-gan", process)
 

@@ -79,7 +79,7 @@ class Pairs:
         if not len(self.upper()):
             raise UserError(
                 f"{heads.store.path}: no two neighbouring slices of the {heads.split} split have {least_tissue:.0%} "
-                "soft tissue; check the volumes, or lower --least-tissue"
+                "soft tissue; check the volumes, or lower ICNetTraining.least_tissue"
             )
 
     def upper(self) -> Tensor:

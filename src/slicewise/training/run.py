@@ -4,7 +4,7 @@ A method gives it a `Trainer`: its settings, its networks, one step, a validatio
 function of (seed, step, sample), so the whole state of a run is its step, its weights and averages and its optimiser's
 moments: a resumed run goes on bit for bit, and many processes do what one with the whole batch would.
 
-    RUN/config.toml           settings, as --config reads them
+    RUN/config.toml           settings, as read_table reads them
     RUN/env.json              what the run ran on
     RUN/stats.jsonl           one JSON object a line
     RUN/weights.safetensors   the network to use, and weights.json
@@ -325,7 +325,7 @@ def training_heads(store: Store, out: Path, process: Process) -> Heads:
 def _diverged(out: Path, step: int) -> UserError:
     return UserError(
         f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
-        "go on with a smaller --lr, or where there is one with --core float32"
+        "go on with a smaller RunSettings.lr, or where there is one with DenoiserTraining.core=float32"
     )
 
 

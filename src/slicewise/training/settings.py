@@ -50,7 +50,7 @@ class RunSettings:
         outside = [n for n in ("warmup", "cooldown") if not 0 <= getattr(self, n) <= 1]
         for names, bound in ((above, "be above 0"), (below, "not be below 0"), (outside, "lie in [0, 1]")):
             for name in names:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must {bound}")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must {bound}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,21 +126,27 @@ class DenoiserTraining(RunSettings):
         super().check()
         for name, least in (("slices", 2), ("pool", 1), ("above", 0), ("validation_windows", 1), ("micro_batch", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must be {least} or more")
         if not 0 < self.sigma.sigma_min < self.sigma.sigma_max:
             raise UserError(
-                f"--sigma.sigma-min {self.sigma.sigma_min:g}, --sigma.sigma-max {self.sigma.sigma_max:g}: "
+                f"SigmaDistribution.sigma_min={self.sigma.sigma_min:g}, "
+                f"SigmaDistribution.sigma_max={self.sigma.sigma_max:g}: "
                 "must be above 0, and the first below the second"
             )
         if self.residual_windows and (self.whole or self.above or self.pool > 1):
-            raise UserError("--residual-windows: is for a denoiser alone, not for levels of a pyramid; leave it out")
+            raise UserError(
+                "DenoiserTraining.residual_windows: is for a denoiser alone, not for levels of a pyramid; leave it out"
+            )
         if self.whole and (self.task.joint or self.position or self.above or any(self.crop)):
             raise UserError(
-                "--network unet3d: trains on whole heads; leave out --task.joint, --above and --crop, and give "
-                "--no-position"
+                "DenoiserTraining.network=unet3d: trains on whole heads; leave out WindowTask.joint, "
+                "DenoiserTraining.above and DenoiserTraining.crop, and give "
+                "DenoiserTraining.position=False"
             )
         if not 0 <= self.ema < 0.28:
-            raise UserError(f"--ema {self.ema:g}: must lie in (0, 0.28), or be 0 to choose it by validation")
+            raise UserError(
+                f"DenoiserTraining.ema={self.ema:g}: must lie in (0, 0.28), or be 0 to choose it by validation"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,14 +188,14 @@ class ICNetTraining(RunSettings):
     def check(self) -> None:
         super().check()
         if not self.validation_pairs > 0:
-            raise UserError(f"--validation-pairs {self.validation_pairs}: must be above 0")
+            raise UserError(f"ICNetTraining.validation_pairs={self.validation_pairs}: must be above 0")
         if not self.neighbour_error_hu >= 0:
-            raise UserError(f"--neighbour-error-hu {self.neighbour_error_hu}: must not be below 0")
+            raise UserError(f"ICNetTraining.neighbour_error_hu={self.neighbour_error_hu}: must not be below 0")
         if not 0 <= self.slight <= 1:
-            raise UserError(f"--slight {self.slight}: must lie in [0, 1]")
+            raise UserError(f"ICNetTraining.slight={self.slight}: must lie in [0, 1]")
         for name in ("air_pairs", "least_tissue"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1)")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +223,14 @@ class SliceVAETraining(RunSettings):
         for name, least in (("batch", 2), ("heads", 1), ("validation_slices", 1)):
             if getattr(self, name) < least:
                 why = " (batch norm)" if name == "batch" else ""
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more{why}")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must be {least} or more{why}")
         if not self.kl >= 0:
-            raise UserError(f"--kl {self.kl}: must not be below 0")
+            raise UserError(f"SliceVAETraining.kl={self.kl}: must not be below 0")
         shape = self.network
         if not shape.channels or min(shape.channels) < 1 or shape.latent < 1 or shape.components < 1:
-            raise UserError("--network.channels, --network.latent, --network.components: must be above 0")
+            raise UserError(
+                "SliceVAEConfig.channels, SliceVAEConfig.latent, SliceVAEConfig.components: must be above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,12 +286,12 @@ class GANTraining(RunSettings):
         RunSettings.check(replace(self, lr=self.rates[0]))
         for name in ("ema_images", "r1_every", "path_every", "ada_images"):
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must be above 0")
         for name in ("lr_discriminator", "r1", "path"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must not be below 0")
         for name in ("mixing", "ada_target"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1]")
+                raise UserError(f"{type(self).__name__}.{name}={getattr(self, name)}: must lie in [0, 1]")
         if self.network == "stylegan3" and self.stylegan3.layers < 4:
-            raise UserError(f"--stylegan3.layers {self.stylegan3.layers}: needs 4 or more")
+            raise UserError(f"StyleGAN3Config.layers={self.stylegan3.layers}: needs 4 or more")

@@ -60,7 +60,7 @@ class SliceVAETrainer:
         config = replace(settings.network, slices=length, size=recipe.size)
         if config.size % 2 ** len(config.channels) or config.bottom < 1:
             raise UserError(
-                f"--network.channels: {len(config.channels)} halvings do not fit slices of {config.size} pixels; "
+                f"SliceVAEConfig.channels: {len(config.channels)} halvings do not fit slices of {config.size} pixels; "
                 "give fewer"
             )
         self.slices = Slices(self.heads, settings.scale, length)

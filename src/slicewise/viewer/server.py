@@ -128,7 +128,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         bound.close()
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: {reason}; choose another, or --port 0 for a free one") from None
+        raise UserError(f"host={host} port={port}: {reason}; choose another, or port=0 for a free one") from None
     return bound
 
 

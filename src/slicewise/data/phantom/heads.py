@@ -117,7 +117,10 @@ def draw_descent(seed: int, s: PhantomSettings) -> Descent:
     people = find_people(s.anatomy, s.numbering, s.split_people)
     held = [share if any(p.split == split for p in people) else 0.0 for split, share in zip(SPLITS, s.split)]
     if not sum(held):
-        raise UserError(f"--split {s.split}: no person is in the splits that are to get heads; see --split-people")
+        raise UserError(
+            f"PhantomSettings.split={s.split}: no person is in the splits that are to get heads; see "
+            "PhantomSettings.split_people"
+        )
     split = SPLITS[int(rng.choice(3, p=np.array(held) / sum(held)))]
     there = [person for person in people if person.split == split]
     one, other = there[int(rng.integers(len(there)))], there[int(rng.integers(len(there)))]
@@ -139,26 +142,27 @@ def check_settings(s: PhantomSettings) -> PhantomSettings:
     """The settings, or a `UserError` that says which one is wrong."""
     if s.size not in SIZES:
         raise UserError(
-            f"--size {s.size}: the phantom is made at {', '.join(map(str, SIZES))} pixels; take one of them"
+            f"PhantomSettings.size={s.size}: the phantom is made at {', '.join(map(str, SIZES))} pixels; take one "
+            "of them"
         )
     if not 200 <= s.fov_mm <= 400:
-        raise UserError(f"--fov-mm {s.fov_mm:g}: a head needs 200 to 400 mm; the default is 240")
+        raise UserError(f"PhantomSettings.fov_mm={s.fov_mm:g}: a head needs 200 to 400 mm; the default is 240")
     if not 0.5 <= s.slice_mm <= 12:
-        raise UserError(f"--slice-mm {s.slice_mm:g}: slices are 0.5 to 12 mm thick; the default is 5")
+        raise UserError(f"PhantomSettings.slice_mm={s.slice_mm:g}: slices are 0.5 to 12 mm thick; the default is 5")
     if s.profile_mm and not 0.5 <= s.profile_mm <= 12:
-        raise UserError(f"--profile-mm {s.profile_mm:g}: 0.5 to 12 mm, or 0 for the slice spacing")
+        raise UserError(f"PhantomSettings.profile_mm={s.profile_mm:g}: 0.5 to 12 mm, or 0 for the slice spacing")
     if s.kernel not in ("soft", "standard", "bone"):
-        raise UserError(f"--kernel {s.kernel}: unknown; choose soft, standard or bone")
+        raise UserError(f"PhantomSettings.kernel={s.kernel}: unknown; choose soft, standard or bone")
     if not 0 <= s.hardening <= 5:
-        raise UserError(f"--hardening {s.hardening:g}: 0 (none) to 5 times the usual; the default is 1")
+        raise UserError(f"PhantomSettings.hardening={s.hardening:g}: 0 (none) to 5 times the usual; the default is 1")
     for name in ("pathology", "table", "motion", "metal"):
         value = getattr(s, name)
         if not 0 <= value <= 1:
-            raise UserError(f"--{name} {value:g}: a probability lies between 0 and 1")
+            raise UserError(f"PhantomSettings.{name}={value:g}: a probability lies between 0 and 1")
     if len(s.split) != 3 or min(s.split) < 0 or abs(sum(s.split) - 1) > 1e-6:
-        raise UserError(f"--split {s.split}: give three shares (train, val, test) that sum to 1")
+        raise UserError(f"PhantomSettings.split={s.split}: give three shares (train, val, test) that sum to 1")
     if not 0 <= s.offset_hu <= 20:
-        raise UserError(f"--offset-hu {s.offset_hu:g}: slices are off by 0 to 20 HU; the default is 0.6")
+        raise UserError(f"PhantomSettings.offset_hu={s.offset_hu:g}: slices are off by 0 to 20 HU; the default is 0.6")
     if not 0 <= s.noise_hu <= 50:
-        raise UserError(f"--noise-hu {s.noise_hu:g}: noise is 0 to 50 HU; the default is 4")
+        raise UserError(f"PhantomSettings.noise_hu={s.noise_hu:g}: noise is 0 to 50 HU; the default is 4")
     return s

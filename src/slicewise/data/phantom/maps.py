@@ -70,12 +70,14 @@ def find_maps(folder: Path) -> list[Path]:
     """The NIfTI files of a folder, sorted by name. Raises `UserError` where there are none, or two are the same."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--anatomy {folder}: no such folder; give one that holds label maps (NIfTI)")
+        raise UserError(f"PhantomSettings.anatomy={folder}: no such folder; give one that holds label maps (NIfTI)")
     from slicewise.io.nifti import is_nifti
 
     files = sorted(file for file in folder.iterdir() if file.is_file() and is_nifti(file))
     if not files:
-        raise UserError(f"--anatomy {folder}: holds no label map (.nii or .nii.gz); give the folder of the files")
+        raise UserError(
+            f"PhantomSettings.anatomy={folder}: holds no label map (.nii or .nii.gz); give the folder of the files"
+        )
     return files
 
 
@@ -90,16 +92,22 @@ def read_numbering(file: Path | None = None) -> dict[int, int]:
         text = (file or resources.files(__package__).joinpath(name)).read_text()
         table = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"--numbering {name}: cannot be read as TOML ({error}); see brainweb.toml") from error
+        raise UserError(
+            f"PhantomSettings.numbering={name}: cannot be read as TOML ({error}); see brainweb.toml"
+        ) from error
     codes: dict[int, int] = {}
     for tissue, numbers in table.items():
         if tissue not in CODE:
-            raise UserError(f"--numbering {name}: unknown tissue {tissue!r}; known are {', '.join(TISSUES)}")
+            raise UserError(
+                f"PhantomSettings.numbering={name}: unknown tissue {tissue!r}; known are {', '.join(TISSUES)}"
+            )
         if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise UserError(f"--numbering {name}: {tissue!r} needs a list of whole numbers, like [2, 41]")
+            raise UserError(f"PhantomSettings.numbering={name}: {tissue!r} needs a list of whole numbers, like [2, 41]")
         for number in numbers:
             if codes.setdefault(number, CODE[tissue]) != CODE[tissue]:
-                raise UserError(f"--numbering {name}: {number} is both {TISSUES[codes[number]]} and {tissue}")
+                raise UserError(
+                    f"PhantomSettings.numbering={name}: {number} is both {TISSUES[codes[number]]} and {tissue}"
+                )
     return codes
 
 
@@ -129,7 +137,9 @@ def read_map(file: Path, numbering: dict[int, int]) -> HeadMap:
     unknown = [int(n) for n in present if int(n) not in numbering]
     if unknown:
         shown = ", ".join(map(str, unknown[:12])) + (" …" if len(unknown) > 12 else "")
-        raise UserError(f"{file}: the numbering has no name for label {shown}; name them in a table (--numbering)")
+        raise UserError(
+            f"{file}: the numbering has no name for label {shown}; name them in a table (PhantomSettings.numbering)"
+        )
     if len(present) < 3:
         raise UserError(f"{file}: holds {len(present)} label(s), so no map of a head")
     table = np.zeros(int(present.max()) + 1, np.uint8)

@@ -44,7 +44,8 @@ def find_people(folder: Path, numbering: Path | None, shares: tuple[int, int, in
     files = find_maps(folder)
     if len(shares) != 3 or min(shares) < 0 or sum(shares) != len(files) or not shares[0]:
         raise UserError(
-            f"--split-people {' '.join(map(str, shares))}: {folder} holds {len(files)} maps; give three numbers "
+            f"PhantomSettings.split_people={' '.join(map(str, shares))}: {folder} holds {len(files)} maps; give "
+            "three numbers "
             "(train, val, test) that add up to them"
         )
     codes = json.dumps(sorted(read_numbering(numbering).items()))

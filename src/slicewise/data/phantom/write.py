@@ -61,9 +61,9 @@ def write_phantoms(
     settings = settings or PhantomSettings()
     check_settings(settings)
     if count < 1:
-        raise UserError(f"--count {count}: ask for one phantom at least")
+        raise UserError(f"count={count}: ask for one phantom at least")
     if seed < 0:
-        raise UserError(f"--seed {seed}: seeds are whole numbers from 0")
+        raise UserError(f"seed={seed}: seeds are whole numbers from 0")
     out = Path(out)
     try:
         for folder in ("dicom", "labels"):
@@ -225,7 +225,7 @@ def store_phantoms(
     settings = settings or PhantomSettings()
     check_settings(settings)
     if count < 1 or seed < 0:
-        raise UserError(f"--count {count}, --seed {seed}: at least one phantom, seeds from 0")
+        raise UserError(f"count={count}, seed={seed}: at least one phantom, seeds from 0")
     out = Path(out)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
