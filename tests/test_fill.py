@@ -154,7 +154,7 @@ def test_a_scan_on_another_grid_is_refused_or_resampled(whole, head, tmp_path, c
     command = ["fill", str(tmp_path / "scan"), "--out", str(tmp_path / "out.nii.gz"), "--checkpoint", str(whole)]
     with pytest.raises(SystemExit):
         main(command)
-    assert "add --resample" in capsys.readouterr().err
+    assert "--resample brings it there" in capsys.readouterr().err
     main([*command, "--resample"])
     assert "drew      slice 3 of" in capsys.readouterr().out
     assert read_volume(tmp_path / "out.nii.gz").volume.hu.shape[1:] == (32, 32)

@@ -60,7 +60,7 @@ def fill_scan(
         if not resample:
             raise UserError(
                 f"{volume.acquisition.source}: is not on the checkpoint's grid of {grid.size} x {grid.size} pixels at "
-                f"{mm} mm; add --resample"
+                f"{mm} mm; resample=True brings it there"
             )
         volume, missing = on_grid(volume, missing, grid)
         how = [f"all slices resampled to {mm} mm"]
