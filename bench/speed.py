@@ -171,7 +171,7 @@ def part_train(preset: str, effort: Effort) -> dict[str, Any]:
     from slicewise.training.denoiser import train_denoiser
     from slicewise.volume import Volume
 
-    settings = replace(preset_training(preset), steps=effort.train_steps, validations=0, samples=0, residual_windows=0)
+    settings = replace(preset_training(preset), steps=effort.train_steps, validations=0, samples=0)
     size = preset_size(preset)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ STEPS = 60
 # What each version calls "nothing but steps".
 QUIET = {
     "before": ["--save-every", "0", "--validate-every", "0", "--residual-windows", "0"],
-    "after": ["--validations", "0", "--residual-windows", "0"],
+    "after": ["--validations", "0"],
 }
 
 

@@ -20,7 +20,6 @@ from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import draw_cut
 from slicewise.diffusion.loss import weighted_errors
 from slicewise.diffusion.precondition import c_skip
-from slicewise.diffusion.residual import BANDS, ResidualFilter
 from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
@@ -118,36 +117,6 @@ def test_validation_gives_errors_in_hu_by_noise_level(trained):
     heads = [row["head_rmse_hu"] for row in rows]
     assert 0 < heads[0] < 20 and heads[0] < heads[4] < heads[-1] < 3000
     assert rows[0]["brain_rmse_hu"] > 0 and abs(rows[0]["brain_bias_hu"]) <= rows[0]["brain_rmse_hu"]
-
-
-def test_a_finished_run_gets_its_residual_filter_and_keeps_the_rest(toy_store, tmp_path, monkeypatch):
-    gains, curve = ((0.5,) * BANDS, (-0.5,) * BANDS), ((0.01, 0.0), (0.0, -0.01))
-    found, asked = ResidualFilter((0.01, 0.1), gains, (-0.1, 0.1), curve), []
-
-    def fit(denoiser, windows, *how):
-        asked.append((windows.heads.split, *how))
-        return found
-
-    train_denoiser(toy_store, tmp_path / "plain", TOY)
-    monkeypatch.setattr("slicewise.training.denoiser.fit_residual_filter", fit)
-    for _ in range(2):
-        train_denoiser(toy_store, tmp_path / "run", replace(TOY, residual_windows=6))
-    before, after = load_denoiser(tmp_path / "plain"), load_denoiser(tmp_path / "run")
-    assert asked == [("train", 6, 4, 0)], "on what it was trained on, once"
-    assert after.recipe == replace(before.recipe, residual=found)
-    assert _same(before.network.state_dict(), after.network.state_dict())
-
-
-def test_fading_changes_known_slices_and_leaves_what_is_sought(toy_store):
-    windows = training_windows(toy_store, "train", 3)
-    plain, faded = (Batches(windows, replace(TOY, fade=share), range(32)).make(3) for share in (0.0, 1.0))
-    differs = (plain["clean"] != faded["clean"]).flatten(2).any(dim=2)
-    assert torch.equal(plain["wanted"], faded["wanted"]) and torch.equal(plain["sigma"], faded["sigma"])
-    assert not (differs & plain["wanted"]).any() and (differs & ~plain["wanted"]).sum() > 16
-    some = (
-        (Batches(windows, replace(TOY, fade=0.5), range(32)).make(3)["clean"] != plain["clean"]).flatten(1).any(dim=1)
-    )
-    assert 6 < int(some.sum()) < int(differs.any(dim=1).sum())
 
 
 @pytest.mark.parametrize("variant", ["per slice", "joint", "ncsnpp"])
@@ -409,7 +378,7 @@ def test_learning_rate_warms_up_holds_and_falls():
 
 def test_batches_split_over_processes_are_the_whole_batch(toy_store):
     windows = training_windows(toy_store, "train", 3)
-    settings = replace(TOY, flip=True, crop=(8, 12), fade=0.5)
+    settings = replace(TOY, flip=True, crop=(8, 12))
     whole = Batches(windows, settings, range(4)).make(7)
     parts = [Batches(windows, settings, Process(r, 3, torch.device("cpu")).share(4)).make(7) for r in range(3)]
     for name, value in whole.items():

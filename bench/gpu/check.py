@@ -160,7 +160,7 @@ class Check:
             here, there = both(draw)
             difference = float((here.double() - there.double()).abs().max())
             yield name, {"equal": "yes" if torch.equal(here, there) else "no", "largest difference": difference}
-        store, settings = self.store(self.effort.size), replace(self.settings("head-128"), fade=0.5)
+        store, settings = self.store(self.effort.size), self.settings("head-128")
         batches = [
             Batches(training_windows(store, "train", settings.slices, device), settings, range(4)).make(5)
             for device in (CPU, self.device)
@@ -338,7 +338,7 @@ class Check:
     def settings(self, name: str) -> DenoiserTraining:
         base = fill(DenoiserTraining(), preset("train", "tiny-64" if self.short else name), name)
         base = replace(base, unet=TOY, crop=(0, 0)) if self.short else base
-        return replace(base, validation_windows=2, residual_windows=0)
+        return replace(base, validation_windows=2)
 
     def trainer(self, name: str, size: int, compile_: str) -> DenoiserTrainer:
         settings = replace(self.settings(name), compile=compile_, batch=16)  # type: ignore[arg-type]

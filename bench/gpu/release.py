@@ -62,7 +62,7 @@ def settings_of(a: argparse.Namespace, name: str, minutes: float) -> DenoiserTra
     )
     if not a.short:
         return wanted
-    small = {"validations": 1, "validation_windows": 4, "residual_windows": min(base.residual_windows, 4)}
+    small = {"validations": 1, "validation_windows": 4}
     return replace(wanted, unet=TOY, unet3d=TOY_3D, crop=(0, 0), **small)
 
 

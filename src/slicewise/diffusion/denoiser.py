@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from slicewise.diffusion.precondition import denoise
-from slicewise.diffusion.residual import ResidualFilter
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 
@@ -31,7 +30,6 @@ class Recipe:
     above : how many times as large the pixels of the level above are, whose slices above, at and below the wanted one
         follow the K slices of the window (see `pyramid`); 0 where there is none.
     above_sigma : largest noise that slices of the level above had in training, units of x.
-    residual : filter of what the trained network leaves undone (see `diffusion.residual`), or None.
     """
 
     slices: int
@@ -48,7 +46,6 @@ class Recipe:
     whole: bool = False
     above: int = 0
     above_sigma: float = 0.0
-    residual: ResidualFilter | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,14 +54,11 @@ class Recipe:
     def from_dict(values: dict[str, Any], path: object) -> "Recipe":
         """The inverse of `to_dict`, after JSON; `UserError` for a recipe of another version, which names the `path` it
         comes from."""
-        residual = values.get("residual")
+        # What another version knew does not matter where it was off.
+        known = {name: value for name, value in values.items() if value or name in Recipe.__dataclass_fields__}
         try:
-            typed = {
-                "scale": HUScale(**values["scale"]),
-                "spacing_mm": tuple(values["spacing_mm"]),
-                "residual": ResidualFilter.from_dict(residual) if residual else None,
-            }
-            return Recipe(**{**values, **typed})
+            typed = {"scale": HUScale(**values["scale"]), "spacing_mm": tuple(values["spacing_mm"])}
+            return Recipe(**{**known, **typed})
         except (KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -113,9 +107,7 @@ class Denoiser:
         if self.recipe.position:
             assert position_mm is not None
             condition = position_condition(position_mm)
-        denoised = denoise(self.network, x, sigma, condition, self.recipe.sigma_data, self.core_dtype)
-        residual = self.recipe.residual
-        return denoised if residual is None else residual(denoised, x, sigma)
+        return denoise(self.network, x, sigma, condition, self.recipe.sigma_data, self.core_dtype)
 
 
 class Replayed:

@@ -43,8 +43,6 @@ from slicewise.random import TRAIN_DITHER, TRAIN_NOISE, TRAIN_ORDER, Draws
 from slicewise.runtime import Process, core_dtype, processes
 from slicewise.training import ema
 from slicewise.training.ema import EMA
-from slicewise.training.fade import CONTRAST, MOTTLE_HU, fade
-from slicewise.training.residual import fit_residual_filter
 from slicewise.training.run import run, training_heads
 from slicewise.training.settings import DenoiserTraining
 from slicewise.training.state import whole
@@ -103,7 +101,7 @@ class Batches:
     share: range
 
     def plan(self, step: int) -> dict[str, Any]:
-        """What a batch is to hold, on the host: its cut, noise levels, positions, frames and faded slices."""
+        """What a batch is to hold, on the host: its cut, noise levels, positions and frames."""
         s, windows = self.settings, self.windows
         draws = Draws(s.seed, self.share, 0, step, TRAIN_ORDER)
         own = draws.integers(len(windows))[:, 0]
@@ -113,8 +111,6 @@ class Batches:
         rows = windows.heads.whole(head, s.slices) if s.whole else windows.rows(numbers)
         cut, frame = draw_cut(windows.heads, rows, s.crop, s.pool * s.unet.fold, s.flip, draws, s.grain)
         sigma, wanted = (s.task.draw_whole if s.whole else s.task.draw)(draws, s.slices, s.sigma)
-        faded = (draws.uniform(1) < s.fade) & ~wanted
-        contrast, mottle = draws.uniform(2 * s.slices).unflatten(1, (2, s.slices)).unbind(1)
         if s.above:
             last_wanted = s.slices - 1 - wanted.flip(1).int().argmax(dim=1)
             cut = replace(cut, rows=torch.cat([cut.rows, windows.about(numbers, last_wanted)], dim=1))
@@ -128,9 +124,6 @@ class Batches:
             "sigma": sigma,
             "wanted": wanted,
             "position": windows.position(numbers),
-            "faded": faded.nonzero() if s.fade else None,
-            "contrast": CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * contrast,
-            "mottle": MOTTLE_HU * mottle,
         }
 
     def make(self, step: int) -> dict[str, Tensor]:
@@ -146,13 +139,6 @@ class Batches:
         count, shape = hu_values[0].numel(), hu_values.shape
         samples = torch.arange(self.share.start, self.share.stop, device=device)
         noise = Draws(s.seed, samples, 0, plan["step"], TRAIN_NOISE, device)
-        if plan["faded"] is not None and len(plan["faded"]):
-            b, k = plan["faded"].T
-            where = b.to(device), k.to(device)
-            mottle_of = Draws(s.seed, self.share.start + b, 1 + k, plan["step"], TRAIN_NOISE, device)
-            white = mottle_of.normal(shape[2] * shape[3]).view(-1, *shape[2:])
-            contrast, mottle = (plan[name][b, k].to(device) for name in ("contrast", "mottle"))
-            hu_values[where] = fade(hu_values[where], contrast, mottle, white)
         # Whole HU are spread over their bin, so that the network models a density and not 4096 spikes.
         dither = Draws(s.seed, samples, 0, plan["step"], TRAIN_DITHER, device).dither(count).view(shape)
         made = {name: plan[name].to(device, non_blocking=True) for name in ("sigma", "wanted", "position", "frame")}
@@ -246,8 +232,7 @@ class DenoiserTrainer:
     """A denoiser in training, as the loop takes it (see `run.Trainer`)."""
 
     name, exported = "denoiser", "denoiser"
-    free = frozenset({"ema", "micro_batch", "fit_memory", "validation_windows", "residual_windows", "core", "parallel",
-                      "compile"})  # fmt: skip
+    free = frozenset({"ema", "micro_batch", "fit_memory", "validation_windows", "core", "parallel", "compile"})
 
     def __init__(
         self, store: Store, out: Path, settings: DenoiserTraining, init: Path | None, process: Process
@@ -438,13 +423,8 @@ class DenoiserTrainer:
         self.objective.sigma_data = self.recipe.sigma_data
         _place_brain(self.objective.network, self.recipe)
 
-    @torch.compiler.set_stance("force_eager")
     def finish(self) -> None:
-        s = self.settings
-        if s.residual_windows:
-            windows = self.batches.windows
-            found = fit_residual_filter(self.denoiser(), windows, s.residual_windows, self.micro, s.seed)
-            self.recipe = replace(self.recipe, residual=found)
+        """Nothing is left to do."""
 
 
 def _noise_of(windows: Windows, heads: int = 8) -> float | None:

@@ -85,8 +85,6 @@ class DenoiserTraining(RunSettings):
     """Tell the network each window's position below the vertex."""
     starts: float = 0.08
     """Share of windows, beside their own, at which a chain starts from air: one slice in thirty decides the rest."""
-    fade: float = 0.0
-    """Share of windows whose known slices are faded as a chain fades its own (see `fade`)."""
     flip: bool = False
     """Mirror windows left to right at random (the paper augments nothing)."""
     crop: tuple[int, int] = (0, 0)
@@ -103,8 +101,6 @@ class DenoiserTraining(RunSettings):
     """Where the device's memory does not hold so many windows at once, go on with the most that it holds."""
     validation_windows: int = 32
     """Windows in a validation."""
-    residual_windows: int = 0
-    """Training windows to find the trained network's residual filter on (see `diffusion.residual`); 0 for none."""
     core: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the network core: "auto" (bfloat16 where the device has it), "float32" or "bfloat16"."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -132,10 +128,6 @@ class DenoiserTraining(RunSettings):
                 f"SigmaDistribution.sigma_min={self.sigma.sigma_min:g}, "
                 f"SigmaDistribution.sigma_max={self.sigma.sigma_max:g}: "
                 "must be above 0, and the first below the second"
-            )
-        if self.residual_windows and (self.whole or self.above or self.pool > 1):
-            raise UserError(
-                "DenoiserTraining.residual_windows: is for a denoiser alone, not for levels of a pyramid; leave it out"
             )
         if self.whole and (self.task.joint or self.position or self.above or any(self.crop)):
             raise UserError(
