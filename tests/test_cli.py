@@ -240,6 +240,16 @@ def test_flag_beats_file_beats_preset_beats_default(taken, tmp_path, capsys):
     assert by_flag == replace(by_file, batch=9, sigma=replace(by_file.sigma, mean=-2.0))
 
 
+def test_train_hands_all_that_was_typed_to_its_processes(monkeypatch):
+    from slicewise import runtime
+
+    handed = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(runtime, "run_processes", lambda count, arguments: handed.append((count, arguments)) or 0)
+    typed = ["train", "store", "--out", "run", "--processes", "2", "--preset", "tiny-64", "--batch", "8"]
+    assert _main(*typed) == 0 and handed == [(2, typed)]
+
+
 @pytest.mark.parametrize(
     "text, what",
     [

@@ -37,10 +37,6 @@ class Generate:
     settings: Annotated[GenerateSettings, PLAIN] = field(default_factory=GenerateSettings)
 
     def run(self) -> None:
-        from slicewise import generate as generation
-        from slicewise.progress import counting_bar
-        from slicewise.settings import write_settings
-
         settings, out = self.settings, self.out
         if self.report and not self.reference.is_file():
             raise UserError(
@@ -49,6 +45,11 @@ class Generate:
         if self.dry_run:
             print(f"would generate {settings.count} volumes with {self.checkpoint} into {out}")
             return
+
+        from slicewise import generate as generation
+        from slicewise.progress import counting_bar
+        from slicewise.settings import write_settings
+
         main_process = os.environ.get("RANK", "0") == "0"
         started = time.monotonic()
         with counting_bar(main_process) as bar:
