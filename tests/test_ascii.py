@@ -221,8 +221,8 @@ def test_a_network_makes_the_same_volume_in_any_batch():
         (replace(FAST, sigma_min=30.0), {}, "sigma"),
         (replace(FAST, sigma_min=-1.0), {}, "sigma"),
         (replace(FAST, rho=0.0), {}, "rho"),
-        (replace(FAST, slices=-2), {}, "slices -2"),
-        (replace(FAST, known_sigma=-0.1), {}, "known-sigma"),
+        (replace(FAST, slices=-2), {}, "ChainSettings.slices=-2"),
+        (replace(FAST, known_sigma=-0.1), {}, "ChainSettings.known_sigma"),
         (replace(FAST, snr=0.0, sampler="pc"), {}, "snr"),
     ],
 )

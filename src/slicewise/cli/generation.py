@@ -204,8 +204,7 @@ class Fill:
             synthetic=filled.origin,
             source=filled.source,
         )
-        for note in reading.notes:
-            print(f"note      {note}")
+        print_notes(self, "note", reading.notes)
         drawn = ", ".join(map(str, filled.origin.drawn))
         print(f"drew      slice {drawn} of {len(filled.volume.hu)}; 0 is the most superior")
         print(f"wrote     {self.out}")
