@@ -53,7 +53,8 @@ def test_each_slice_is_given_the_two_before_it_and_air_before_the_first():
     """The answer is the slice before plus 100 HU, so slice i must be -1024 + 100 (i + 1)."""
     denoiser = Known(lambda hu, mm: hu[:, 1:2] + 100)
     found = _run(denoiser, replace(FAST, slices=4))
-    assert found.dtype == np.int16 and found.shape == (4, 1, SIZE, SIZE)
+    assert found.dtype == np.int16
+    assert found.shape == (4, 1, SIZE, SIZE)
     assert [np.unique(s).tolist() for s in found] == [[-924], [-824], [-724], [-624]]
     given = [[int(np.median(s)) for s in _rounded(x)[0, :2]] for x, _, _ in denoiser.calls[2::3]]
     assert given == [[-1024, -1024], [-1024, -924], [-924, -824], [-824, -724]]
@@ -70,7 +71,8 @@ def test_known_slices_are_nearly_clean_and_only_the_wanted_one_is_sampled():
     denoiser = Known(lambda hu, mm: np.full_like(hu, 40))
     _run(denoiser, replace(FAST, slices=2, known_sigma=0.004))
     levels = np.stack([s.numpy()[0] for _, s, _ in denoiser.calls])
-    assert (levels[:, :2] == 0.004).all() and levels[:3, 2].tolist() == pytest.approx([20.0, levels[1, 2], 1e-5])
+    assert (levels[:, :2] == 0.004).all()
+    assert levels[:3, 2].tolist() == pytest.approx([20.0, levels[1, 2], 1e-5])
     air = RECIPE.scale.encode(np.array(-1024.0))
     for x, _, _ in denoiser.calls[:3]:
         assert float((x[0, :2] - float(air)).std()) == pytest.approx(0.004, rel=0.2)
@@ -99,7 +101,8 @@ def test_what_is_not_known_comes_in_as_pure_noise():
     _run(denoiser, replace(FAST, slices=2), start=_flat([30]), start_mm=20.0)
     x, sigma, _ = denoiser.calls[0]
     assert sigma[0].tolist() == [20.0, 1e-5, pytest.approx(20.0)]
-    assert float(x[0, 0].std()) == pytest.approx(20.0, rel=0.4) and _rounded(x[0, 1]).max() == 30
+    assert float(x[0, 0].std()) == pytest.approx(20.0, rel=0.4)
+    assert _rounded(x[0, 1]).max() == 30
     assert denoiser.calls[3][1][0].tolist() == [1e-5, 1e-5, pytest.approx(20.0)]
 
 
@@ -112,7 +115,8 @@ def test_the_joint_model_sees_its_known_slices_at_the_noise_level_of_the_others(
     assert np.unique(found).tolist() == [40]
     known = torch.from_numpy(recipe.scale.encode(_flat([10, 20])))
     for x, sigma, _ in denoiser.calls[: len(denoiser.calls) // 2]:
-        assert sigma.shape == (1, 3) and len(set(sigma[0].tolist())) == 1
+        assert sigma.shape == (1, 3)
+        assert len(set(sigma[0].tolist())) == 1
         assert float(((x[0, :2] - known) / sigma[0, 0]).std()) == pytest.approx(1, abs=0.3)
 
 
@@ -120,7 +124,8 @@ def test_pc_noisy_leaves_its_noise_in_the_slice():
     recipe = replace(RECIPE, scale=HUScale(), sigma_min=0.01, size=32)
     denoiser = Known(lambda hu, mm: np.full_like(hu, 40), recipe)
     clean, noisy = (_run(denoiser, replace(FAST, slices=1, sampler=s)) for s in ("pc", "pc_noisy"))
-    assert (clean == 40).all() and noisy.std() == pytest.approx(20.5, rel=0.1)
+    assert (clean == 40).all()
+    assert noisy.std() == pytest.approx(20.5, rel=0.1)
 
 
 def test_a_chain_ends_when_every_head_has_ended_and_air_before_the_vertex_is_no_end():
@@ -135,7 +140,8 @@ def test_a_chain_ends_when_every_head_has_ended_and_air_before_the_vertex_is_no_
     found = _run(Known(answer, recipe), FAST, volumes=(0, 1))
     assert len(found) == 9, "one slice of air after the longer head"
     assert [len(trim(found[:, i])) for i in (0, 1)] == [5, 8]
-    assert (trim(found[:, 0]) == 40).all() and (trim(found[:, 1]) == 40).all()
+    assert (trim(found[:, 0]) == 40).all()
+    assert (trim(found[:, 1]) == 40).all()
     assert len(_run(Known(answer, recipe), replace(FAST, slices=2), volumes=(0, 1))) == 2, "as many as asked for"
 
 
@@ -150,7 +156,8 @@ def test_a_model_of_a_window_sees_its_head_end_although_its_air_is_as_dense_as_t
 def test_a_head_that_began_with_a_real_slice_ends_at_the_first_slice_of_air():
     known = Known(lambda hu, mm: np.full_like(hu, 40 if round(float(mm[0]) / DZ) <= 2 else -1000))
     found = _run(known, FAST, start=_flat([40, 40]), start_mm=DZ)
-    assert len(found) == 2 and len(trim(found[:, 0], begun=True)) == 1
+    assert len(found) == 2
+    assert len(trim(found[:, 0], begun=True)) == 1
 
 
 def test_a_head_that_does_not_end_stops_one_slice_after_the_longest_known():
@@ -164,10 +171,13 @@ def test_trim():
     assert is_air(np.stack([air, head, speck])).tolist() == [True, False, False]
     stack = np.stack([air, head, head, air, *[head] * 5, air, *[head] * 6])
     assert np.array_equal(trim(stack), stack[4:9]), "the first of five or more"
-    assert np.array_equal(trim(stack[:4]), stack[1:3]) and np.array_equal(trim(stack[:8]), stack[4:8])
-    assert len(trim(stack[1:3])) == 2 and len(trim(stack[:1])) == 1
+    assert np.array_equal(trim(stack[:4]), stack[1:3])
+    assert np.array_equal(trim(stack[:8]), stack[4:8])
+    assert len(trim(stack[1:3])) == 2
+    assert len(trim(stack[:1])) == 1
     assert len(trim(stack[2:4])) == 2, "a single slice is no volume"
-    assert len(trim(stack, begun=True)) == 0 and len(trim(stack[1:], begun=True)) == 2
+    assert len(trim(stack, begun=True)) == 0
+    assert len(trim(stack[1:], begun=True)) == 2
 
 
 def test_a_calibrated_slice_is_what_the_next_is_given():
@@ -181,7 +191,9 @@ def test_a_calibrated_slice_is_what_the_next_is_given():
         Known(lambda hu, mm: hu[:, 1:2] + 10), replace(FAST, slices=2), start=_flat([0, 0]), calibrate=calibrate
     )
     assert [int(s[0, 0, 0]) for s in found] == [11, 22]  # 10.6 and 21.6, rounded
-    assert [s[1] for s in seen] == [0, 11] and seen[0][2] == np.float64 and seen[0][3] == np.int16
+    assert [s[1] for s in seen] == [0, 11]
+    assert seen[0][2] == np.float64
+    assert seen[0][3] == np.int16
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "pc"])

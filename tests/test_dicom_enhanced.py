@@ -70,6 +70,12 @@ def test_enhanced_header(tmp_path):
     assert b"SECRET" not in (tmp_path / "e.dcm").read_bytes()
 
 
+@pytest.mark.parametrize("synthetic, qualification", [(ORIGIN, "RESEARCH"), (None, "PRODUCT")])
+def test_synthetic_images_are_for_research_and_scans_keep_their_standing(tmp_path, synthetic, qualification):
+    """Content Qualification (0018,9004) tells images of a product from those of research."""
+    assert enhanced(tilted_volume(), tmp_path / "e.dcm", synthetic).ContentQualification == qualification
+
+
 def test_gdcm_itk_and_dcmtk_read_enhanced_ct(tmp_path):
     volume = all_codes_volume()
     enhanced(volume, tmp_path / "e.dcm")

@@ -143,6 +143,30 @@ def test_padding_that_could_be_tissue_counts_only_at_the_border(tmp_path):
     assert hu[0, 3] == hu[5, 0] == -1024 and hu[4, 4] == 0
 
 
+@pytest.mark.parametrize("slope, padding", [(1, (-2000, 0)), (1, (0, -2000)), (-1, (0, 2000))])
+def test_a_padding_range_that_reaches_tissue_counts_only_at_the_border(tmp_path, slope, padding):
+    """From -2000 to 0 HU, whichever of the two tags names which end and whichever way stored values run."""
+    plane = np.full((9, 9), 35, np.int16)
+    plane[0], plane[4, 4] = -900, 0
+    for k in range(2):
+        ds = ct_slice(slope * plane, (0, 0, 5.0 * k), RescaleSlope=slope, RescaleIntercept=0)
+        ds.PixelPaddingValue, ds.PixelPaddingRangeLimit = padding
+        save(ds, tmp_path / f"{k}")
+    hu = read_series(tmp_path).hu[0]
+    assert (hu[0] == -1024).all()
+    assert hu[4, 4] == 0
+
+
+@pytest.mark.parametrize("padding, kept", [(-901, -1024), (-900, -1024), (-899, -899)])
+def test_padding_of_air_counts_everywhere(tmp_path, padding, kept):
+    """Up to -900 HU nothing in a head is lost by calling it air: there is none of it but in the sinuses."""
+    plane = np.full((9, 9), 35, np.int16)
+    plane[4, 4] = padding
+    for k in range(2):
+        save(ct_slice(plane, (0, 0, 5.0 * k), PixelPaddingValue=padding), tmp_path / f"{k}")
+    assert read_series(tmp_path).hu[0, 4, 4] == kept
+
+
 def test_slope_and_intercept_of_each_slice(tmp_path):
     stored = np.random.default_rng(5).integers(0, 2000, (4, 5, 6)).astype(np.uint16)
     slopes, intercepts = [1, 0.5, 1.5, 2], [-1024, -500, -1000, -900]
@@ -366,15 +390,24 @@ def test_mixed_archive(tmp_path):
     assert np.array_equal(read_series(heap, series_uid="1.2.3.1").hu, stacks[1])
 
 
-def test_two_series_under_one_uid(tmp_path):
+@pytest.mark.parametrize("slices, others, strays", [(9, 1, True), (9, 2, True), (9, 3, False), (8, 1, False)])
+def test_two_images_beside_more_than_eight_slices_are_strays_and_more_are_a_series(tmp_path, slices, others, strays):
     rng = np.random.default_rng(6)
-    write_stack(tmp_path, head(rng, 12))
-    save(ct_slice(head(rng, 1, 20, 20)[0]), tmp_path / "stray")
+    write_stack(tmp_path, head(rng, slices))
+    write_stack(tmp_path / "other", head(rng, others, 20, 20))
     found = scan(tmp_path)
-    assert len(found.series[0].slices) == 12 and "another geometry" in found.left_out[0].reason
-    write_stack(tmp_path / "more", head(rng, 5, 20, 20))
-    with pytest.raises(UserError, match="two series are mixed under one series UID"):
-        read_series(tmp_path)
+    if strays:
+        assert len(found.series[0].slices) == slices
+        assert "another geometry (20x20" in found.left_out[0].reason
+        assert read_series(tmp_path).hu.shape == (slices, 12, 10)
+    else:
+        assert not found.left_out
+        with pytest.raises(UserError, match="two series are mixed under one series UID"):
+            read_series(tmp_path)
+
+
+def test_patients_of_two_kinds_share_no_series(tmp_path):
+    rng = np.random.default_rng(6)
     write_stack(tmp_path / "p", head(rng, 3))
     write_stack(tmp_path / "p" / "q", head(rng, 3), PatientID="P2")
     with pytest.raises(UserError, match="2 patients share one series UID"):

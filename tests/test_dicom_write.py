@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicewise.errors import UserError
-from slicewise.hu import HU_CODES, HU_MAX, HU_MIN
+from slicewise.hu import BRAIN, HU_CODES, HU_MAX, HU_MIN
 from slicewise.io import dicom_write
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import WINDOW_PRESETS, SyntheticOrigin, decimal_string, write_series
@@ -126,14 +126,18 @@ def test_header_says_synthetic_and_what_made_it(tmp_path):
         assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109100"  # Synthesizing Equipment
         for text in (equipment.ContributionDescription, d.DerivationDescription):
             assert "head-128" in text and "0.1.0" in text and "seed 7" in text and "volume 3" in text
-        assert list(d.WindowCenterWidthExplanation) == [name for name, _, _ in WINDOW_PRESETS]
-        assert list(map(float, d.WindowCenter)) == [c for _, c, _ in WINDOW_PRESETS]
+        assert list(d.WindowCenterWidthExplanation) == ["BRAIN", "SUBDURAL", "BONE", "WHOLE RANGE"]
+        assert list(map(float, d.WindowCenter)) == [30, 75, 600, 1024]
+        assert list(map(float, d.WindowWidth)) == [80, 215, 2800, 4096]
 
 
-def test_whole_range_preset_spans_exactly_twelve_bits():
-    centre, width = {name: (c, w) for name, c, w in WINDOW_PRESETS}["WHOLE RANGE"]
+def test_whole_range_preset_spans_exactly_twelve_bits_and_brain_is_the_papers_window():
+    presets = {name: (centre, width) for name, centre, width in WINDOW_PRESETS}
+    centre, width = presets["WHOLE RANGE"]
     # The linear function of PS3.3 C.11.2.1.2.1: black at or below the first, white above the second.
     assert (centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2) == (HU_MIN, HU_MAX)
+    centre, width = presets["BRAIN"]
+    assert (centre - width / 2, centre + width / 2) == (BRAIN.lo, BRAIN.hi)
 
 
 def test_nothing_of_the_patient_is_carried_over(tmp_path):

@@ -11,6 +11,7 @@ from skimage import data
 
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, WHOLE, Window
+from slicewise.metrics.estimate import bootstrap, by_patient, draw
 from slicewise.metrics.features import PLANES, Extractor, efficientnet_lite0, plane_features, plane_slices, windowed
 from slicewise.metrics.frechet import (
     Moments,
@@ -18,6 +19,7 @@ from slicewise.metrics.frechet import (
     frechet_distance,
     frechet_of_features,
     real_floor,
+    slices_estimate,
 )
 from slicewise.volume import Volume
 
@@ -104,6 +106,26 @@ def test_interval_holds_the_true_distance_and_shrinks_with_samples() -> None:
     assert bootstrap_interval(a, b, rounds=20, seed=5) == bootstrap_interval(a, b, rounds=20, seed=5)
 
 
+def test_interval_on_all_slices_is_that_of_patients_drawn_with_all_their_slices() -> None:
+    """Each draw through `Moments` of the slices themselves; volumes of few slices, so that n - 1 is not n."""
+    rng = np.random.default_rng(9)
+    sides = [[rng.standard_normal((rng.integers(1, 4), 3)) + 0.5 * k for _ in range(3)] for k in (0, 1)]
+    owners = (("a", "a", "b"), ("c", "d", "e"))
+    found = slices_estimate(
+        lambda: iter(sides[0]), lambda: iter(sides[1]), (3, 3), 3, rounds=40, splits=0, seed=6, patients=owners
+    ).estimate
+    same = np.random.default_rng(6)
+
+    def moments(side: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = draw(same, by_patient(owners[side]))
+        together = Moments(3)
+        together.add(np.concatenate([sides[side][k] for k in chosen]))
+        return together.mean, together.covariance
+
+    expected = bootstrap(lambda: frechet_distance(*moments(0), *moments(1)), found.value, 40)
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-6)
+
+
 def test_floor_is_above_zero_and_falls_with_the_number_of_samples() -> None:
     pool = np.random.default_rng(4).standard_normal((120, 4))
     small, large = real_floor(pool, 8, rounds=20), real_floor(pool, 60, rounds=20)
@@ -123,7 +145,8 @@ def test_slices_are_taken_through_the_middle_with_square_pixels() -> None:
     volume = ramp_volume()
     axial, coronal, sagittal = (next(plane_slices(volume, plane)) for plane in PLANES)
     np.testing.assert_array_equal(axial, volume.hu[3])
-    assert coronal.shape == (15, 7) and sagittal.shape == (15, 9)
+    assert coronal.shape == (15, 7)
+    assert sagittal.shape == (15, 9)
     # Row r's centre lies at (r + 1/2) 2 mm, which is slice (r + 1/2) 2/5 - 1/2: linear data stay linear.
     places = np.clip((np.arange(15) + 0.5) * 0.4 - 0.5, 0, 5)
     np.testing.assert_allclose(coronal, 10 * places[:, None] + 4 + 100 * np.arange(7), rtol=1e-5)
@@ -135,7 +158,8 @@ def test_slices_are_taken_through_the_middle_with_square_pixels() -> None:
 def test_window_keeps_every_code_apart_and_pads_with_air() -> None:
     codes = np.arange(-1024, 3072, dtype=np.float32).reshape(32, 128)
     picture = windowed(codes, WHOLE)
-    assert picture.shape == (128, 128) and picture.dtype == np.float32
+    assert picture.shape == (128, 128)
+    assert picture.dtype == np.float32
     assert len(np.unique(picture)) == 4096, "no 8-bit step"
     assert picture[:48].max() == picture[80:].max() == 0.0
     brain = windowed(np.array([[-50.0, -10.0], [30.0, 200.0]], np.float32), BRAIN)
@@ -182,7 +206,9 @@ def test_extractor_gives_finite_features_that_tell_pictures_apart() -> None:
     head[20:110, 30:100] = 0.5
     pictures = [head, head + rng.normal(0, 1e-4, head.shape).astype(np.float32), rng.random((64, 64), np.float32)]
     features = extractor(pictures)
-    assert features.shape == (3, 1280) and features.dtype == np.float32 and np.isfinite(features).all()
+    assert features.shape == (3, 1280)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
     near, far = (np.linalg.norm(features[0] - features[k]) for k in (1, 2))
     assert 0 < near < far / 10, "a change of a few thousandths is seen, and is small"
     # The weights are the trained ones: the network of the features calls a tabby cat a cat.

@@ -18,7 +18,9 @@ ONE_HU = 2 / 4095
 def test_all_4096_codes_come_back_in_float32(companding):
     scale = HUScale(companding=companding)
     x = scale.encode(CODES)
-    assert x.dtype == np.float32 and x[0] == -1 and x[-1] == 1
+    assert x.dtype == np.float32
+    assert x[0] == -1
+    assert x[-1] == 1
     assert np.array_equal(scale.decode_codes(x), CODES)
     assert np.all(np.diff(x) > 0)
 
@@ -33,7 +35,9 @@ def test_a_window_brings_back_its_codes_and_clips_the_rest(companding, window):
 @pytest.mark.parametrize("window", [WHOLE, BRAIN, ICNET])
 def test_linear_windows_come_back_through_to_unit(window):
     x = hu.to_unit(CODES, window)
-    assert x.dtype == np.float32 and x.min() == -1 and x.max() == 1
+    assert x.dtype == np.float32
+    assert x.min() == -1
+    assert x.max() == 1
     assert np.array_equal(hu.round_hu(hu.from_unit(x, window)), np.clip(CODES, window.lo, window.hi))
 
 
@@ -55,11 +59,32 @@ def test_fractions_of_hu_come_back_and_keep_their_order(companding, values):
     np.testing.assert_allclose(scale.decode(x), h, atol=0.005)
 
 
-@given(st.floats(-1e4, 1e4))
-@settings(max_examples=60, deadline=None)
-def test_rounding_is_half_to_even_and_clipped(value):
-    found = int(hu.round_hu(np.array([value]))[0])
-    assert found == int(np.clip(round(value), -1024, 3071))  # Python's round is half to even
+@pytest.mark.parametrize("rounded", [hu.round_hu, lambda h: HUScale().decode_codes(hu.to_unit(h))])
+def test_rounding_is_to_the_nearest_code(rounded):
+    values = np.array([-1023.6, -1.6, -1.4, -0.4, 0.4, 1.4, 1.6, 3070.6])
+    assert rounded(values).tolist() == [-1024, -2, -1, 0, 0, 1, 2, 3071]
+    assert rounded(values).dtype == np.int16
+
+
+def test_ties_go_to_the_even_code_so_that_rounding_shifts_no_mean():
+    ties = np.array([-1023.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3070.5])
+    assert hu.round_hu(ties).tolist() == [-1024, -2, -2, 0, 0, 2, 2, 3070]
+    halves = np.arange(-1000, 3000) + 0.5
+    assert hu.round_hu(halves).mean() == halves.mean()
+
+
+def test_what_is_beyond_the_range_is_clipped():
+    assert hu.round_hu(np.array([-1e4, -1024.6, 3071.6, 1e6])).tolist() == [-1024, -1024, 3071, 3071]
+    assert hu.from_unit(np.array([-1.5, 1.5]), Window(0, 100)).tolist() == [-25, 125], "not clipped: rounding does that"
+
+
+@pytest.mark.parametrize(
+    "window, air",
+    [(WHOLE, -500), (Window(-501, 900), -500), (Window(-500, 900), 200), (BRAIN, 30), (ICNET, 0)],
+)
+def test_air_is_half_as_dense_as_water_or_a_windows_lower_half(window, air):
+    """-500 HU is as far from air as from water. A window that ends there or above shows all air as its lowest HU."""
+    assert HUScale(window.lo, window.hi).air == air
 
 
 def test_dequantised_codes_keep_their_half_hu_beyond_the_window():

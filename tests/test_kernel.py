@@ -46,7 +46,8 @@ def test_biased_form_rewards_collapse_and_the_unbiased_one_does_not() -> None:
     (biased, unbiased), (biased_zero, unbiased_zero) = np.mean(perfect, axis=0), np.mean(collapsed, axis=0)
     assert biased == pytest.approx((50 + 50) / 4, rel=0.05)
     assert biased_zero == pytest.approx(50 / 4, rel=0.05)
-    assert abs(unbiased) < 1 and abs(unbiased_zero) < 1
+    assert abs(unbiased) < 1
+    assert abs(unbiased_zero) < 1
 
 
 def test_kid_is_the_unbiased_definition_and_stays_unbiased_when_vectors_repeat() -> None:
@@ -93,7 +94,9 @@ def test_manifold_measures_are_their_definitions() -> None:
         estimates = manifold_estimates(real, synth, 3)
         assert estimates["recall"].value == pytest.approx(expected["recall"])
         assert all(e.low <= e.value <= e.high and np.isfinite(e.floor) for e in estimates.values())
-    assert neighbours(50, 50) == 5 and neighbours(8, 50) == 3 and neighbours(4, 2) == 1
+    assert neighbours(50, 50) == 5
+    assert neighbours(8, 50) == 3
+    assert neighbours(4, 2) == 1
 
 
 def test_manifold_measures_tell_fidelity_from_diversity() -> None:
@@ -101,8 +104,11 @@ def test_manifold_measures_tell_fidelity_from_diversity() -> None:
     real = rng.standard_normal((60, 2))
     collapsed = manifold_estimates(real, 0.02 * rng.standard_normal((60, 2)))
     wild = manifold_estimates(real, 8 * rng.standard_normal((60, 2)))
-    assert collapsed["precision"].value == 1 and collapsed["recall"].value < 0.1 and collapsed["coverage"].value < 0.3
-    assert wild["precision"].value < 0.5 and wild["recall"].value > 0.9
+    assert collapsed["precision"].value == 1
+    assert collapsed["recall"].value < 0.1
+    assert collapsed["coverage"].value < 0.3
+    assert wild["precision"].value < 0.5
+    assert wild["recall"].value > 0.9
     for name in MEASURES:
         assert collapsed[name].floor > 0.6, "two halves of one set lie in each other's manifold"
 
@@ -112,14 +118,18 @@ def test_estimate_of_one_distribution_is_its_floor_and_of_another_is_above() -> 
     real, same, other = rng.standard_normal((3, 40, 6))
     honest = estimate(frechet_score(np.concatenate([real, same])), 40, 40, rounds=60)
     away = estimate(frechet_score(np.concatenate([real, other + 1])), 40, 40, rounds=60)
-    assert honest.floor_n == 20 and honest.same_n == pytest.approx(honest.floor, abs=4 * honest.floor_sd)
-    assert away.same_n > away.floor + 4 * away.floor_sd and away.low > honest.high
+    assert honest.floor_n == 20
+    assert honest.same_n == pytest.approx(honest.floor, abs=4 * honest.floor_sd)
+    assert away.same_n > away.floor + 4 * away.floor_sd
+    assert away.low > honest.high
     assert away.low < away.value < away.high
     assert away.value == pytest.approx(frechet_of_features(real, other + 1), rel=1e-9)
     again = estimate(frechet_score(np.concatenate([real, other + 1])), 40, 40, rounds=60)
     assert again == away, "the same seed gives the same numbers"
     few = estimate(frechet_score(rng.standard_normal((5, 3))), 3, 2, rounds=20)
-    assert few.floor_n == 1 and np.isnan(few.floor) and np.isfinite(few.value)
+    assert few.floor_n == 1
+    assert np.isnan(few.floor)
+    assert np.isfinite(few.value)
 
 
 def test_second_scans_of_patients_make_nothing_surer() -> None:
@@ -137,7 +147,8 @@ def test_second_scans_of_patients_make_nothing_surer() -> None:
     assert (known.value, known.low, known.high) == pytest.approx((alone.value, alone.low, alone.high), abs=1e-12)
     assert (known.floor, known.same_n) == pytest.approx((alone.floor, alone.same_n), abs=1e-12)
     assert (known.floor_n, alone.floor_n) == (24, 12)
-    assert unknown.high - unknown.low < 0.9 * (known.high - known.low) and unknown.floor < 0.9 * known.floor
+    assert unknown.high - unknown.low < 0.9 * (known.high - known.low)
+    assert unknown.floor < 0.9 * known.floor
     columns = [[v[None] for v in side] for side in (*once, *twice)]
     seeds = [np.random.default_rng(1) for _ in range(4)]
     assert difference_interval(*columns[2:], seeds[0], patients=patients) == pytest.approx(
@@ -146,7 +157,8 @@ def test_second_scans_of_patients_make_nothing_surer() -> None:
     assert mean_interval(twice[0], seeds[2], patients=patients[0]) == pytest.approx(mean_interval(once[0], seeds[3]))
     everyone = [0] * 48, [0] * 40
     single = found(twice, everyone)
-    assert single.value == known.value and np.isnan([single.low, single.high, single.floor, single.same_n]).all()
+    assert single.value == known.value
+    assert np.isnan([single.low, single.high, single.floor, single.same_n]).all()
     assert np.isnan(mean_interval(twice[0], seeds[0], patients=everyone[0])).all()
 
 
@@ -158,7 +170,8 @@ def test_parts_share_no_patient() -> None:
         size = int(rng.integers(2, 16))
         whose = np.concatenate([np.full(len(g), k) for k, g in enumerate(groups)])
         a, b = parts(rng, groups, size, 2)
-        assert max(len(a), len(b)) <= size and not {*whose[a]} & {*whose[b]}
+        assert max(len(a), len(b)) <= size
+        assert not {*whose[a]} & {*whose[b]}
         assert len({*a, *b}) == len(a) + len(b) == np.isin(whose, [*whose[a], *whose[b]]).sum(), "patients come whole"
         if len(groups) == 30:
             assert len(a) == len(b) == size
@@ -179,7 +192,8 @@ def test_streamed_slices_draw_patients_too() -> None:
     alone, known, unknown = found(once, None), found(twice, patients), found(twice, None)
     for name in ("value", "low", "high", "floor", "same_n"):
         assert getattr(known, name) == pytest.approx(getattr(alone, name), rel=0.02, abs=0.01), name
-    assert unknown.high - unknown.low < 0.85 * (known.high - known.low) and unknown.floor < 0.85 * known.floor
+    assert unknown.high - unknown.low < 0.85 * (known.high - known.low)
+    assert unknown.floor < 0.85 * known.floor
     assert np.isnan(found(twice, ([0] * 24, patients[1])).low)
 
 
@@ -194,7 +208,9 @@ def test_intervals_have_their_level() -> None:
         value, first, last = difference_interval(real, synth, rng, rounds=200)
         assert value == pytest.approx(np.concatenate(synth).mean() - np.concatenate(real).mean())
         held += [low < 3 < high, first < 1 < last]
-    assert (held > 0.86 * 120).all() and (held < 120).any()
+    assert (held > 0.86 * 120).all()
+    assert (held < 120).any()
     draws = iter(rng.normal(10, 1, 400))
     low, high = bootstrap(lambda: next(draws), 5.0, rounds=400)
-    assert low == pytest.approx(5 - 1.96, abs=0.35) and high == pytest.approx(5 + 1.96, abs=0.35)
+    assert low == pytest.approx(5 - 1.96, abs=0.35)
+    assert high == pytest.approx(5 + 1.96, abs=0.35)

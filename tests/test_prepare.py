@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from slicewise.data import prepare as prepare_module
 from slicewise.data.prepare import KEY_FILE, prepare
-from slicewise.data.resample import Grid, body_mask, remove_table, resample_volume
+from slicewise.data.resample import Grid, body_mask, crop_above, remove_table, resample_volume
 from slicewise.data.settings import PrepareSettings
-from slicewise.data.store import append, assign_split, open_store, private_folder, put_volume
+from slicewise.data.store import append, assign_split, first_head_slice, open_store, private_folder, put_volume
 from slicewise.errors import UserError
 from slicewise.io.dicom import read_series
 from slicewise.io.nifti import read_nifti, write_nifti
@@ -157,6 +157,28 @@ def test_air_outside_and_above():
     assert (out.hu[0] > -300).any() and out.positions[0, 2] < volume.positions[0, 2]
 
 
+@pytest.mark.parametrize("width, begins", [(5.0, 0), (4.9, 1)])
+def test_a_head_begins_with_a_slice_of_one_square_centimetre(width, begins):
+    """A cross of five pixels above the head: 100 mm² is a slice of it, 98 mm² is not."""
+    hu = ball((12, 40, 40), (5.0, 4.0, width)).hu.copy()
+    hu[:3] = -1000
+    hu[2, 20, 19:22] = hu[2, 19:22, 20] = 40
+    volume = Volume.regular(hu, (5.0, 4.0, width))
+    assert np.array_equal(crop_above(volume).positions, volume.positions[2 + begins :])
+    assert np.array_equal(crop_above(volume).hu, hu[2 + begins :])
+
+
+@pytest.mark.parametrize("step, slices, lost", [(3.0, 16, 0.0), (2.6, 26, 5.0)])
+def test_the_end_slices_of_a_scan_reach_half_a_step_beyond_themselves(step, slices, lost):
+    """A target slice of 5 mm at the end of a scan through the head averages three places. Of slices 3 mm apart the
+    outermost place lies 1.33 mm beyond the last one, which is still in it; of slices 2.6 mm apart 1.42 mm, which is
+    outside the scan."""
+    volume = Volume.regular(np.full((slices, 24, 24), 40, np.int16), (step, 4.0, 4.0))
+    out = resample_volume(volume, Grid(24, 96.0, 5.0, crop_air_above=False))
+    np.testing.assert_allclose(out.positions[[0, -1], 2] - volume.positions[[0, -1], 2], [-lost, lost], atol=1e-6)
+    assert (out.hu[:, 8:16, 8:16] == 40).all()
+
+
 def test_ends_of_a_tilted_scan_that_show_half_a_head_are_left_away():
     upright = ball((40, 64, 64), (2.0, 3.0, 3.0), (200.0, 60.0, 50.0))
     column = np.array([0.0, np.cos(0.35), -np.sin(0.35)])
@@ -196,6 +218,14 @@ def test_no_head():
     volume = Volume.regular(np.full((10, 20, 20), -1000, np.int16), (5.0, 2.0, 2.0))
     with pytest.raises(UserError, match="no head in it"):
         resample_volume(volume)
+
+
+def test_the_vertex_is_the_first_slice_with_two_per_cent_of_head():
+    """Skin lies above -300 HU. Fewer pixels than one in fifty are a holder's, or noise."""
+    hu = np.full((4, 10, 10), -300, np.int16)
+    hu[1, 0, :1] = hu[2, 0, :2] = hu[3] = -299
+    assert first_head_slice(hu) == 2
+    assert first_head_slice(hu[:2]) == 0, "none is the vertex"
 
 
 # --- Store ----------------------------------------------------------------------------------------------------------

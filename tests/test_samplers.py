@@ -10,7 +10,7 @@ from scipy import stats
 
 from slicewise.diffusion.samplers import dpmpp_2m, heun, nfe, pc
 from slicewise.diffusion.schedule import geometric, karras
-from slicewise.random import INITIAL, SliceNoise
+from slicewise.random import CORRECTOR, INITIAL, PREDICTOR, SliceNoise
 
 ONE_HU = 2 / 4095
 SHAPE = (1, 64, 64)
@@ -52,6 +52,27 @@ def test_a_normal_distribution_comes_out(sampler, sigmas):
     assert stats.kurtosis(x) == pytest.approx(0, abs=0.25)
 
 
+@pytest.mark.parametrize("snr", [0.15, 0.4])
+def test_pc_is_song_et_als_algorithm_step_by_step(snr):
+    """Song et al. 2021, algorithms 2 and 5: at each level x + eps g + sqrt(2 eps) z with g the score there and
+    eps = 2 (snr |z| / |g|)^2 of each sample, then x + (s^2 - s'^2) g + sqrt(s^2 - s'^2) z. The factor 2 makes the
+    move along g `snr` times as long as the noise that goes with it."""
+    sigmas, noise = geometric(3, 0.05, 2.0), SliceNoise(11, (0, 1), 0, SHAPE)
+    x = 2.0 * noise(0, INITIAL)
+    found = pc(normal, x, sigmas, noise, snr=snr)
+    for step, (sigma, following) in enumerate(pairwise([*sigmas.tolist(), 0.0])):
+        g, z = (normal(x, sigma) - x) / sigma**2, noise(step, CORRECTOR)
+        lengths = [torch.stack([one.square().sum().sqrt() for one in v])[:, None, None, None] for v in (g, z)]
+        eps = 2 * (snr * lengths[1] / lengths[0]) ** 2
+        along, aside = eps * g, torch.sqrt(2 * eps) * z
+        assert float(along[1].norm() / aside[1].norm()) == pytest.approx(snr, rel=1e-9)
+        x = x + along + aside
+        step_variance = sigma**2 - following**2
+        mean = x + step_variance * (normal(x, sigma) - x) / sigma**2
+        x = mean + math.sqrt(step_variance) * noise(step, PREDICTOR)
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("sampler, sigmas", CASES)
 def test_a_mixture_comes_out_with_its_modes_and_their_weights(sampler, sigmas):
     x = _draw(sampler, mixture, sigmas).numpy().ravel()
@@ -77,7 +98,8 @@ def test_the_ode_is_solved_to_second_order(sampler):
     torch.testing.assert_close(fine, exact, rtol=0, atol=5e-5)
     errors = [float((solve(n) - fine).abs().max()) for n in (40, 80, 160, 320)]
     orders = [math.log2(a / b) for a, b in pairwise(errors)]
-    assert orders[-1] == pytest.approx(2, abs=0.3) and errors[-1] < 1e-3, (errors, orders)
+    assert orders[-1] == pytest.approx(2, abs=0.3), errors
+    assert errors[-1] < 1e-3, errors
 
 
 @pytest.mark.parametrize("sampler", [heun, dpmpp_2m])
@@ -110,7 +132,9 @@ def test_evaluations_are_as_many_as_stated_and_in_float64(sampler, name):
     calls = []
 
     def denoise(x, sigma):
-        assert x.dtype == torch.float64 and isinstance(sigma, float) and sigma > 0
+        assert x.dtype == torch.float64
+        assert isinstance(sigma, float)
+        assert sigma > 0
         calls.append(sigma)
         return normal(x, sigma)
 
@@ -155,7 +179,8 @@ def test_known_slices_are_imposed_at_the_level_of_each_evaluation(sampler):
     noise = SliceNoise(1, [0], 0, (2, 64, 64))
     sampler(denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
     for sigma, std, mean in seen:
-        assert std == pytest.approx(sigma, rel=0.06) and abs(mean) < 5 * sigma / 64
+        assert std == pytest.approx(sigma, rel=0.06)
+        assert abs(mean) < 5 * sigma / 64
 
 
 def test_a_known_slice_pulls_the_unknown_one_towards_it():

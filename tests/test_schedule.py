@@ -18,14 +18,16 @@ def test_the_papers_two_numbers():
     """Jeong et al., section 3.1: the last diffusion step of sigma_min = 0.001 is below one HU, of 0.01 above."""
     fine = last_diffusion_step(geometric(1000, 0.001, 1348.0))
     coarse = last_diffusion_step(geometric(1000, 0.01, 1348.0))
-    assert f"{fine:.5f}" == "0.00017" and f"{coarse:.5f}" == "0.00155"
+    assert f"{fine:.5f}" == "0.00017"
+    assert f"{coarse:.5f}" == "0.00155"
     assert fine < ONE_HU < coarse
 
 
 @pytest.mark.parametrize("low, high", PAPER_SCHEDULES)
 def test_geometric_levels_have_one_ratio(low, high):
     sigmas = geometric(1000, low, high).numpy()
-    assert sigmas.dtype == np.float64 and len(sigmas) == 1000
+    assert sigmas.dtype == np.float64
+    assert len(sigmas) == 1000
     ratio = math.exp(math.log(high / low) / 999)
     np.testing.assert_allclose(sigmas, high / ratio ** np.arange(1000), rtol=1e-12)
     assert last_diffusion_step(torch.from_numpy(sigmas)) == pytest.approx(low * math.sqrt(ratio**2 - 1), rel=1e-9)
@@ -57,7 +59,8 @@ def test_sigma_distribution_has_the_stated_quantiles():
     for at in np.linspace(low + 0.2, high - 0.2, 9):
         expected = 0.75 * stats.norm.cdf(at, -1.2, 2.0) + 0.25 * (at - low) / (high - low)
         assert np.mean(drawn <= at) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 60000))
-    assert drawn.min() >= low - 1e-12 and drawn.max() <= high + 1e-12
+    assert drawn.min() >= low - 1e-12
+    assert drawn.max() <= high + 1e-12
 
 
 def test_default_distribution_does_not_starve_low_noise():

@@ -90,9 +90,11 @@ def test_volumes_become_isotropic_and_equally_deep() -> None:
     z = np.arange(6, dtype=np.int16)[:, None, None] * 10 + np.zeros((1, 4, 4), np.int16)
     unit = isotropic_unit(z, (5.0, 2.0, 2.0), Window(-100, 100))
     places = np.clip((np.arange(15) + 0.5) * 0.4 - 0.5, 0, 5)
-    assert unit.shape == (15, 4, 4) and unit.dtype == np.float32
+    assert unit.shape == (15, 4, 4)
+    assert unit.dtype == np.float32
     np.testing.assert_allclose(unit[:, 0, 0], places * 10 / 100, atol=1e-6)
-    assert at_depth(z, 4).shape == (4, 4, 4) and (at_depth(z, 8)[6:] == -1024).all()
+    assert at_depth(z, 4).shape == (4, 4, 4)
+    assert (at_depth(z, 8)[6:] == -1024).all()
 
 
 @pytest.mark.parametrize("window", [BRAIN, WHOLE])
@@ -109,7 +111,8 @@ def test_neighbour_similarity_is_scikit_images_over_the_mask(window: Window) -> 
         assert found[z] == pytest.approx(image[mask[z] & mask[z + 1]].mean(), abs=2e-5)
         inside = mask[z] & mask[z + 1]
         assert correlation[z] == pytest.approx(np.corrcoef(x[inside], y[inside])[0, 1], abs=1e-9)
-    assert np.isnan(found[3]) and np.isnan(correlation[3]), "no mask on one side"
+    assert np.isnan(found[3]), "no mask on one side"
+    assert np.isnan(correlation[3]), "no mask on one side"
     flat = neighbour_ncc(np.zeros((2, 9, 9), np.int16), np.ones((2, 9, 9), bool), window)
     assert np.isnan(flat).all(), "where nothing varies there is no correlation"
 
@@ -120,7 +123,8 @@ def test_drift_and_medians() -> None:
     assert np.isnan(drift_slope(profile[:3], 5.0))
     hu = np.array([[[1, 2, 9]], [[4, 5, 6]]], np.int16)
     found = brain_medians(hu, np.array([[[True, True, True]], [[False, False, False]]]))
-    assert found[0] == 2 and np.isnan(found[1])
+    assert found[0] == 2
+    assert np.isnan(found[1])
 
 
 def test_continuity_sees_what_is_broken_on_purpose() -> None:
@@ -130,7 +134,8 @@ def test_continuity_sees_what_is_broken_on_purpose() -> None:
     whole = continuity(hu, mask, spacing)
     striped = hu + np.where(np.arange(14) % 2, 6, 0)[:, None, None].astype(np.int16) * mask
     broken = continuity(striped, mask, spacing)
-    assert whole.mean_step.max() < 1 and len(whole.mean_step) > 6
+    assert whole.mean_step.max() < 1
+    assert len(whole.mean_step) > 6
     np.testing.assert_allclose(broken.mean_step, 6, atol=1)
     np.testing.assert_allclose(broken.median_step, 6, atol=1)
     assert abs(whole.drift) < 0.3
@@ -140,6 +145,7 @@ def test_continuity_sees_what_is_broken_on_purpose() -> None:
     assert mixed.ssim_whole.mean() < whole.ssim_whole.mean() - 0.05
     assert mixed.ncc_whole.mean() < whole.ncc_whole.mean() - 0.05
     empty = continuity(hu, np.zeros_like(mask), spacing)
-    assert empty.mean_step.size == empty.ssim.size == 0 and np.isnan(empty.drift)
+    assert empty.mean_step.size == empty.ssim.size == 0
+    assert np.isnan(empty.drift)
     unit = to_unit(hu, WHOLE)
     assert unit.min() >= -1

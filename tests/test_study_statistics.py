@@ -44,10 +44,11 @@ def test_mean_interval_is_students(seed, n):
 
 def test_mean_interval_keeps_to_the_scale_and_leaves_out_what_is_missing():
     got = mean_interval(np.array([3, 3, 2, NAN, 3]), 1, 3)
-    assert got.value == 2.75 and got.upper == 3 and got.lower == pytest.approx(2.75 - 3.182446 * 0.25, abs=1e-6)
-    assert math.isnan(mean_interval(np.array([2.0]), 1, 3).lower) and math.isnan(
-        mean_interval(np.array([]), 1, 3).value
-    )
+    assert got.value == 2.75
+    assert got.upper == 3
+    assert got.lower == pytest.approx(2.75 - 3.182446 * 0.25, abs=1e-6)
+    assert math.isnan(mean_interval(np.array([2.0]), 1, 3).lower)
+    assert math.isnan(mean_interval(np.array([]), 1, 3).value)
 
 
 @pytest.mark.parametrize("n", [2, 10, 50])
@@ -56,7 +57,19 @@ def test_interval_of_equal_values_covers_the_worst_case(n):
     that is 2.5 %."""
     got = mean_interval(np.full(n, 3.0), 1, 3)
     share = (3 - got.lower) / 2
-    assert stats.binom.pmf(0, n, share) == pytest.approx(0.025) and got.upper == 3
+    assert stats.binom.pmf(0, n, share) == pytest.approx(0.025)
+    assert got.upper == 3
+
+
+def test_means_that_differ_in_the_last_place_are_equal_and_others_are_not():
+    """0.1 + 0.2 is not 0.3 to a computer. Ratings of any scale and number of readers differ by far more."""
+    last_place = mean_interval(np.array([0.1 + 0.2, 0.3] * 5), 0, 1)
+    equal = mean_interval(np.full(10, 0.3), 0, 1)
+    np.testing.assert_allclose(limits(last_place), limits(equal), atol=1e-12)
+    assert equal.lower == 0
+    values = np.array([0.3, 0.3001] * 5)
+    got = mean_interval(values, 0, 1)
+    np.testing.assert_allclose(limits(got), stats.t.interval(0.95, 9, values.mean(), stats.sem(values)), rtol=1e-9)
 
 
 # Real against synthetic ----------------------------------------------------------------------------------------------
@@ -86,13 +99,16 @@ def test_missing_ratings_count_for_their_case_alone():
     whole = difference(np.delete(real, 3, 1), np.delete(synthetic, [2, 4], 1), 0.25, 1, 3)
     assert got.p_at_large == pytest.approx(whole.p_at_large)
     nothing = difference(np.full((2, 3), NAN), synthetic, 0.25, 1, 3)
-    assert math.isnan(nothing.p) and math.isnan(nothing.fixed.value)
+    assert math.isnan(nothing.p)
+    assert math.isnan(nothing.fixed.value)
 
 
 def test_ratings_without_variance_still_have_an_interval_and_a_p():
     full = np.full((2, 50), 3.0)
     same = difference(full, full, 0.25, 1, 3)
-    assert same.fixed.value == 0 and -0.25 < same.fixed.lower < 0 < same.fixed.upper < 0.25 and 0 < same.p < 0.025
+    assert same.fixed.value == 0
+    assert -0.25 < same.fixed.lower < 0 < same.fixed.upper < 0.25
+    assert 0 < same.p < 0.025
     few = difference(full[:, :12], full[:, :12], 0.25, 1, 3)
     assert 0.025 < few.p < 0.5, "twelve cases show too little"
     # P is the level at which the lower limit touches the margin.
@@ -139,9 +155,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         differing = difference(*simulated(rng, 4, 30, 0.2, 0.3), 0.25, 1, 3)
         wide_fixed += differing.fixed.lower <= truth <= differing.fixed.upper
         wide_large += differing.at_large.lower <= truth <= differing.at_large.upper
-    assert 0.925 <= fixed / 1200 <= 0.975 and 0.925 <= large / 1200 <= 0.99
+    assert 0.925 <= fixed / 1200 <= 0.975
+    assert 0.925 <= large / 1200 <= 0.99
     assert rejected / 1200 <= 0.045
-    assert wide_fixed / 1200 < 0.85 and 0.92 <= wide_large / 1200 <= 0.99
+    assert wide_fixed / 1200 < 0.85
+    assert 0.92 <= wide_large / 1200 <= 0.99
 
 
 @given(p=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6))
@@ -157,7 +175,9 @@ def test_holm_is_the_closed_test(p):
 def test_holm_leaves_out_what_is_missing():
     assert holm([0.01, 0.04])[0] == 0.02
     got = holm([0.01, NAN, 0.04])
-    assert got[0] == 0.02 and math.isnan(got[1]) and got[2] == 0.04
+    assert got[0] == 0.02
+    assert math.isnan(got[1])
+    assert got[2] == 0.04
 
 
 # Agreement -----------------------------------------------------------------------------------------------------------
@@ -171,11 +191,13 @@ def test_kappa_is_scikit_learns(seed, weights, n):
     b = np.where(rng.random(n) < 0.5, a, rng.integers(1, 4, n))
     a[:3] = [1, 2, 3]
     table = confusion(a.astype(float), b.astype(float), (1, 2, 3))
-    assert table.sum() == n and (table.sum(axis=1) == [(a == v).sum() for v in (1, 2, 3)]).all()
+    assert table.sum() == n
+    assert (table.sum(axis=1) == [(a == v).sum() for v in (1, 2, 3)]).all()
     expected = cohen_kappa_score(a, b, weights=weights, labels=[1, 2, 3])
     assert weighted_kappa(table, weights) == pytest.approx(expected, abs=1e-12)
     stacked = weighted_kappa(np.stack([table, table.T]), weights)
-    assert stacked.shape == (2,) and stacked == pytest.approx([expected] * 2)
+    assert stacked.shape == (2,)
+    assert stacked == pytest.approx([expected] * 2)
     assert agreement_share(table) == pytest.approx((a == b).mean())
 
 
@@ -190,9 +212,12 @@ def test_kappa_of_readers_with_known_behaviour():
 
 def test_kappa_where_there_is_none():
     only = confusion(np.full(9, 3.0), np.full(9, 3.0), (1, 2, 3))
-    assert math.isnan(weighted_kappa(only)) and agreement_share(only) == 1
+    assert math.isnan(weighted_kappa(only))
+    assert agreement_share(only) == 1
     empty = confusion(np.array([NAN, 1.0]), np.array([2.0, NAN]), (1, 2, 3))
-    assert empty.sum() == 0 and math.isnan(weighted_kappa(empty)) and math.isnan(agreement_share(empty))
+    assert empty.sum() == 0
+    assert math.isnan(weighted_kappa(empty))
+    assert math.isnan(agreement_share(empty))
 
 
 def test_bootstrap_of_a_mean_is_near_students_interval():
@@ -201,7 +226,8 @@ def test_bootstrap_of_a_mean_is_near_students_interval():
     assert got.value == values.mean()
     np.testing.assert_allclose(limits(got), stats.t.interval(0.95, 199, values.mean(), stats.sem(values)), atol=0.012)
     assert got == bootstrap(lambda cases: float(values[cases].mean()), 200), "the same each time"
-    assert math.isnan(bootstrap(lambda cases: NAN, 10).lower) and math.isnan(bootstrap(lambda c: 1.0, 1).lower)
+    assert math.isnan(bootstrap(lambda cases: NAN, 10).lower)
+    assert math.isnan(bootstrap(lambda c: 1.0, 1).lower)
 
 
 # Real or synthetic? --------------------------------------------------------------------------------------------------
@@ -252,13 +278,15 @@ def test_interval_of_an_area():
     # At the ends: the limit is the area from which the estimate lies 1.96 standard errors away (Newcombe 2006).
     for area, other in ((1.0, 0), (0.0, 1)):
         few, many = (auc_interval(area, 0.0, n, n) for n in (10, 100))
-        assert limits(few)[1 - other] == area and 0 < limits(few)[other] < 1
+        assert limits(few)[1 - other] == area
+        assert 0 < limits(few)[other] < 1
         assert abs(limits(many)[other] - area) < abs(limits(few)[other] - area)
         x = limits(few)[other]
         spread = x * (1 - x) / 100 * (1 + 9 * ((1 - x) / (2 - x) + x / (1 + x)))
         assert abs(area - x) == pytest.approx(1.959964 * math.sqrt(spread), rel=1e-6)
     middle = auc_interval(0.5, 0.0, 10, 10)
-    assert middle.lower < 0.5 < middle.upper and middle.lower == pytest.approx(1 - middle.upper)
+    assert middle.lower < 0.5 < middle.upper
+    assert middle.lower == pytest.approx(1 - middle.upper)
     assert math.isnan(auc_interval(NAN, NAN, 0, 0).value)
     assert np.isnan(auc(np.zeros((2, 1)), np.zeros((2, 5)))[0]).all()
 
@@ -268,7 +296,8 @@ def test_roc_is_scikit_learns():
     real, synthetic = rng.integers(-3, 3, 40), rng.integers(-2, 4, 30)
     x, y, _ = roc_curve([0] * 40 + [1] * 30, [*real, *synthetic], drop_intermediate=False)
     ours = roc(real, synthetic, range(-3, 4))
-    assert ours[0] == (0, 0) and ours[-1] == (1, 1)
+    assert ours[0] == (0, 0)
+    assert ours[-1] == (1, 1)
     assert {(round(a, 12), round(b, 12)) for a, b in zip(x, y)} == {(round(a, 12), round(b, 12)) for a, b in ours}
 
 

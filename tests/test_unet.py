@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from slicewise.networks.shapes import UNetConfig
 from slicewise.networks.unet import UNet, _details, _mean, channel_norm, fourier_features
+from slicewise.settings import fill, preset
 
 TINY = UNetConfig(channels=(8, 16), blocks=(1, 1), attention=(False, True), embedding=16)
 
@@ -32,7 +33,10 @@ def test_untrained_network_says_nothing():
     x, noise, condition = _inputs()
     assert not UNet(replace(TINY, local=False))(x, noise, condition).any()
     f, mean, spread = UNet(TINY)(x, noise, condition).chunk(3, dim=1)
-    assert f.shape == x.shape and not f.any() and not mean.any() and (spread == -UNet.DEPTH / 2).all()
+    assert f.shape == x.shape
+    assert not f.any()
+    assert not mean.any()
+    assert (spread == -UNet.DEPTH / 2).all()
 
 
 def test_the_fine_mean_takes_over_near_the_brain():
@@ -74,14 +78,16 @@ def test_what_is_made_for_the_brain_is_finer_where_a_scale_gives_it_less_of_x():
     torch.testing.assert_close(f_less, f, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(mean_less, 0.2 * mean, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(spread_less.exp(), 0.2 * spread.exp())
-    assert mean.std() > 0 and f.std() > 0
+    assert mean.std() > 0
+    assert f.std() > 0
 
 
 def test_weights_that_name_no_zoom_were_trained_at_1():
     net, state = UNet(TINY), {name: t for name, t in _random().state_dict().items() if name != "zoom"}
     net.brain(0.0, 0.2 * UNet.HU)
     net.load_state_dict(state)
-    assert float(net.zoom) == 1 and "zoom" in net.state_dict()
+    assert float(net.zoom) == 1
+    assert "zoom" in net.state_dict()
 
 
 def test_output_is_float32_and_close_under_autocast():
@@ -90,7 +96,8 @@ def test_output_is_float32_and_close_under_autocast():
         full = net(*inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = net(*inputs)
-    assert full.dtype == half.dtype == torch.float32 and full.shape == (2, 9, 16, 16)
+    assert full.dtype == half.dtype == torch.float32
+    assert full.shape == (2, 9, 16, 16)
     assert 0 < float((full - half).abs().max()) < 0.1 * float(full.abs().max())
 
 
@@ -126,20 +133,29 @@ def test_attention_sees_the_whole_picture_and_folding_loses_no_pixel():
     net, (x, noise, condition) = _random(), _inputs()
     x = x[:1].requires_grad_()
     net(x, noise[:1], condition[:1])[0, 0, 0, 0].backward()
-    assert x.grad is not None and (x.grad.abs() > 0).all(), "some pixel cannot reach the far corner"
+    assert x.grad is not None, "some pixel cannot reach the far corner"
+    assert (x.grad.abs() > 0).all(), "some pixel cannot reach the far corner"
 
 
 def test_all_parameters_learn():
     net, (x, noise, condition) = _random(), _inputs()
     net(x, noise, condition).square().mean().backward()
     for name, p in net.named_parameters():
-        assert p.grad is not None and p.grad.abs().max() > 0, name
+        assert p.grad is not None, name
+        assert p.grad.abs().max() > 0, name
 
 
-def test_default_is_small_and_default_matches_the_release_preset():
-    count = sum(p.numel() for p in UNet(UNetConfig()).parameters())
+def test_the_default_is_small_and_the_presets_of_128_pixels_are_larger():
+    count, drawer, head = (
+        sum(p.numel() for p in UNet(config).parameters())
+        for config in (
+            UNetConfig(),
+            *(fill(UNetConfig(), preset("train", name)["unet"], name) for name in ("draw-128", "head-128")),
+        )
+    )
     assert 1e6 < count < 5e6
-    assert UNetConfig().channels == (24, 48, 96, 160)
+    assert count < head
+    assert drawer < head, "what draws after a plan needs no wide view"
 
 
 def test_without_conditions():
@@ -175,7 +191,8 @@ def test_fourier_features_tell_close_noise_levels_apart():
     """Neighbouring levels of a 12-step schedule, and 1 % of noise, must differ in the features."""
     levels = torch.tensor([0.001, 0.00101, 0.01, 80.0, 80.8]).log() / 4
     features = fourier_features(levels, 16, 0.5, 64.0)
-    assert features.shape == (5, 32) and features.abs().max() <= 1
+    assert features.shape == (5, 32)
+    assert features.abs().max() <= 1
     distance = torch.cdist(features, features) + torch.eye(5)
     assert distance.min() > 0.1
 
