@@ -290,6 +290,44 @@ def test_comments_in_a_compressed_stream_do_not_survive(tmp_path, syntax):
 # Faces -------------------------------------------------------------------------------------------------------------
 
 
+def skull_with_fat(row: int, pixels: int = 25, fine: bool = False) -> Volume:
+    """Brain in a box of bone, one pixel of 2.5 x 2.4 mm thick, from row and column 10 to 60; two pixels of bone before
+    it in row 9 and one in row 8; from slice 20 on so many pixels of fat in one row. With `fine` on pixels of half the
+    size, two of which make one of those."""
+    hu = np.full((30, 70, 70), -1000, np.int16)
+    hu[:, 10:61, 10:61] = 800
+    hu[:, 11:60, 11:60] = 35
+    hu[:, 9, 30:32] = hu[:, 8, 30] = 800
+    hu[20:, row, 20 : 20 + pixels] = -90
+    if fine:
+        hu = np.roll(hu.repeat(2, axis=1).repeat(2, axis=2), -1, axis=(1, 2))
+    return Volume.regular(hu, (5.0, 1.25, 1.2) if fine else (5.0, 2.5, 2.4))
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_face_reaches_from_the_orbits_roof_down_and_45_mm_back_from_the_forehead(fine):
+    """150 mm² of fat, 5 mm off the bone, mark the roof; the forehead is the first row with two pixels of bone."""
+    volume = skull_with_fat(11, fine=fine)
+    expected = np.zeros(volume.hu.shape, bool)
+    expected[20:, : (9 + 18) * (2 if fine else 1)] = True
+    np.testing.assert_array_equal(face_mask(volume), expected)
+
+
+@pytest.mark.parametrize("row, pixels", [(11, 24), (10, 25), (26, 25), (43, 25)])
+def test_less_fat_or_fat_on_the_bone_or_in_the_middle_is_no_orbit(row, pixels):
+    """Then the roof is taken to lie 110 mm below the vertex: 22 slices."""
+    assert np.flatnonzero(face_mask(skull_with_fat(row, pixels)).any(axis=(1, 2))).tolist() == list(range(22, 30))
+
+
+@pytest.mark.parametrize("row, back", [(25, False), (44, True), (59, True)])
+def test_orbits_lie_in_the_front_third_of_the_skull(row, back):
+    if back:
+        with pytest.raises(UserError, match="orbits lie at the back"):
+            face_mask(skull_with_fat(row))
+    else:
+        assert np.flatnonzero(face_mask(skull_with_fat(row)).any(axis=(1, 2)))[0] == 20
+
+
 @needs_data
 @pytest.mark.parametrize("which", ["ge-head", "cranium"])
 def test_a_face_goes_and_everything_above_the_orbits_stays(which):
