@@ -233,7 +233,8 @@ def _slices_above(above: np.ndarray, z: int) -> np.ndarray:
 
 def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
     """Which of int16 HU (B, H, W) are slices of air, bool (B,): next to nothing in them is denser than `most` HU."""
-    return (slices > most).mean(axis=(1, 2)) < END_FRACTION
+    found: np.ndarray = (slices > most).mean(axis=(1, 2)) < END_FRACTION
+    return found
 
 
 def trim(hu: np.ndarray, begun: bool = False, most: float = AIR_HU) -> np.ndarray:

@@ -65,7 +65,7 @@ def kind_of(path: Path) -> str:
     """The kind of network in a checkpoint file or run folder, from its header alone; empty where it cannot be read,
     which loading then explains."""
     try:
-        with safe_open(weights_file(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(weights_file(path), framework="pt") as file:
             return str(json.loads((file.metadata() or {})["slicewise"])["kind"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return ""

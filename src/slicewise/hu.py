@@ -74,7 +74,8 @@ _ASINH_SHARE = {"linear": 0.0, "soft": 0.25, "half": 0.5, "asinh": 1.0}
 
 def round_hu(hu: np.ndarray) -> np.ndarray:
     """Round to whole HU, half to even, and clip to the 12-bit range; returns int16."""
-    return np.clip(np.rint(hu), HU_MIN, HU_MAX).astype(np.int16)
+    found: np.ndarray = np.clip(np.rint(hu), HU_MIN, HU_MAX).astype(np.int16)
+    return found
 
 
 def to_unit(hu: np.ndarray, window: Window = WHOLE) -> np.ndarray:
@@ -125,9 +126,11 @@ class HUScale:
         """x to HU in float64 (not rounded), clipped to the window; the inverse of `encode`."""
         x = np.asarray(x, np.float64)
         if _ASINH_SHARE[self.companding] == 0.0:
-            return np.clip(from_unit(x, Window(self.lo, self.hi)), self.lo, self.hi)
+            found: np.ndarray = np.clip(from_unit(x, Window(self.lo, self.hi)), self.lo, self.hi)
+            return found
         codes, table = self.table()
-        return np.clip(np.interp(x, table, codes), self.lo, self.hi)
+        found = np.clip(np.interp(x, table, codes), self.lo, self.hi)
+        return found
 
     def decode_codes(self, x: np.ndarray) -> np.ndarray:
         """x to whole HU, int16: round half to even, then clip."""

@@ -187,7 +187,8 @@ def _head(hu: np.ndarray) -> np.ndarray:
         return np.ones(hu.shape, bool)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return labels == sizes.argmax()
+    found: np.ndarray = labels == sizes.argmax()
+    return found
 
 
 def _extent(occupied: Any, step: float, margin: float = _MARGIN_MM) -> tuple[float, float]:
@@ -199,7 +200,8 @@ def _extent(occupied: Any, step: float, margin: float = _MARGIN_MM) -> tuple[flo
 def _sample(image: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
     """Bilinear samples of a 2-D image at fractional row and column indices; air outside."""
     grid = np.meshgrid(ys, xs, indexing="ij")
-    return ndimage.map_coordinates(image.astype(np.float32), grid, order=1, mode="constant", cval=HU_MIN)
+    found: np.ndarray = ndimage.map_coordinates(image.astype(np.float32), grid, order=1, mode="constant", cval=HU_MIN)
+    return found
 
 
 def _through_slices(v: Volume, head: np.ndarray, z: int, mm: float, axis: int, index: float) -> np.ndarray:
@@ -229,7 +231,8 @@ def _through_slices(v: Volume, head: np.ndarray, z: int, mm: float, axis: int, i
     below = np.minimum(above + 1, len(down) - 1)
     gap = np.maximum(down[below] - down[above], 1e-9)
     weight = np.clip((levels - down[above]) / gap, 0, 1)[:, None].astype(np.float32)
-    return lines[above] * (1 - weight) + lines[below] * weight
+    found: np.ndarray = lines[above] * (1 - weight) + lines[below] * weight
+    return found
 
 
 def _draw(axes: Any, section: Section, window: Window, side_mm: float, letters: bool) -> None:

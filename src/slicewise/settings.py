@@ -50,7 +50,8 @@ def read_table(path: Path, command: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML ({error}); mend the file") from None
-    return table.get(command, table)
+    found: dict[str, Any] = table.get(command, table)
+    return found
 
 
 def fill(settings: T, table: Mapping[str, Any], where: str) -> T:

@@ -103,7 +103,8 @@ class Volume:
     @property
     def slice_steps(self) -> np.ndarray:
         """Distances between neighbouring slices along the normal, mm, float64 (Z - 1,), all positive."""
-        return np.abs(np.diff(self.positions @ self.normal))
+        found: np.ndarray = np.abs(np.diff(self.positions @ self.normal))
+        return found
 
     @property
     def is_even(self) -> bool:

@@ -34,7 +34,8 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = activate(self.last(with_group_spread(x, self.config.group)))
-        return self.out(activate(self.dense(x.flatten(1))))[:, 0]
+        found: Tensor = self.out(activate(self.dense(x.flatten(1))))[:, 0]
+        return found
 
 
 class _Block(nn.Module):
@@ -47,7 +48,8 @@ class _Block(nn.Module):
         self.skip = EqualConv(inputs, outputs, 1, bias=False, down=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (activate(self.second(activate(self.first(x)))) + self.skip(x)) / math.sqrt(2.0)
+        found: Tensor = (activate(self.second(activate(self.first(x)))) + self.skip(x)) / math.sqrt(2.0)
+        return found
 
 
 def with_group_spread(x: Tensor, group: int) -> Tensor:

@@ -73,4 +73,4 @@ class SliceVAEConfig:
     @property
     def bottom(self) -> int:
         """Pixels per side of the latent."""
-        return self.size // 2 ** len(self.channels)
+        return int(self.size // 2 ** len(self.channels))

@@ -50,7 +50,8 @@ class SliceVAE(nn.Module):
         h = self.prior(z.reshape(len(z), self.config.latent, self.config.bottom, self.config.bottom))
         for block in self.up:
             h = block(h)
-        return self.out(h)
+        found: Tensor = self.out(h)
+        return found
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction (B, 1, H, W) from a latent drawn with standard normal `noise` (B, D); mean, log variance."""

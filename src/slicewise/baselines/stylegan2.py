@@ -44,7 +44,8 @@ class StyleGAN2(nn.Module):
         other's (style mixing, Karras et al. 2019)."""
         w = self.mapping(z)[:, None].expand(-1, self.style_count, -1)
         if other is None or crossover is None:
-            return w
+            found: Tensor = w
+            return found
         later = torch.arange(self.style_count, device=z.device)[None] >= crossover[:, None]
         return torch.where(later[:, :, None], self.mapping(other)[:, None], w)
 
@@ -81,4 +82,4 @@ def _output(width: int, latent: int) -> StyledConv:
 
 
 def _add_bias(output: nn.Module, x: Tensor, w: Tensor) -> Tensor:
-    return output(x, w) + output.bias[:, None, None]  # type: ignore[index, operator, no-any-return]
+    return output(x, w) + output.bias[:, None, None]  # type: ignore[index, no-any-return]

@@ -92,7 +92,8 @@ class StyleGAN3(nn.Module):
 
     def styles(self, z: Tensor, other: Tensor | None = None, crossover: Tensor | None = None) -> Tensor:
         """w, (B, 1, D), for all layers; StyleGAN3 mixes no styles."""
-        return self.mapping(z)[:, None]
+        found: Tensor = self.mapping(z)[:, None]
+        return found
 
     def synthesise(self, styles: Tensor, noise: list[Tensor], shift: Tensor | None = None) -> Tensor:
         """Slices (B, 1, H, W) from styles (B, 1, D); `shift` (B, 2) moves the image by (x, y) image widths."""
@@ -100,7 +101,8 @@ class StyleGAN3(nn.Module):
         x = self.input(w, shift)
         for layer in self.layers:
             x = layer(x, w)
-        return self.output(self.magnitude(x), w) + self.output.bias[:, None, None]
+        found: Tensor = self.output(self.magnitude(x), w) + self.output.bias[:, None, None]
+        return found
 
     def forward(self, z: Tensor, noise: list[Tensor]) -> Tensor:
         return self.synthesise(self.styles(z), noise)

@@ -38,9 +38,9 @@ class Evaluate:
     settings: Annotated[EvaluateSettings, PLAIN] = field(default_factory=EvaluateSettings)
 
     def run(self) -> None:
-        from slicewise.evaluate import evaluate, to_json, write_evaluation
+        from slicewise.evaluate import evaluate, write_evaluation
         from slicewise.evaluation.audit import sentence
-        from slicewise.evaluation.tables import interval, number
+        from slicewise.evaluation.tables import interval, number, to_json
         from slicewise.settings import write_settings
 
         found = evaluate(

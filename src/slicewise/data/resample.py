@@ -179,7 +179,8 @@ def _disc(radius_mm: float, dy: float, dx: float) -> np.ndarray:
     """A disc in the axial plane, at least a cross of one pixel."""
     ry, rx = max(1, round(radius_mm / dy)), max(1, round(radius_mm / dx))
     y, x = np.mgrid[-ry : ry + 1, -rx : rx + 1]
-    return (y / ry) ** 2 + (x / rx) ** 2 <= 1.0
+    found: np.ndarray = (y / ry) ** 2 + (x / rx) ** 2 <= 1.0
+    return found
 
 
 def _locate(volume: Volume, grid: Grid) -> tuple[np.ndarray, float, np.ndarray]:
@@ -218,7 +219,8 @@ def _locate(volume: Volume, grid: Grid) -> tuple[np.ndarray, float, np.ndarray]:
 def _slice_z(volume: Volume, xy: np.ndarray) -> np.ndarray:
     """The z at which every slice's plane passes the vertical line at (x, y), mm, float64 (Z,)."""
     n = volume.normal
-    return (volume.positions @ n - xy[0] * n[0] - xy[1] * n[1]) / n[2]
+    found: np.ndarray = (volume.positions @ n - xy[0] * n[0] - xy[1] * n[1]) / n[2]
+    return found
 
 
 def _z_range(volume: Volume, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -366,7 +366,8 @@ def _map(file: Path, shape: tuple[int, ...], size: int, mtime_ns: int) -> np.mem
         raise _damaged(file, f"it holds {array.dtype} {array.shape}, the manifest says int16 {tuple(shape)}")
     if array.offset + array.nbytes != size:
         raise _damaged(file, f"it has {size} bytes where {array.offset + array.nbytes} are due")
-    return array
+    found: np.memmap = array
+    return found
 
 
 def _damaged(file: Path, why: str) -> UserError:

@@ -27,7 +27,8 @@ def nothing_known(x: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
 
 def _norm(x: torch.Tensor) -> torch.Tensor:
     """Euclidean norm of each sample, (B, 1, 1, 1): a volume must not depend on its batch mates."""
-    return x.flatten(1).norm(dim=1)[:, None, None, None]
+    found: torch.Tensor = x.flatten(1).norm(dim=1)[:, None, None, None]
+    return found
 
 
 def pc(

@@ -22,7 +22,8 @@ def geometric(steps: int, sigma_min: float, sigma_max: float) -> torch.Tensor:
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> torch.Tensor:
     """Sigmas evenly spaced in sigma^(1/rho), descending, float64 (Karras et al. 2022, eq. 5)."""
     t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-    return (sigma_max ** (1 / rho) + t * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    found: torch.Tensor = (sigma_max ** (1 / rho) + t * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return found
 
 
 def last_diffusion_step(sigmas: torch.Tensor) -> float:

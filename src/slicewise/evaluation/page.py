@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def page(found: Evaluation, real: Sequence[Volume], synth: Sequence[Volume]) -> 
     ]  # fmt: skip
     drawn = [(svg(figure, f"plot {i}"), text) for i, (figure, text) in enumerate(plots) if figure is not None]
     audit = found.audit
-    return template("evaluation.html").render(
+    result: str = template("evaluation.html").render(
         title=title(found),
         headline=_headline(found),
         facts=facts(found),
@@ -58,6 +58,7 @@ def page(found: Evaluation, real: Sequence[Volume], synth: Sequence[Volume]) -> 
             "pairs": [_pair(p) for p in audit.pairs],
         },
     )
+    return result
 
 
 def _headline(found: Evaluation) -> list[tuple[str, str]]:
@@ -139,6 +140,7 @@ def _neighbour_figure(real: Sequence[Anatomy], synth: Sequence[Anatomy]) -> "Fig
     figure, axes = figure_axes(6.4, 2.8, "similarity of neighbouring slices", "share of interfaces per 0.05, %")
     edges = np.arange(-0.2, 1.0001, 0.05)
     drawn = False
+    values: Callable[[Anatomy], np.ndarray]
     for name, colour, values in (("SSIM", RUN, lambda a: a.continuity.ssim), ("NCC", RAW, lambda a: a.continuity.ncc)):
         for side, style, label in ((real, "--", "real"), (synth, "-", "synthetic")):
             joined = _joined([values(a) for a in side])

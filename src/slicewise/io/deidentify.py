@@ -21,7 +21,7 @@ import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from slicewise.errors import UserError, output_errors
@@ -323,7 +323,7 @@ def _stays(element: DataElement) -> bool:
     return False
 
 
-_KNOWN_CLASSES = frozenset(uid for uid in pydicom.uid.UID_dictionary)
+_KNOWN_CLASSES = frozenset(pydicom.uid.UID_dictionary)  # type: ignore[attr-defined]
 
 
 def _is_head(region: DataElement) -> bool:

@@ -14,9 +14,8 @@ from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom import load, one_series
 from slicewise.io.dicom_write import name_uid
-from slicewise.io.nifti import RAS_TO_LPS
 from slicewise.io.provenance import PATIENT, copied
-from slicewise.volume import Acquisition, Volume, volume_from_affine
+from slicewise.volume import RAS_TO_LPS, Acquisition, Volume, volume_from_affine
 
 # SNOMED CT concepts of labels, by their names in pydicom's dictionary; others are coded in a scheme of our own.
 SNOMED = {

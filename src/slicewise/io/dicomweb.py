@@ -142,13 +142,14 @@ def _watched_adapter(watch: _Watch) -> Any:
             return pool
 
     def watched(kind: Any) -> Any:
-        class Watched(kind):
+        class Watched(kind):  # type: ignore[misc]
             is_watched = True
 
             def _new_conn(self) -> socket.socket:
                 connection = super()._new_conn()
                 watch.add(connection)
-                return connection
+                found: socket.socket = connection
+                return found
 
         return Watched
 

@@ -243,8 +243,10 @@ def _values(name: str, image: Any) -> np.ndarray:
     slope, intercept = image.dataobj.slope, image.dataobj.inter
     if raw.dtype.kind in "iu" and slope == 1 and float(intercept).is_integer() and abs(intercept) < 2**30:
         wide = raw.astype(np.int64) if raw.dtype.itemsize > 2 else raw.astype(np.int32)
-        return wide + int(intercept) if intercept else wide
-    return raw.astype(np.float64) * slope + intercept
+        found: np.ndarray = wide + int(intercept) if intercept else wide
+        return found
+    found = raw.astype(np.float64) * slope + intercept
+    return found
 
 
 def _one_line(error: Exception) -> str:

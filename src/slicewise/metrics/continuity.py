@@ -70,4 +70,5 @@ def drift_slope(profile: np.ndarray, step_mm: float) -> float:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
+    found: np.ndarray = values[np.isfinite(values)]
+    return found

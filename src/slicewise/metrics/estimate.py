@@ -156,7 +156,8 @@ def _sums(values: Sequence[np.ndarray], patients: Sequence[Hashable] | None) -> 
 def _drawn_means(sums: np.ndarray, rng: np.random.Generator, rounds: int) -> np.ndarray:
     """Means over the values of patients drawn with replacement, (rounds,)."""
     drawn = sums[rng.integers(0, len(sums), (rounds, len(sums)))].sum(axis=1)
-    return drawn[:, 0] / drawn[:, 1]
+    found: np.ndarray = drawn[:, 0] / drawn[:, 1]
+    return found
 
 
 def _draw_several(rng: np.random.Generator, groups: Sequence[np.ndarray]) -> np.ndarray:

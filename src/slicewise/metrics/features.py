@@ -77,7 +77,8 @@ def _squared_pixels(section: np.ndarray, height_mm: float, width_mm: float) -> n
     place = np.clip((np.arange(rows) + 0.5) * len(section) / rows - 0.5, 0, len(section) - 1)
     below = np.minimum(place.astype(int) + 1, len(section) - 1)
     weight = (place - place.astype(int))[:, None].astype(np.float32)
-    return section[place.astype(int)] * (1 - weight) + section[below] * weight
+    found: np.ndarray = section[place.astype(int)] * (1 - weight) + section[below] * weight
+    return found
 
 
 def windowed(section: np.ndarray, window: Window) -> np.ndarray:
@@ -128,7 +129,8 @@ class Extractor:
             ]
             mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
             x: torch.Tensor = (torch.cat(resized).expand(-1, 3, -1, -1) - mean) / std
-            return self.network(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)).numpy()
+            found: np.ndarray = self.network(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)).numpy()
+            return found
 
 
 def efficientnet_lite0() -> Extractor:

@@ -69,7 +69,8 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
 def _root(cov: np.ndarray) -> np.ndarray:
     """Symmetric square root of a covariance; eigenvalues below 0 are round-off and count as 0."""
     values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    found: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    return found
 
 
 def _from_root(mean1: np.ndarray, cov1: np.ndarray, root: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:

@@ -15,14 +15,16 @@ def mmd2(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, unbiased: bool) -> floa
 
     def within(k: np.ndarray) -> float:
         n = len(k)
-        return (k.sum() - np.trace(k)) / (n * (n - 1)) if unbiased else k.mean()
+        found: float = (k.sum() - np.trace(k)) / (n * (n - 1)) if unbiased else k.mean()
+        return found
 
     return float(within(xx) + within(yy) - 2.0 * xy.mean())
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(x·y/d + 1)³ of feature vectors (n, d) and (m, d), float64 (n, m) (Bińkowski et al. 2018)."""
-    return (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1.0) ** 3
+    found: np.ndarray = (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1.0) ** 3
+    return found
 
 
 def kid_score(pool: np.ndarray) -> Score:

@@ -20,7 +20,8 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     origin = b.mean(axis=0, dtype=np.float64)
     a, b = a - origin, b - origin
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2.0 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0.0))
+    found: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
+    return found
 
 
 def point_scores(between: np.ndarray, real: np.ndarray, synth: np.ndarray, k: int) -> dict[str, np.ndarray]:

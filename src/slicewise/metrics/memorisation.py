@@ -77,7 +77,8 @@ class Nearest:
     @property
     def ratio(self) -> np.ndarray:
         """Nearest over second nearest, in [0, 1]; 1 where both are 0."""
-        return np.divide(self.first, self.second, out=np.ones_like(self.first), where=self.second > 0)
+        found: np.ndarray = np.divide(self.first, self.second, out=np.ones_like(self.first), where=self.second > 0)
+        return found
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class ResNet50(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        found: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return found
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:

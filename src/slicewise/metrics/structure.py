@@ -20,7 +20,8 @@ def gaussian(size: int = WINDOW, sigma: float = SIGMA) -> np.ndarray:
     """Normalised Gaussian window, float64 (size,)."""
     x = np.arange(size) - (size - 1) / 2
     weights = np.exp(-(x**2) / (2 * sigma**2))
-    return weights / weights.sum()
+    found: np.ndarray = weights / weights.sum()
+    return found
 
 
 def similarity(
@@ -89,7 +90,8 @@ def isotropic_unit(hu: np.ndarray, spacing: tuple[float, float, float], window: 
     place = np.clip((np.arange(count) + 0.5) * len(hu) / count - 0.5, 0, len(hu) - 1)
     below = np.minimum(place.astype(int) + 1, len(hu) - 1)
     weight = (place - place.astype(int)).astype(np.float32)[:, None, None]
-    return unit[place.astype(int)] * (1 - weight) + unit[below] * weight
+    found: np.ndarray = unit[place.astype(int)] * (1 - weight) + unit[below] * weight
+    return found
 
 
 def at_depth(hu: np.ndarray, slices: int) -> np.ndarray:
@@ -105,7 +107,8 @@ def neighbour_ssim(hu: np.ndarray, mask: np.ndarray, window: Window) -> np.ndarr
 
     def local(values: np.ndarray) -> np.ndarray:
         along = ndimage.correlate1d(values, kernel, axis=1, mode="reflect")
-        return ndimage.correlate1d(along, kernel, axis=2, mode="reflect")
+        found: np.ndarray = ndimage.correlate1d(along, kernel, axis=2, mode="reflect")
+        return found
 
     mean, square = local(clipped), local(clipped**2)
     moments = mean[:-1], mean[1:], square[:-1], square[1:], local(clipped[:-1] * clipped[1:])

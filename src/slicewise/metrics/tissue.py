@@ -115,7 +115,8 @@ def brain_mask(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarra
     core = _largest(_depth(soft, sy, sx) > _CORE_MM)
     brain = soft & (_depth(~core, sy, sx) <= _REGROW_MM)
     fine = brain.repeat(fy, axis=1).repeat(fx, axis=2)[:, : hu.shape[1], : hu.shape[2]]
-    return fine & _soft_off_bone(hu, spacing)
+    found: np.ndarray = fine & _soft_off_bone(hu, spacing)
+    return found
 
 
 def brain_profile(hu: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
@@ -220,7 +221,8 @@ def tissue_histogram(hu: np.ndarray, mask: np.ndarray, mixture: Mixture, edges: 
     x = (edges[1:] + edges[:-1]) / 2
     density, bright = _densities(np.array(mixture.means), mixture.spread**2, np.array(mixture.shares), x)
     posterior = density @ _PARTS / np.maximum(density.sum(axis=1) + bright, 1e-300)[:, None]
-    return counts / max(1, np.count_nonzero(mask)) * posterior.T
+    found: np.ndarray = counts / max(1, np.count_nonzero(mask)) * posterior.T
+    return found
 
 
 def parenchyma_cv(hu_slice: np.ndarray, mask: np.ndarray | None = None, window: Window = BRAIN) -> float:
@@ -284,7 +286,8 @@ def _block_mean(hu: np.ndarray, fy: int, fx: int) -> np.ndarray:
     """Mean over blocks of fy x fx pixels, float32; the last block is filled up with the edge."""
     padded = np.pad(hu, ((0, 0), (0, -hu.shape[1] % fy), (0, -hu.shape[2] % fx)), mode="edge")
     z, y, x = padded.shape
-    return padded.reshape(z, y // fy, fy, x // fx, fx).mean(axis=(2, 4), dtype=np.float32)
+    found: np.ndarray = padded.reshape(z, y // fy, fy, x // fx, fx).mean(axis=(2, 4), dtype=np.float32)
+    return found
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
@@ -294,7 +297,8 @@ def _largest(mask: np.ndarray) -> np.ndarray:
         return mask
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return labels == sizes.argmax()
+    found: np.ndarray = labels == sizes.argmax()
+    return found
 
 
 def _walled_in(bone: np.ndarray, sy: float, sx: float) -> np.ndarray:
@@ -329,14 +333,18 @@ def _soft_off_bone(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.nd
     sigma = [max(0.5, 1.0 / step) for step in spacing[1:]]
     smooth = ndimage.gaussian_filter(np.clip(hu, -200, 300).astype(np.float32), (0, *sigma))
     far = _depth(hu <= BONE_HU, *spacing[1:]) > _OFF_BONE_MM
-    return far & (smooth > SOFT.lo) & (smooth < SOFT.hi)
+    found: np.ndarray = far & (smooth > SOFT.lo) & (smooth < SOFT.hi)
+    return found
 
 
 def _denoised(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Blurred in plane by 0.8 mm (standard deviation) where pixels are smaller than 1.5 mm; float32. Coarser pixels
     hold too much partial volume to blur them further."""
     values = np.clip(hu, -200, 300).astype(np.float32)
-    return ndimage.gaussian_filter(values, [0.0] + [0.8 / step if step < 1.5 else 0.0 for step in spacing[1:]])
+    found: np.ndarray = ndimage.gaussian_filter(
+        values, [0.0] + [0.8 / step if step < 1.5 else 0.0 for step in spacing[1:]]
+    )
+    return found
 
 
 def _local_variance(hu: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

@@ -122,7 +122,8 @@ class _Block(nn.Module):
             self.second.weight.mul_(0.1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.second(F.silu(self.first(h)))
+        found: Tensor = h + self.second(F.silu(self.first(h)))
+        return found
 
 
 def _zero(layer: nn.Module) -> nn.Module:

@@ -135,7 +135,8 @@ class ResidualBlock(nn.Module):
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         h = h + self.code(code)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
-        return (self.skip(self.resample(x)) + h) * math.sqrt(0.5)
+        found: Tensor = (self.skip(self.resample(x)) + h) * math.sqrt(0.5)
+        return found
 
 
 class Attention(nn.Module):
@@ -155,7 +156,8 @@ class Attention(nn.Module):
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, 1, height * width, c)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         h = self.out(F.scaled_dot_product_attention(query, key, value))
-        return (x + h.reshape(b, height, width, c).permute(0, 3, 1, 2)) * math.sqrt(0.5)
+        found: Tensor = (x + h.reshape(b, height, width, c).permute(0, 3, 1, 2)) * math.sqrt(0.5)
+        return found
 
 
 class _Attended(nn.Module):
@@ -167,7 +169,8 @@ class _Attended(nn.Module):
         self.attention = Attention(block.conv2.out_channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        return self.attention(self.block(x, code))
+        found: Tensor = self.attention(self.block(x, code))
+        return found
 
 
 def _modules(blocks: nn.Module) -> nn.ModuleList:

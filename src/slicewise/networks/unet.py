@@ -80,7 +80,8 @@ class Attention(nn.Module):
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
         attended = attended.transpose(1, 2).reshape(b, -1, c)
-        return x + self.out(attended).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        found: torch.Tensor = x + self.out(attended).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        return found
 
 
 class Levels(NamedTuple):
@@ -171,7 +172,7 @@ class UNet(nn.Module):
         )
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("zoom", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_at_zoom_1)
+        self.register_load_state_dict_pre_hook(_at_zoom_1)  # type: ignore[no-untyped-call]
         self.outputs = config.slices * (4 if config.local else 1)
         shown = config.slices * (1 + len(config.detail) + len(config.window))
         self.stem = nn.Conv2d(shown * pixels + 3 * config.coordinates, c[0], 3, padding=1)

@@ -95,7 +95,7 @@ def analyse(about: dict[str, Any], read: Sequence[Reading]) -> dict[str, Any]:
         {"reader": name, "finished": sum(r.reader == name for r in read), "total": len(plan["cases"])}
         for name, plan in about["readers"].items()
     ]
-    return _plain(
+    found: dict[str, Any] = _plain(
         {
             "title": settings["title"],
             "version": about["version"],
@@ -117,6 +117,7 @@ def analyse(about: dict[str, Any], read: Sequence[Reading]) -> dict[str, Any]:
             "comments": [asdict(r) for r in read if r.comment],
         }
     )
+    return found
 
 
 def _table(read: Sequence[Reading], readers: Sequence[str], structures: int) -> np.ndarray:
@@ -188,7 +189,8 @@ def _counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Pairs of ratings (cases, structures) as counts, int (cases, structures, k, k)."""
     a = np.stack([first == v for v in SCALE], axis=-1)
     b = np.stack([second == v for v in SCALE], axis=-1)
-    return (a[..., :, None] & b[..., None, :]).astype(int)
+    found: np.ndarray = (a[..., :, None] & b[..., None, :]).astype(int)
+    return found
 
 
 def _between(structures: Sequence[str], table: np.ndarray, weights: Any) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from scipy import ndimage
 from slicewise.data.resample import Grid, body_mask, crop_above, remove_table, resample_volume
 from slicewise.errors import UserError
 from slicewise.hu import HU_MIN, round_hu
-from slicewise.io.geometry import axial, volume_from_affine
+from slicewise.io.geometry import axial
 from slicewise.viewer.display import encode
-from slicewise.volume import Volume
+from slicewise.volume import Volume, volume_from_affine
 
 # Fewer slices show no structure from end to end.
 MIN_SLICES = 8

@@ -220,7 +220,8 @@ def _build(
 
 
 def _load(scratch: str, case: str) -> np.ndarray:
-    return np.load(Path(scratch) / f"{case}.npy", allow_pickle=False)
+    found: np.ndarray = np.load(Path(scratch) / f"{case}.npy", allow_pickle=False)
+    return found
 
 
 def _names(count: int, rng: np.random.Generator, taken: Iterable[str] = ()) -> list[str]:
@@ -246,12 +247,16 @@ def _consent(path: Path | None) -> list[str]:
 
 def read_study(folder: Path) -> dict[str, Any]:
     """What study.json says. Raises `UserError` where the folder holds no study."""
-    return _read(folder / STUDY, "no study; make one with slicewise study create")
+    found: dict[str, Any] = _read(folder / STUDY, "no study; make one with slicewise study create")
+    return found
 
 
 def read_key(folder: Path) -> dict[str, dict[str, Any]]:
     """Case to kind and source. Raises `UserError` where the key is not there."""
-    return _read(folder / KEY, "the key is missing; put it back before asking for a report")["cases"]
+    found: dict[str, dict[str, Any]] = _read(
+        folder / KEY, "the key is missing; put it back before asking for a report"
+    )["cases"]
+    return found
 
 
 def read_links(folder: Path) -> Iterable[tuple[str, str]]:

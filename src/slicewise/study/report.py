@@ -84,7 +84,8 @@ def _csv(rows: list[list[Any]]) -> str:
 
 
 def _page(figures: dict[str, Any]) -> str:
-    return template("study/assets/report.html").render(f=figures, kinds=KINDS, n=_number, p=_p, range=_range)
+    found: str = template("study/assets/report.html").render(f=figures, kinds=KINDS, n=_number, p=_p, range=_range)
+    return found
 
 
 def _number(value: float | None, digits: int = 2) -> str:

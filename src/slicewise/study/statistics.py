@@ -218,7 +218,8 @@ def _case_means(ratings: np.ndarray) -> np.ndarray:
     """Mean over readers of every case that anyone rated, float (n,)."""
     counts = np.isfinite(ratings).sum(axis=0)
     sums = np.nansum(ratings, axis=0)
-    return sums[counts > 0] / counts[counts > 0]
+    found: np.ndarray = sums[counts > 0] / counts[counts > 0]
+    return found
 
 
 def _welch(

@@ -387,13 +387,14 @@ class DenoiserTrainer:
         recipe = replace(self.recipe, min_slices=min(lengths), max_slices=max(lengths))
         return self.settings.network, self.config, {"recipe": recipe.to_dict(), "training": asdict(self.settings)}
 
-    @torch.compiler.set_stance("force_eager")  # other shapes than training's are not worth a minute of compiling
+    # Other shapes than training's are not worth a minute of compiling.
+    @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
     def validate(self) -> dict[str, Any]:
         s = self.settings
         rows = validate(self.denoiser(), self.validation, s.validation_windows, self.micro, s.seed, s.pool)
         return {"validation": rows, "score": score(rows), "noise_hu": self.noise_hu}
 
-    @torch.compiler.set_stance("force_eager")
+    @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
     def sample(self, path: Path) -> None:
         """One generated volume as a montage. All processes sample it, since FSDP's network needs them all; the first
         writes it."""

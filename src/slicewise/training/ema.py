@@ -83,11 +83,13 @@ def weights_of_snapshots(steps: Sequence[int], widths: Sequence[float], step: in
     gram = _inner(t[:, None], gamma[:, None], t[None], gamma[None])
     right = _inner(t[:, None], gamma[:, None], wanted_t[None], wanted[None])[:, 0]
     weights = np.linalg.lstsq(gram, right, rcond=1e-10)[0]
-    return weights / weights.sum()
+    found: np.ndarray = weights / weights.sum()
+    return found
 
 
 def _inner(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:
     """Integral over time of the product of two profiles (gamma + 1) tau^gamma / t^(gamma + 1), tau in [0, t]."""
     total = gamma_a + gamma_b + 1.0
     logs = total * np.log(np.minimum(t_a, t_b)) - (gamma_a + 1) * np.log(t_a) - (gamma_b + 1) * np.log(t_b)
-    return (gamma_a + 1) * (gamma_b + 1) / total * np.exp(logs)
+    found: np.ndarray = (gamma_a + 1) * (gamma_b + 1) / total * np.exp(logs)
+    return found

@@ -87,4 +87,4 @@ def _tensorboard(out: Path) -> Any:
         raise UserError(
             "RunSettings.tensorboard: TensorBoard is not installed; pip install 'slicewise[tensorboard]'"
         ) from None
-    return SummaryWriter(out / "tensorboard")  # type: ignore[no-untyped-call]
+    return SummaryWriter(out / "tensorboard")

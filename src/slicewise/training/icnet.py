@@ -51,7 +51,8 @@ def distort(hu: Array, gain: Array | float, offset: Array | float = 0.0) -> Arra
     inside = (hu > ICNET.lo) & (hu < ICNET.hi)
     mean = ((hu * inside).sum((-2, -1)) / inside.sum((-2, -1)).clip(1))[..., None, None]
     gain, offset = (v if isinstance(v, float) else v[..., None, None] for v in (gain, offset))
-    return hu + inside * ((gain - 1.0) * (hu - mean) + offset)
+    found: Array = hu + inside * ((gain - 1.0) * (hu - mean) + offset)
+    return found
 
 
 def error_hu(result: np.ndarray, true: np.ndarray) -> float:

@@ -57,7 +57,8 @@ def viewer(shelf: Shelf, host: str = "127.0.0.1", token: str | None = None) -> "
         if index >= len(shelf.entries):
             return _json({"error": f"there is no volume {index}"}, 404)
         try:
-            return answer(index)
+            found: Response = answer(index)
+            return found
         except UserError as error:
             return _json({"error": str(error)}, 422)
 

@@ -10,9 +10,8 @@ import numpy as np
 
 from slicewise.data.store import first_head_slice
 from slicewise.hu import BRAIN, ICNET, WHOLE, Window
-from slicewise.io.nifti import RAS_TO_LPS
 from slicewise.metrics.tissue import brain_mask, brain_profile
-from slicewise.volume import Volume, volume_from_affine
+from slicewise.volume import RAS_TO_LPS, Volume, volume_from_affine
 
 # Keys 1 to 9 in the viewer; 9 is the volume's own range.
 WINDOWS: tuple[tuple[str, Window], ...] = (
@@ -84,7 +83,8 @@ def encode(volume: Volume) -> bytes:
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b""
-    return image.to_bytes()
+    found: bytes = image.to_bytes()
+    return found
 
 
 def evenly(volume: Volume) -> Volume:

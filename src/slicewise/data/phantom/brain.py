@@ -15,7 +15,8 @@ def tentorium_height(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     ridge = 7 - 0.42 * np.maximum(y - 34, 0) - 0.5 * np.maximum(20 - y, 0)
     edge = -24 + 0.2 * (y - 40)
     t = np.clip(np.abs(x) / 56, 0, 1)
-    return edge + np.maximum(ridge - edge, 0) * (1 - t) ** (1.7 + 2.0 * np.clip((26 - y) / 20, 0, 1))
+    found: np.ndarray = edge + np.maximum(ridge - edge, 0) * (1 - t) ** (1.7 + 2.0 * np.clip((26 - y) / 20, 0, 1))
+    return found
 
 
 def paint_brain(c: Canvas, p: Person) -> None:
@@ -53,7 +54,8 @@ def _cerebrum(c: Canvas, p: Person) -> None:
 
     def sulci(distance: np.ndarray, reach: np.ndarray, half: np.ndarray) -> np.ndarray:
         half = half * np.sqrt(np.clip(1 - depth / reach, 0, 1))
-        return np.hypot(distance, np.maximum(depth - reach, 0)) - half
+        found: np.ndarray = np.hypot(distance, np.maximum(depth - reach, 0)) - half
+        return found
 
     # |noise| times a length is about the distance to its zeros. Sulci on the medial and the lower surface are less
     # open: they lie along the falx or the slice, where they would show too much.
@@ -78,7 +80,8 @@ def _noise_at(rng: np.random.Generator, foot: tuple[np.ndarray, ...], scale: flo
     halves, step = (100, 120, 105), scale / 3
     field = smooth_noise(rng, tuple(int(2 * half / step) for half in halves), (step,) * 3, scale)
     at = [(v + F(half)) / F(step) for v, half in zip(foot, halves, strict=True)]
-    return ndimage.map_coordinates(field, at, order=1, mode="nearest", output=np.float32)
+    found: np.ndarray = ndimage.map_coordinates(field, at, order=1, mode="nearest", output=np.float32)
+    return found
 
 
 def _sylvian(old: float, a: np.ndarray, y: np.ndarray, z: np.ndarray, broad: np.ndarray) -> np.ndarray:
@@ -91,7 +94,8 @@ def _sylvian(old: float, a: np.ndarray, y: np.ndarray, z: np.ndarray, broad: np.
     taper = np.clip((38 - y) / 25, 0, 1) * np.clip((y + 31) / 16, 0, 1) * (0.75 + 0.5 * np.clip(-y / 25, 0, 1))
     cleft = np.abs(z + 6 - 0.34 * (y + 15) - 0.3 * (a - 46) - 1.8 * broad) + 0.3 - width * taper
     cleft = np.maximum(cleft, np.maximum(39 - a, np.abs(y - 5) - 35))
-    return np.minimum(np.maximum(sheet, (far - 1) * 16), cleft)
+    found: np.ndarray = np.minimum(np.maximum(sheet, (far - 1) * 16), cleft)
+    return found
 
 
 def _cisterns(c: Canvas, p: Person) -> None:

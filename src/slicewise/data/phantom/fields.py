@@ -50,7 +50,8 @@ def make_fields(head: HeadMap) -> Fields:
     index = np.einsum("ji,j...->i...", head.axes, nodes)[::-1] + head.origin[::-1].reshape(3, 1, 1, 1)
 
     def read(volume: np.ndarray) -> np.ndarray:
-        return ndimage.map_coordinates(volume, index / 2, order=1, mode="nearest", output=np.float32)
+        found: np.ndarray = ndimage.map_coordinates(volume, index / 2, order=1, mode="nearest", output=np.float32)
+        return found
 
     ventricle = thin.mask("ventricle", "midline ventricle", "choroid plexus")
     brain = thin.mask(*BRAIN, "fluid")
@@ -82,7 +83,8 @@ def _outward(distance: np.ndarray) -> np.ndarray:
     dz, dy, dx = np.gradient(ndimage.gaussian_filter(distance, 0.8))
     normal = np.stack((dx, dy, dz))
     length = np.sqrt((normal**2).sum(0))
-    return (normal / np.maximum(length, 0.3 * warp.STEP_MM)).astype(np.float32)
+    found: np.ndarray = (normal / np.maximum(length, 0.3 * warp.STEP_MM)).astype(np.float32)
+    return found
 
 
 def register(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:

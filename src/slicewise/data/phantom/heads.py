@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Phantom:
 
     volume: Volume
     labels: np.ndarray
-    description: dict = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
     split: str = ""
     source: str = ""
 

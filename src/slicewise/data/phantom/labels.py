@@ -1,6 +1,7 @@
 """The tissues that come out as labels, and the tissue volume that both anatomies end in."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class TissueVolume:
     centres: np.ndarray
     crop: tuple[slice, slice]
     n_fine: int
-    description: dict
+    description: dict[str, Any]
 
 
 def fine_grid(size: int, fov_mm: float, slice_mm: float, finest_z_mm: float) -> tuple[int, int]:

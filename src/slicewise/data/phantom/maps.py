@@ -63,7 +63,8 @@ class HeadMap:
         """bool (Z, Y, X): where any of the named tissues is."""
         table = np.zeros(256, bool)
         table[[CODE[name] for name in names]] = True
-        return table[self.tissue]
+        found: np.ndarray = table[self.tissue]
+        return found
 
 
 def find_maps(folder: Path) -> list[Path]:
@@ -221,7 +222,8 @@ def outside(tissue: np.ndarray) -> np.ndarray:
     regions, _ = ndimage.label(far)
     around = regions == regions[0, 0, 0]
     grown = (ndimage.distance_transform_edt(~around) < OUTER_OPENING_MM + 0.5) & air
-    return grown[8:, 8:-8, 8:-8]
+    found: np.ndarray = grown[8:, 8:-8, 8:-8]
+    return found
 
 
 def _fill_holes(tissue: np.ndarray) -> np.ndarray:
@@ -288,4 +290,5 @@ def head_frame(tissue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unit(v: np.ndarray) -> np.ndarray:
-    return v / np.linalg.norm(v)
+    found: np.ndarray = v / np.linalg.norm(v)
+    return found

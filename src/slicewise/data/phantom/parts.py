@@ -148,7 +148,8 @@ def mirrored_noise(c: "_Coarse", seed: int, scale: tuple[float, float, float]) -
     shape = [int(n / step) + 4 for n, step in zip((260, 290, 115), steps)]
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape, np.float32), 1.2)
     at = [(v + low) / step for v, low, step in zip((c.z, c.y, np.abs(c.x)), (145, 145, 0), steps)]
-    return ndimage.map_coordinates(noise / noise.std(), at, order=1, mode="nearest", output=np.float32)
+    found: np.ndarray = ndimage.map_coordinates(noise / noise.std(), at, order=1, mode="nearest", output=np.float32)
+    return found
 
 
 def lattice_noise(seed: int, shape: tuple[int, ...], scale: tuple[float, float, float]) -> np.ndarray:
@@ -157,7 +158,8 @@ def lattice_noise(seed: int, shape: tuple[int, ...], scale: tuple[float, float, 
     noise = np.random.default_rng(seed).standard_normal(shape, np.float32)
     for axis, s in enumerate(sigma):
         noise = ndimage.gaussian_filter1d(noise, s, axis, mode="wrap", truncate=3)
-    return noise / noise.std()
+    found: np.ndarray = noise / noise.std()
+    return found
 
 
 class _Coarse:
@@ -195,7 +197,8 @@ def _among(code: np.ndarray, *parts: str) -> np.ndarray:
     """bool: where any of these parts is."""
     table = np.zeros(256, bool)
     table[[PART[name] for name in parts]] = True
-    return table[code]
+    found: np.ndarray = table[code]
+    return found
 
 
 def _brain(c: _Coarse, code: np.ndarray) -> None:
@@ -355,7 +358,8 @@ def _muscle_planes(c: _Coarse, depth: np.ndarray) -> np.ndarray:
     cheek = np.clip((-c.y - 20) / 30, 0, 1) * np.clip((np.abs(c.x) - 12) / 15, 0, 1)
     face = np.minimum(bundles, bodies - 2.5 * cheek) + 1.5 * np.clip((depth - 30) / 12, 0, 1)
     back = np.clip((c.y - 8) / 14, 0, 1)
-    return (back * nape + (1 - back) * face).astype(np.float32)
+    found: np.ndarray = (back * nape + (1 - back) * face).astype(np.float32)
+    return found
 
 
 def _eyes(c: _Coarse, fine: np.ndarray, code: np.ndarray) -> None:
@@ -387,7 +391,8 @@ def _eyes(c: _Coarse, fine: np.ndarray, code: np.ndarray) -> None:
 
 def _closing(mask: np.ndarray, radius: float) -> np.ndarray:
     grown = ndimage.distance_transform_edt(~np.pad(mask, 2)) <= radius
-    return (ndimage.distance_transform_edt(grown) > radius)[2:-2, 2:-2, 2:-2] | mask
+    found: np.ndarray = (ndimage.distance_transform_edt(grown) > radius)[2:-2, 2:-2, 2:-2] | mask
+    return found
 
 
 def _double(mask: np.ndarray) -> np.ndarray:

@@ -102,7 +102,8 @@ def load_shape(person: Person, reference: Person, numbering: Path | None, cache:
         moving, fixed = (load_person(p, numbering, cache)[1].classes for p in (person, reference))
         velocity = register(moving, fixed) if person != reference else np.zeros((3, *moving.shape[1:]), np.float32)
         _keep(file, lambda stream: np.save(stream, velocity, allow_pickle=False))
-    return np.load(file, allow_pickle=False)
+    found: np.ndarray = np.load(file, allow_pickle=False)
+    return found
 
 
 def is_prepared(person: Person, cache: Path) -> bool:

@@ -99,12 +99,14 @@ def draw_pose(rng: np.random.Generator, parts: Parts) -> np.ndarray:
     mirror = np.diag([-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0])
     head = mirror @ shear @ scale
     pose = head @ rotation(pitch, roll, yaw)
-    return head @ rotation(own, roll / 2, yaw) if _floor(parts, pose) > FLOOR_MM[1] else pose
+    found: np.ndarray = head @ rotation(own, roll / 2, yaw) if _floor(parts, pose) > FLOOR_MM[1] else pose
+    return found
 
 
 def _to_mm(parts: Parts, index: np.ndarray) -> np.ndarray:
     """(n, 3) voxel indices (z, y, x) as head frame (x, y, z) mm."""
-    return (index[:, ::-1] - parts.origin) * FINE_MM @ parts.axes.T
+    found: np.ndarray = (index[:, ::-1] - parts.origin) * FINE_MM @ parts.axes.T
+    return found
 
 
 def _surface(parts: Parts) -> np.ndarray:

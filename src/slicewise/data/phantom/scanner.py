@@ -5,6 +5,7 @@ Everything is linear algebra on whole volumes in torch: what acts along one axis
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Scanner:
     metal: float = 0.0
 
 
-def scan(seed: tuple[int, ...], tissue: TissueVolume, s: Scanner) -> tuple[np.ndarray, np.ndarray, dict]:
+def scan(seed: tuple[int, ...], tissue: TissueVolume, s: Scanner) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Image a tissue volume: float32 HU (Z, size, size), uint8 labels on the same grid, and what was drawn.
 
     Every option has its own numbers from `seed`, so that switching one changes nothing else.
@@ -106,7 +107,8 @@ def slice_weights(step_mm: float, slice_mm: float) -> np.ndarray:
     reach = int(np.ceil(0.6 * slice_mm / step_mm))
     at = np.abs(np.arange(-reach, reach + 1) * step_mm)
     profile = np.clip((0.6 * slice_mm - at) / (0.2 * slice_mm), 0, 1)
-    return profile / profile.sum()
+    found: np.ndarray = profile / profile.sum()
+    return found
 
 
 def slice_matrix(centres: np.ndarray, n: int, step_mm: float, slice_mm: float) -> np.ndarray:
@@ -178,7 +180,8 @@ def beam_hardening(slices: torch.Tensor, pixel_mm: float, strength: float) -> to
     share = (gaussian_matrix(n_z, 0.7) @ (bone.sum((1, 2)) / matter))[:, None, None]
     tissue = ((slices + 200) / 200).clamp(0, 1) * ((300 - slices) / 200).clamp(0, 1)
     added = 11.0 * near.clamp(max=0.5) - 26.0 * (across - 0.13).clamp(min=0) + 110.0 * (share - 0.085).clamp(0, 0.15)
-    return strength * tissue * added
+    found: torch.Tensor = strength * tissue * added
+    return found
 
 
 def noise_filter(size: int, pixel_mm: float, cutoff_per_mm: float) -> np.ndarray:
@@ -187,7 +190,8 @@ def noise_filter(size: int, pixel_mm: float, cutoff_per_mm: float) -> np.ndarray
     f = np.hypot(np.fft.fftfreq(size, pixel_mm)[:, None], np.fft.rfftfreq(size, pixel_mm)[None])
     power = (f + 0.012) * np.exp(-((f / cutoff_per_mm) ** 2))
     full = power.sum() * 2 - power[:, 0].sum() - (power[:, -1].sum() if size % 2 == 0 else 0)
-    return np.sqrt(power * (size * size) / full).astype(np.float32)
+    found: np.ndarray = np.sqrt(power * (size * size) / full).astype(np.float32)
+    return found
 
 
 def noise(
@@ -210,7 +214,8 @@ def noise(
     if brain.any():
         amplitude /= amplitude[brain].mean()
     amplitude = torch.nn.functional.interpolate(amplitude[:, None], size=(size, size), mode="bilinear")[:, 0]
-    return grain * amplitude * sd_hu
+    found: torch.Tensor = grain * amplitude * sd_hu
+    return found
 
 
 def _head_holder(rng: np.random.Generator, seen: torch.Tensor, labels: np.ndarray, pixel: float) -> None:

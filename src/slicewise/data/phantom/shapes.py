@@ -25,7 +25,8 @@ def ellipsoid(centre: Sequence[float], radii: Sequence[float]) -> Shape:
         u, v, w = ((p - F(c)) / F(r) for p, c, r in zip((x, y, z), centre, radii, strict=True))
         a, b, c = (F(r) for r in radii)
         k0 = np.sqrt(u * u + v * v + w * w)
-        return k0 * (k0 - 1) / (np.sqrt((u / a) ** 2 + (v / b) ** 2 + (w / c) ** 2) + F(1e-6))
+        found: np.ndarray = k0 * (k0 - 1) / (np.sqrt((u / a) ** 2 + (v / b) ** 2 + (w / c) ** 2) + F(1e-6))
+        return found
 
     return distance
 
@@ -55,7 +56,8 @@ def union(k: float, *shapes: Shape) -> Shape:
 def smooth_min(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
     """Union of two distances with a fillet of about k mm (polynomial smooth minimum)."""
     h = np.maximum(F(k) - np.abs(a - b), 0)
-    return np.minimum(a, b) - h * h * F(0.25 / k)
+    found: np.ndarray = np.minimum(a, b) - h * h * F(0.25 / k)
+    return found
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
@@ -67,7 +69,8 @@ def _spline_matrix(n_out: int, n_low: int) -> np.ndarray:
     """float32 (n_out, n_low + 3): cubic B-spline weights of `n_low` equal intervals seen by `n_out` points."""
     t = (np.arange(n_out) + 0.5) / n_out * n_low
     u = np.abs(t[:, None] + 1 - np.arange(n_low + 3))  # from each point to each knot, in intervals
-    return (np.where(u < 1, 3 * u**3 - 6 * u**2 + 4, np.maximum(2 - u, 0) ** 3) / 6).astype(F)
+    found: np.ndarray = (np.where(u < 1, 3 * u**3 - 6 * u**2 + 4, np.maximum(2 - u, 0) ** 3) / 6).astype(F)
+    return found
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], step: tuple[float, ...], scale: float) -> np.ndarray:
@@ -76,7 +79,8 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], step: tuple[f
     lattice = rng.standard_normal([n + 3 for n in lows]).astype(F)
     mz, my, mx = (_spline_matrix(n, low) for n, low in zip(shape, lows, strict=True))
     # Separable; about a hundred times faster than ndimage.zoom. The variance of a lattice averages 0.479 an axis.
-    return my @ np.tensordot(mz, lattice, 1) @ mx.T / F(0.479**1.5)
+    found: np.ndarray = my @ np.tensordot(mz, lattice, 1) @ mx.T / F(0.479**1.5)
+    return found
 
 
 def rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
@@ -85,7 +89,8 @@ def rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
     about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
     about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
     about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    found: np.ndarray = about_z @ about_y @ about_x
+    return found
 
 
 class Piece(NamedTuple):

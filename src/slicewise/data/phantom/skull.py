@@ -80,7 +80,8 @@ def _vault(p: Person, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray
     s = sum(u * q for u, q in zip(ratios, powers, strict=True)) + F(1e-6)
     f = s ** (1 / n)
     slope = f / s * np.sqrt(sum((q / r) ** 2 for q, r in zip(powers, radii, strict=True)))
-    return (f - 1) / np.maximum(slope, F(2e-3))
+    found: np.ndarray = (f - 1) / np.maximum(slope, F(2e-3))
+    return found
 
 
 def _fossae(p: Person, rng: np.random.Generator, vault: np.ndarray, *at: np.ndarray) -> np.ndarray:

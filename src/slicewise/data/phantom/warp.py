@@ -44,7 +44,8 @@ def exponential(velocity: torch.Tensor, squarings: int = SQUARINGS) -> torch.Ten
     moved = velocity / 2**squarings
     for _ in range(squarings):
         moved = moved + sample(moved, nodes + moved)
-    return moved
+    found: torch.Tensor = moved
+    return found
 
 
 def jacobian(displacement: torch.Tensor) -> torch.Tensor:
@@ -52,4 +53,5 @@ def jacobian(displacement: torch.Tensor) -> torch.Tensor:
     whole = grid_mm().to(displacement.device) + displacement
     core = (slice(None), slice(-1), slice(-1), slice(-1))
     columns = [whole.diff(dim=d)[(*core[:d], slice(None), *core[d + 1 :])] / STEP_MM for d in (3, 2, 1)]
-    return torch.linalg.det(torch.stack(columns).permute(2, 3, 4, 0, 1))
+    found: torch.Tensor = torch.linalg.det(torch.stack(columns).permute(2, 3, 4, 0, 1))
+    return found

@@ -145,7 +145,8 @@ def _one_thread_each() -> Iterator[None]:
 def _written(settings: PhantomSettings) -> dict[str, Any]:
     """Settings that decide what a head is, as plain JSON types."""
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items() if k != "cache"}
-    return json.loads(json.dumps(plain))
+    found: dict[str, Any] = json.loads(json.dumps(plain))
+    return found
 
 
 def _is_written(out: Path, seed: int, settings: PhantomSettings) -> bool:
