@@ -143,6 +143,18 @@ def test_padding_that_could_be_tissue_counts_only_at_the_border(tmp_path):
     assert hu[0, 3] == hu[5, 0] == -1024 and hu[4, 4] == 0
 
 
+@pytest.mark.parametrize("place", [np.s_[0, 3:6], np.s_[-1, 3:6], np.s_[3:6, 0], np.s_[3:6, -1]])
+def test_padding_at_any_one_border_is_air(tmp_path, place):
+    plane = np.full((9, 9), 35, np.int16)
+    plane[place] = 0
+    expected = np.where(plane == 0, -1024, 35)
+    plane[4, 4] = 0
+    expected[4, 4] = 0
+    for k in range(2):
+        save(ct_slice(plane, (0, 0, 5.0 * k), PixelPaddingValue=0), tmp_path / f"{k}")
+    assert np.array_equal(read_series(tmp_path).hu[0], expected)
+
+
 @pytest.mark.parametrize("slope, padding", [(1, (-2000, 0)), (1, (0, -2000)), (-1, (0, 2000))])
 def test_a_padding_range_that_reaches_tissue_counts_only_at_the_border(tmp_path, slope, padding):
     """From -2000 to 0 HU, whichever of the two tags names which end and whichever way stored values run."""
@@ -280,6 +292,8 @@ def test_gaps_are_told_from_changes_of_spacing():
     assert find_gaps(np.array([2.5] * 8 + [5.0] * 12)) == []
     assert find_gaps(np.array([7.0] * 13 + [1.08] + [4.0] * 13)) == []
     assert find_gaps(np.array([5.0, 5, 7.3, 5, 5])) == []
+    assert find_gaps(np.array([5.0, 5, 10.4, 5, 5])) == [(2, 2)], "off a multiple by less than a tenth of a step"
+    assert find_gaps(np.array([5.0, 5, 10.6, 5, 5])) == []
     assert find_gaps(np.array([5.0])) == []
 
 
@@ -492,6 +506,13 @@ def test_bad_input_ends_in_one_line(tmp_path, case):
     with pytest.raises(UserError, match=words) as caught:
         read_series(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("off", [[0.9, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0.9, 0], [1, 0, 0, 0.3, 0.954, 0]])
+def test_directions_that_are_not_unit_vectors_at_right_angles_are_refused(tmp_path, off):
+    save(ct_slice(np.zeros((4, 4), np.int16), ImageOrientationPatient=off), tmp_path / "x")
+    with pytest.raises(UserError, match="not two unit vectors at right angles"):
+        read_series(tmp_path)
 
 
 def test_a_truncated_file_spoils_its_series_and_no_other(tmp_path):

@@ -78,6 +78,10 @@ def test_what_is_beyond_the_range_is_clipped():
     assert hu.from_unit(np.array([-1.5, 1.5]), Window(0, 100)).tolist() == [-25, 125], "not clipped: rounding does that"
 
 
+def test_windows_lie_about_their_centre():
+    assert (WHOLE.centre, BRAIN.centre, ICNET.centre) == (1023.5, 30.0, 0.0)
+
+
 @pytest.mark.parametrize(
     "window, air",
     [(WHOLE, -500), (Window(-501, 900), -500), (Window(-500, 900), 200), (BRAIN, 30), (ICNET, 0)],

@@ -319,7 +319,10 @@ def test_shear_is_told_where_it_shows(tmp_path):
     assert "6.0 mm apart are tilted by 20.0 degrees" in shear_note(
         replace(tilted(), positions=tilted().positions * [1, 1, 1 / np.cos(np.deg2rad(20))])
     )
-    assert shear_note(tilted(degrees=0.5)) == "" and shear_note(tilted(step=1.0)) == ""
+    assert shear_note(tilted(degrees=0.5)) == ""
+    assert shear_note(tilted(step=1.0)) == ""
+    assert shear_note(tilted(step=2.4 / np.cos(np.deg2rad(20)))) == "", "thin slices are not seen in the vault"
+    assert "2.6 mm apart" in shear_note(tilted(step=2.6 / np.cos(np.deg2rad(20))))
     ds_tilt = [1, 0, 0, 0, float(np.cos(0.35)), -float(np.sin(0.35))]
     source = series(tmp_path / "in", ImageOrientationPatient=ds_tilt)
     assert any("keep_tilt=True" in note for note in prepared(tmp_path, source, min_coverage=0.3).notes)

@@ -214,3 +214,14 @@ def test_intervals_have_their_level() -> None:
     low, high = bootstrap(lambda: next(draws), 5.0, rounds=400)
     assert low == pytest.approx(5 - 1.96, abs=0.35)
     assert high == pytest.approx(5 + 1.96, abs=0.35)
+
+
+def test_a_point_on_the_edge_of_a_neighbourhood_lies_in_it() -> None:
+    """Real points at 0 and 1, each the other's nearest: their balls of radius 1 hold -1 and 2, and nothing further."""
+    points = np.array([0.0, 1.0, -1.0, 2.0, 2.5, 9.0])
+    apart = np.abs(points[:, None] - points)
+    scores = point_scores(apart, np.arange(2), np.arange(2, 4), 1)
+    assert scores["precision"].tolist() == [1, 1]
+    assert scores["density"].tolist() == [1, 1]
+    assert scores["coverage"].tolist() == [1, 1]
+    assert point_scores(apart, np.arange(2), np.arange(4, 6), 1)["coverage"].tolist() == [0, 0]

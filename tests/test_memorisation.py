@@ -112,3 +112,19 @@ def test_rank_test_counts_orderings() -> None:
         share = sum(order[:k] == ("s",) * k for order in orders) / len(orders)
         assert rank_p(k, 3, 2) == pytest.approx(share)
     assert all(a > b for a, b in pairwise(rank_p(k, 50, 50) for k in range(9)))
+
+
+def test_volumes_are_looked_for_by_three_slices_of_48_pixels() -> None:
+    assert query_slices(40) == [10, 20, 30]
+    assert query_slices(2) == [0, 1]
+    pictures = slice_pictures(np.random.default_rng(0).integers(-150, 150, (3, 24, 24)).astype(np.int16))
+    assert pictures.shape == (3, 48 * 48)
+
+
+def test_a_picture_of_fewer_pixels_repeats_them() -> None:
+    """24 x 24 pixels on 48 x 48: each four times, of zero mean and unit norm."""
+    hu = np.random.default_rng(1).integers(-150, 150, (2, 24, 24)).astype(np.int16)
+    wide = hu.repeat(2, axis=1).repeat(2, axis=2).reshape(2, -1) / 150.0
+    wide = wide - wide.mean(axis=1, keepdims=True)
+    expected = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    np.testing.assert_allclose(slice_pictures(hu), expected, atol=1e-6)

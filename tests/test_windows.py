@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slicewise.data.store import open_store, put_volume
-from slicewise.data.windows import root_mean_square, training_windows
+from slicewise.data.windows import Heads, root_mean_square, training_windows
 from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.volume import Volume
@@ -85,3 +85,10 @@ def test_root_mean_square_is_that_of_the_windows(tmp_path):
     scale = HUScale(companding="half")
     x = np.stack([scale.encode(windows.read(i)[0]) for i in range(len(windows))]).astype(np.float64)
     assert root_mean_square(windows, scale, count=3000) == pytest.approx(np.sqrt(np.mean(x**2)), rel=0.02)
+
+
+def test_heads_lie_in_memory_where_they_fit_to_the_byte(tmp_path):
+    store = _store(tmp_path)
+    needed = 2 * 16 * 16 * (5 + 3)
+    assert Heads(store, "train", memory=needed).rows is not None
+    assert Heads(store, "train", memory=needed - 1).rows is None
