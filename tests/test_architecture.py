@@ -20,7 +20,7 @@ LAYERS = (
     ("slicewise.checkpoint", "slicewise.montage", "slicewise.pages"),
     ("slicewise.sampling", "slicewise.ascii", "slicewise.calibrate", "slicewise.pyramid", "slicewise.baselines"),
     ("slicewise.training",),
-    ("slicewise.generate",),
+    ("slicewise.generate", "slicewise.fill"),
     (
         "slicewise.release",
         "slicewise.monai_bundle",
