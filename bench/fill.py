@@ -32,7 +32,7 @@ from skimage.registration import optical_flow_ilk
 from skimage.transform import warp
 
 from slicewise.data.store import first_head_slice, open_store
-from slicewise.fill import fill
+from slicewise.fill import fill_volume
 from slicewise.hu import BRAIN, round_hu
 from slicewise.metrics.tissue import brain_mask
 from slicewise.pyramid import load_generator
@@ -153,7 +153,7 @@ def measured(model, volume: Volume, size: int, draws: int, rows: list[np.ndarray
     holes = [range(z, z + size) for z in starts if z + size + 1 < len(volume.hu)]
     missing = sorted({z for hole in holes for z in hole})
     began = time.monotonic()
-    made = [fill(model, volume, missing, seed=seed).hu for seed in range(draws)]
+    made = [fill_volume(model, volume, missing, seed=seed).hu for seed in range(draws)]
     seconds = time.monotonic() - began
     ways: dict[str, np.ndarray] = {}
     for name, way in (("linear", linear), ("cubic", cubic), ("motion-compensated", motion)):

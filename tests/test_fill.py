@@ -11,7 +11,7 @@ from conftest import toy_head
 from slicewise.cli import main
 from slicewise.data.resample import Grid
 from slicewise.errors import UserError
-from slicewise.fill import fill, on_grid, with_even_slices
+from slicewise.fill import fill_volume, on_grid, with_even_slices
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import write_series
 from slicewise.pyramid import Pyramid, load_pyramid
@@ -64,38 +64,41 @@ def test_on_a_coarser_grid_a_slice_is_missing_where_most_of_it_is(hole, expected
 def test_real_slices_keep_every_voxel_and_drawn_ones_are_told(pyramid, head):
     spoilt = head.with_hu(head.hu.copy())
     spoilt.hu[3:5] = 3000
-    done = fill(pyramid, spoilt, [3, 4], chain=FEW)
+    done = fill_volume(pyramid, spoilt, [3, 4], chain=FEW)
     assert done.acquisition.synthetic
     assert done.acquisition.real_slices == (0, 1, 2, 5, 6, 7)
     np.testing.assert_array_equal(done.hu[[0, 1, 2, 5, 6, 7]], head.hu[[0, 1, 2, 5, 6, 7]])
     np.testing.assert_array_equal(done.positions, head.positions)
     assert done.hu[3:5].max() < 3000, "what stood there does not count"
-    np.testing.assert_array_equal(done.hu, fill(pyramid, head, [3, 4], chain=FEW).hu)
-    assert not np.array_equal(done.hu, fill(pyramid, head, [3, 4], chain=FEW, seed=1).hu)
+    np.testing.assert_array_equal(done.hu, fill_volume(pyramid, head, [3, 4], chain=FEW).hu)
+    assert not np.array_equal(done.hu, fill_volume(pyramid, head, [3, 4], chain=FEW, seed=1).hu)
 
 
 def test_a_denoiser_alone_fills_given_both_sides(levels, store, head):  # noqa: F811
     from slicewise.checkpoint import load_denoiser
 
     coarse = Volume.regular(head.hu[:, ::4, ::4].copy(), (5.0, 24.0, 24.0))
-    done = fill(load_denoiser(levels[0]), coarse, [3], chain=replace(FEW, steps=3))
+    denoiser, few = load_denoiser(levels[0]), replace(FEW, steps=3)
+    done = fill_volume(denoiser, coarse, [3], chain=few)
     other = coarse.with_hu(coarse.hu.copy())
     other.hu[4] = np.flip(other.hu[4], 0)
-    assert not np.array_equal(done.hu[3], fill(load_denoiser(levels[0]), other, [3], chain=replace(FEW, steps=3)).hu[3])
+    assert not np.array_equal(
+        done.hu[3], fill_volume(load_denoiser(levels[0]), other, [3], chain=replace(FEW, steps=3)).hu[3]
+    )
 
 
 def test_air_above_the_vertex_stays_and_slices_are_numbered_below_it(pyramid, head):
     air = np.full((2, 32, 32), -1000, np.int16)
     higher = Volume.regular(np.concatenate([air, head.hu]), head.spacing)
-    done = fill(pyramid, higher, [5], chain=FEW)
+    done = fill_volume(pyramid, higher, [5], chain=FEW)
     np.testing.assert_array_equal(done.hu[:2], air)
-    np.testing.assert_array_equal(done.hu[2:], fill(pyramid, head, [3], chain=FEW).hu)
+    np.testing.assert_array_equal(done.hu[2:], fill_volume(pyramid, head, [3], chain=FEW).hu)
 
 
 def test_a_cut_head_is_completed_below_and_above(pyramid, head):
     part = replace(head, hu=head.hu[2:6], positions=head.positions[2:6])
-    below = fill(pyramid, part, [], chain=FEW, complete=["down"], above_mm=10.0)
-    both = fill(pyramid, part, [1], chain=FEW, complete=["up", "down"], above_mm=10.0)
+    below = fill_volume(pyramid, part, [], chain=FEW, complete=["down"], above_mm=10.0)
+    both = fill_volume(pyramid, part, [1], chain=FEW, complete=["up", "down"], above_mm=10.0)
     assert below.acquisition.real_slices == (0, 1, 2, 3)
     assert len(below.hu) > 4
     real = both.acquisition.real_slices
@@ -123,10 +126,10 @@ def test_what_cannot_be_filled_is_one_line(pyramid, levels, head):  # noqa: F811
         (Volume.regular(head.hu, (4.0, 6.0, 6.0)), [2], {}, "even axial slices of 32 pixels"),
     ):
         with pytest.raises(UserError, match=words):
-            fill(pyramid, volume, missing, chain=FEW, **options)
+            fill_volume(pyramid, volume, missing, chain=FEW, **options)
     coarse = Volume.regular(head.hu[:, ::4, ::4].copy(), (5.0, 24.0, 24.0))
     with pytest.raises(UserError, match="has no plan"):
-        fill(load_denoiser(levels[0]), coarse, [], complete=["down"])
+        fill_volume(load_denoiser(levels[0]), coarse, [], complete=["down"])
 
 
 def test_a_series_with_a_hole_is_filled_and_says_which_slices_are_synthetic(whole, head, tmp_path, capsys):  # noqa: F811

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from slicewise.data.phantom import make_phantom as make_phantom
     from slicewise.data.settings import PhantomSettings as PhantomSettings
     from slicewise.errors import UserError as UserError
+    from slicewise.fill import fill_volume as fill_volume
     from slicewise.generate import generate_volumes as generate_volumes
     from slicewise.hu import HUScale as HUScale
     from slicewise.hu import Window as Window
@@ -50,6 +51,7 @@ _PUBLIC = {
     "Volume": "slicewise.volume",
     "Window": "slicewise.hu",
     "calibrate_volume": "slicewise.calibrate",
+    "fill_volume": "slicewise.fill",
     "generate_volumes": "slicewise.generate",
     "load_denoiser": "slicewise.pyramid:load_generator",
     "load_icnet": "slicewise.checkpoint",

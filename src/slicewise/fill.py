@@ -49,8 +49,8 @@ def fill_scan(
     """A scan with its holes filled, the slices `named` (on the model's grid) drawn anew, and the head completed.
 
     `reading` is a scan with its holes (`read_volume(keep_holes=True)`), brought to the model's grid where `resample`
-    says so; `name` is the checkpoint's, for the header. For the rest see `fill`. Raises `UserError` as `fill` does, and
-    for a scan on another grid.
+    says so; `name` is the checkpoint's, for the header. For the rest see `fill_volume`. Raises `UserError` as that does,
+    and for a scan on another grid.
     """
     grid = Grid.of(model.recipe.size, model.recipe.spacing_mm)
     volume, missing = with_even_slices(reading.volume)
@@ -65,7 +65,7 @@ def fill_scan(
         volume, missing = on_grid(volume, missing, grid)
         how = [f"all slices resampled to {mm} mm"]
         source = source.after(Step(how[0], RESAMPLED))
-    volume = fill(
+    volume = fill_volume(
         model,
         volume,
         sorted({*missing, *named}),
@@ -111,7 +111,7 @@ def on_grid(volume: Volume, missing: Collection[int], grid: Grid) -> tuple[Volum
     return made, tuple(np.flatnonzero(covered > 0.5 + 1e-6).tolist())
 
 
-def fill(
+def fill_volume(
     model: Denoiser | Pyramid,
     volume: Volume,
     missing: Collection[int],
