@@ -49,8 +49,8 @@ def fill_scan(
     """A scan with its holes filled, the slices `named` (on the model's grid) drawn anew, and the head completed.
 
     `reading` is a scan with its holes (`read_volume(keep_holes=True)`), brought to the model's grid where `resample`
-    says so; `name` is the checkpoint's, for the header. For the rest see `fill_volume`. Raises `UserError` as that does,
-    and for a scan on another grid.
+    says so; `name` is the checkpoint's, for the header. For the rest see `fill_volume`. Raises `UserError` as that
+    does, and for a scan on another grid.
     """
     grid = Grid.of(model.recipe.size, model.recipe.spacing_mm)
     volume, missing = with_even_slices(reading.volume)
