@@ -403,7 +403,7 @@ def test_the_slices_of_a_gan_are_independent_and_as_many_as_asked(runs):
     assert len(draw_volume(baseline, 0, 0)) == 8 == baseline.recipe.max_slices
     long = draw_volume(baseline, 0, 0, 20)
     assert len(long) == 20 and np.array_equal(long[:5], draw_volume(baseline, 0, 0, 5))
-    with pytest.raises(UserError, match="slices 20: a slice VAE draws heads of 9"):
+    with pytest.raises(UserError, match="slices=20: a slice VAE draws heads of 9"):
         draw_volume(load_baseline(runs["slice-vae"]), 0, 0, 20)
 
 

@@ -6,8 +6,8 @@ import torch
 
 from slicewise.calibrate import calibrate_slice, calibrate_volume, match_histogram, match_volume
 from slicewise.errors import UserError
-from slicewise.networks.icnet import OUTPUTS, ICNet
-from slicewise.networks.shapes import ICNetConfig
+from slicewise.networks.icnet import ICNet
+from slicewise.networks.shapes import OUTPUTS, ICNetConfig
 from slicewise.volume import Volume
 
 

@@ -23,7 +23,7 @@ ENDS = {
     "4 GB decompressed": "sends an answer of more than 64 MB",
     "pages of answers": r"sends answers to one search without end \(\d+ so far\)",
     "drip": "too little came of its answer within 1 s|no answer within 1 s",
-    "image that does not end": r"sends an image of more than 8 MB \(--max-image-mb\)",
+    "image that does not end": r"sends an image of more than 8 MB \(PeerSettings\.max_image_mb\)",
     "images without end": "sends more images than it lists",
     "deflated": r"sends an image that inflates to more than 8 MB",
     "without pixels": "3 of 3 images .* did not come; it sent an image without pixels",

@@ -15,8 +15,8 @@ from slicewise.data.windows import Heads
 from slicewise.errors import UserError
 from slicewise.hu import ICNET, to_unit
 from slicewise.io.tensors import load_tensors
-from slicewise.networks.icnet import OUTPUTS, ICNet, confine
-from slicewise.networks.shapes import ICNetConfig
+from slicewise.networks.icnet import ICNet, confine
+from slicewise.networks.shapes import OUTPUTS, ICNetConfig
 from slicewise.random import VALIDATION
 from slicewise.settings import fill
 from slicewise.training.icnet import ICNetTrainer, Pairs, distort, draw_batch, error_hu, train_icnet

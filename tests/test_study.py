@@ -219,7 +219,11 @@ def test_bad_input_makes_no_study(tmp_path):
         ((real, real), small, "two folders"),
         ((real, tmp_path / "absent"), small, "no such"),
         ((real, synthetic), StudySettings(cases="3+9", repeats="0+0", practice="0+0"), "synthetic=.*3 usable"),
-        ((real, synthetic), StudySettings(cases="2+2", repeats="0+0", practice="0+0", slices=99), "lower --slices"),
+        (
+            (real, synthetic),
+            StudySettings(cases="2+2", repeats="0+0", practice="0+0", slices=99),
+            "lower StudySettings.slices",
+        ),
     ]
     for paths, chosen, what in cases:
         with pytest.raises(UserError, match=what):
