@@ -32,10 +32,11 @@ from skimage.registration import optical_flow_ilk
 from skimage.transform import warp
 
 from slicewise.data.store import first_head_slice, open_store
+from slicewise.diffusion.denoiser import Denoiser
 from slicewise.fill import fill_volume
 from slicewise.hu import BRAIN, round_hu
 from slicewise.metrics.tissue import brain_mask
-from slicewise.pyramid import load_generator
+from slicewise.pyramid import Pyramid, load_generator
 from slicewise.release import CHECKPOINT
 from slicewise.runtime import core_dtype
 from slicewise.volume import Volume
@@ -123,55 +124,62 @@ def main() -> None:
     model = load_generator(a.checkpoint, core_dtype(torch.device("cpu")))
     store = open_store(a.store)
     volumes = [store.reading(record).volume for record in store.select(a.split)[: a.count]]
-    rows, seconds, drawn = [], 0.0, 0
+    rows: list[np.ndarray] = []
+    seconds: list[float] = []
     for size in a.holes:
         table: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
-        for volume in volumes:
-            for found in measured(model, volume, size, a.draws, rows if len(rows) < 3 * len(a.holes) else []):
-                for method, values in found["measures"].items():
-                    for name, each in values.items():
-                        table[method][name].append(each)
-                seconds += found["seconds"]
-                drawn += found["drawn"]
+        for number, volume in enumerate(volumes):
+            holes, began = holes_of(volume, size), time.monotonic()
+            ways = filled(model, volume, holes, a.draws)
+            seconds.append(time.monotonic() - began)
+            for method, columns in judged(volume, ways, holes).items():
+                for name, values in columns.items():
+                    table[method][name].append(values)
+            if number < 3:
+                shown = [volume.hu, *(ways[method] for method in ("linear", "motion-compensated", "one draw"))]
+                rows.append(np.hstack([_grey(hu[hole.start + size // 2]) for hole in holes[:2] for hu in shown]))
         names = list(next(iter(table.values())))
         print(f"\n{size} slice{'s' if size > 1 else ''} missing\n\n| | {' | '.join(names)} |")
         print(f"| --- |{' ---: |' * len(names)}")
         for method, columns in table.items():
             print(f"| {method} | {' | '.join(interval(columns[name]) for name in names)} |")
-    print(
-        f"\n{len(volumes)} heads of {a.store} ({a.split}), three holes each; {seconds / max(drawn, 1):.1f} s a draw of"
-    )
-    print(f"three holes on {torch.get_num_threads()} thread(s). {a.out}: the first heads; true, linear, motion, drawn.")
+    each = f"{np.mean(seconds):.1f} s a head in all ways, {torch.get_num_threads()} thread(s)"
+    print(f"\n{len(volumes)} heads of {a.store} ({a.split}), three holes each; {each}")
+    print(f"{a.out}: the first heads; true, linear, motion-compensated, drawn; two holes a row")
     Image.fromarray(np.vstack(rows)).save(a.out)
 
 
-def measured(model, volume: Volume, size: int, draws: int, rows: list[np.ndarray]) -> list[dict]:
-    """One head: every measure of every method, a value a hole. All three holes are filled in one go."""
+def holes_of(volume: Volume, size: int) -> list[range]:
+    """The holes of `size` slices at a quarter, half and three quarters of a head's height, as far as they lie in it."""
     first = first_head_slice(volume.hu)
     height = len(volume.hu) - first
     starts = [first + round(height * share) for share in (0.25, 0.5, 0.75)]
-    holes = [range(z, z + size) for z in starts if z + size + 1 < len(volume.hu)]
-    missing = sorted({z for hole in holes for z in hole})
-    began = time.monotonic()
-    made = [fill_volume(model, volume, missing, seed=seed).hu for seed in range(draws)]
-    seconds = time.monotonic() - began
-    ways: dict[str, np.ndarray] = {}
+    return [range(z, z + size) for z in starts if z + size + 1 < len(volume.hu)]
+
+
+def filled(model: Denoiser | Pyramid, volume: Volume, holes: list[range], draws: int) -> dict[str, np.ndarray]:
+    """The head, float HU (Z, Y, X), with its holes filled in every way."""
+    ways = {}
     for name, way in (("linear", linear), ("cubic", cubic), ("motion-compensated", motion)):
-        hu = volume.hu.astype(float).copy()
+        ways[name] = volume.hu.astype(float)
         for hole in holes:
-            hu[hole.start : hole.stop] = round_hu(way(volume.hu, hole))
-        ways[name] = hu
-    ways["one draw"] = made[0].astype(float)
-    ways[f"mean of {draws} draws"] = np.mean(made, axis=0)
-    brain = brain_mask(volume.hu, volume.spacing)
-    found: dict[str, dict[str, list[float]]] = {}
+            ways[name][hole.start : hole.stop] = round_hu(way(volume.hu, hole))
+    missing = sorted({z for hole in holes for z in hole})
+    made = [fill_volume(model, volume, missing, seed=seed).hu for seed in range(draws)]
+    return {**ways, "one draw": made[0].astype(float), f"mean of {draws} draws": np.mean(made, axis=0)}
+
+
+def judged(volume: Volume, ways: dict[str, np.ndarray], holes: list[range]) -> dict[str, dict[str, list[float]]]:
+    """Every measure of every way, a value for each hole in which brain is missing; empty where none is."""
+    true, brain = volume.hu.astype(float), brain_mask(volume.hu, volume.spacing)
+    in_brain = [hole for hole in holes if brain[hole.start].sum() > 200]
+    if not in_brain:
+        return {}
+    found = {}
     for name, hu in ways.items():
-        each = [measures(volume.hu.astype(float), hu, hole, brain) for hole in holes if brain[hole.start].sum() > 200]
-        found[name] = {key: [one[key] for one in each] for key in each[0]} if each else {}
-    shown = [volume.hu, ways["linear"], ways["motion-compensated"], ways["one draw"]]
-    pictures = [_grey(hu[hole.start + size // 2]) for hole in holes[:2] for hu in shown]
-    rows.append(np.hstack(pictures))
-    return [{"measures": found, "seconds": seconds, "drawn": draws}] if found["linear"] else []
+        each = [measures(true, hu, hole, brain) for hole in in_brain]
+        found[name] = {key: [one[key] for one in each] for key in each[0]}
+    return found
 
 
 def _grey(hu: np.ndarray) -> np.ndarray:

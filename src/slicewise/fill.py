@@ -102,11 +102,10 @@ def on_grid(volume: Volume, missing: Collection[int], grid: Grid) -> tuple[Volum
         return made, ()
     middle = np.array([(volume.hu.shape[2] - 1) / 2, (volume.hu.shape[1] - 1) / 2]) * volume.pixel_spacing[::-1]
     heights = volume.positions[:, 2] + middle[0] * volume.row_axis[2] + middle[1] * volume.column_axis[2]
-    half = np.abs(np.gradient(heights)) / 2
-    covered = np.zeros(len(made.hu))
+    half, places = np.abs(np.gradient(heights)) / 2, made.positions[:, 2]
+    covered = np.zeros(len(places))
     for z in missing:
         top, bottom = heights[z] + half[z], heights[z] - half[z]
-        places = made.positions[:, 2]
         covered += np.clip(np.minimum(top, places + dz / 2) - np.maximum(bottom, places - dz / 2), 0, None) / dz
     return made, tuple(np.flatnonzero(covered > 0.5 + 1e-6).tolist())
 
