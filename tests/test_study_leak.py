@@ -7,8 +7,9 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import toy_head
 from slicewise.errors import UserError
+from slicewise.hu import TRUE_AIR_HU
 from slicewise.io.nifti import write_nifti
-from slicewise.study.cases import AIR, alike
+from slicewise.study.cases import alike
 from slicewise.study.create import create
 from slicewise.study.design import StudySettings
 from slicewise.study.leak import MOST_AUC, features, leak_test, logistic
@@ -51,7 +52,7 @@ def test_what_unblinds_is_found_and_made_alike(change):
     leak = leak_test(*map(measured, after))
     assert not leak.tells, f"{leak.auc} {leak.feature}"
     for hu in (*after[0], *after[1]):
-        assert hu.min() == AIR and hu.max() == ceiling and not ((hu > AIR) & (hu < -800)).any()
+        assert hu.min() == TRUE_AIR_HU and hu.max() == ceiling and not ((hu > TRUE_AIR_HU) & (hu < -800)).any()
 
 
 def test_heads_of_one_kind_are_not_told_apart_by_more_than_chance():

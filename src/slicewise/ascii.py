@@ -232,7 +232,10 @@ def _slices_above(above: np.ndarray, z: int) -> np.ndarray:
 
 
 def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
-    """Which of int16 HU (B, H, W) are slices of air, bool (B,): next to nothing in them is denser than `most` HU."""
+    """Which of int16 HU (B, H, W) are slices of air, bool (B,): next to nothing in them is denser than `most` HU.
+
+    Stricter than `hu.shows_head`, which scans need: a generated slice has no head holder, and the crown is small.
+    """
     found: np.ndarray = (slices > most).mean(axis=(1, 2)) < END_FRACTION
     return found
 

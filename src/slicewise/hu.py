@@ -11,11 +11,19 @@ import numpy as np
 
 from slicewise.errors import UserError
 
+# The ends of 12 bits. The lower one is also what is written where nothing was measured: outside a scan, as padding, in
+# place of a table.
 HU_MIN = -1024
 HU_MAX = 3071
 HU_CODES = HU_MAX - HU_MIN + 1
-# What is less dense is air.
+# Air as a scanner measures it, by the definition of the unit.
+TRUE_AIR_HU = -1000
+# What is less dense is air: as far from air as from water, so that an edge lies where it does however blurred it is.
 AIR_HU = -500
+# What is denser is head: skin and all in it. Foam and most of a head holder lie between air and this.
+HEAD_HU = -300
+# A slice with less of its area in the head shows a head holder or noise.
+_HEAD_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,12 @@ _ASINH_SHARE = {"linear": 0.0, "soft": 0.25, "half": 0.5, "asinh": 1.0}
 def round_hu(hu: np.ndarray) -> np.ndarray:
     """Round to whole HU, half to even, and clip to the 12-bit range; returns int16."""
     found: np.ndarray = np.clip(np.rint(hu), HU_MIN, HU_MAX).astype(np.int16)
+    return found
+
+
+def shows_head(hu: np.ndarray) -> np.ndarray:
+    """Which slices of a scan, HU (Z, Y, X), show the head, bool (Z,): 2 % or more of their pixels lie above -300 HU."""
+    found: np.ndarray = np.count_nonzero(hu > HEAD_HU, axis=(1, 2)) / hu[0].size >= _HEAD_SHARE
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from slicewise.errors import output_errors
-from slicewise.hu import BRAIN, HU_MIN, WHOLE, Window
+from slicewise.hu import BRAIN, HEAD_HU, HU_MIN, WHOLE, Window
 from slicewise.io.atomic import atomic_file
 from slicewise.metrics.tissue import brain_mask
 from slicewise.volume import Volume
@@ -22,8 +22,6 @@ from slicewise.volume import Volume
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Anything denser than this is not air; a head is the largest piece of it.
-_AIR_HU = -400.0
 _MARGIN_MM = 6.0
 _INK = "#e8e8e8"
 _FAINT = "#9a9a9a"
@@ -180,9 +178,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _head(hu: np.ndarray) -> np.ndarray:
-    """The largest piece that is not air; all voxels where everything is air."""
-    tissue = hu > _AIR_HU
-    labels, count = ndimage.label(tissue)
+    """The largest piece denser than -300 HU; all voxels where there is none."""
+    labels, count = ndimage.label(hu > HEAD_HU)
     if count == 0:
         return np.ones(hu.shape, bool)
     sizes = np.bincount(labels.ravel())

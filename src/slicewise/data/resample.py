@@ -10,11 +10,9 @@ import numpy as np
 from scipy import ndimage
 
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN, round_hu
+from slicewise.hu import HEAD_HU, HU_MIN, round_hu
 from slicewise.volume import Volume
 
-# Skin and everything in it lies above this; foam, air and most of a head holder below.
-BODY_HU = -300
 # Width of the Gaussian prefilter in target pixels: 5 % left at the sampling frequency, 45 % at half of it.
 PREFILTER = 0.4
 # What is cut off the body by the opening that frees it of the holder comes back where it is as small as an ear.
@@ -128,7 +126,11 @@ def shear_note(volume: Volume) -> str:
 
 
 def crop_above(volume: Volume) -> Volume:
-    """The volume from the first slice on that shows the head: 1 cm² of it or more (see `body_mask`)."""
+    """The volume from the first slice on that shows the head: 1 cm² of it or more (see `body_mask`).
+
+    Not the share of a slice that `hu.shows_head` asks for: here the holder is told from the head, so less of the head
+    will do, and a scan may have any field of view.
+    """
     area_mm2 = body_mask(volume).sum(axis=(1, 2)) * volume.pixel_spacing[0] * volume.pixel_spacing[1]
     first = int(np.argmax(area_mm2 >= 100.0))
     return Volume(
@@ -154,7 +156,7 @@ def body_mask(volume: Volume, margin_mm: float = 0.0) -> np.ndarray:
     than an ear; shells are longer.
     """
     dz, dy, dx = volume.spacing
-    tissue = volume.hu > BODY_HU
+    tissue = volume.hu > HEAD_HU
     opened = ndimage.binary_opening(tissue, _disc(3.0, dy, dx)[None])
     labels, count = ndimage.label(opened)
     if count == 0:
@@ -198,7 +200,7 @@ def _locate(volume: Volume, grid: Grid) -> tuple[np.ndarray, float, np.ndarray]:
     )
     z, y, x = np.nonzero(body_mask(coarse))
     if len(z) == 0:
-        raise UserError(f"{volume.acquisition.source}: no head in it, nothing lies above {BODY_HU} HU")
+        raise UserError(f"{volume.acquisition.source}: no head in it, nothing lies above {HEAD_HU} HU")
     points = (
         coarse.positions[z]
         + y[:, None] * coarse.pixel_spacing[0] * coarse.column_axis
@@ -245,7 +247,7 @@ def _covered_range(planes: list[tuple[np.ndarray, np.ndarray]], outline: np.ndar
         k, head = best, outline
         while 0 <= k + step < len(planes):
             values, covered = planes[k + step]
-            seen = ndimage.binary_fill_holes(values > BODY_HU) & outline & covered
+            seen = ndimage.binary_fill_holes(values > HEAD_HU) & outline & covered
             head = seen | (head & ~covered)
             if np.count_nonzero(seen) < least * np.count_nonzero(head):
                 break

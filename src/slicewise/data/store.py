@@ -24,6 +24,7 @@ import numpy as np
 
 from slicewise.data.settings import check_shares
 from slicewise.errors import UserError, output_errors
+from slicewise.hu import shows_head
 from slicewise.io.atomic import atomic_file
 from slicewise.volume import Acquisition, Volume
 
@@ -39,7 +40,6 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.jsonl"
 LEFT_OUT = "left_out.jsonl"
 SETTINGS = "settings.json"
-AIR_HU = -1024
 
 
 @dataclass(frozen=True)
@@ -335,9 +335,8 @@ def write_left_out(store_path: Path | str, entries: Iterable[dict[str, str]]) ->
 
 
 def first_head_slice(hu: np.ndarray) -> int:
-    """Index of the first slice with at least 2 % of its pixels above -300 HU, or 0 where no slice has: the vertex."""
-    share = np.count_nonzero(hu > -300, axis=(1, 2)) / hu[0].size
-    return int(np.argmax(share >= 0.02))
+    """Index of the first slice that shows the head (see `hu.shows_head`), or 0 where none does: the vertex."""
+    return int(np.argmax(shows_head(hu)))
 
 
 def _write_text(path: Path, text: str) -> None:

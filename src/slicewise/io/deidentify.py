@@ -25,6 +25,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from slicewise.errors import UserError, output_errors
+from slicewise.hu import TRUE_AIR_HU
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import CT_IMAGE, ENHANCED_CT, Slice, read_header, scan
@@ -115,7 +116,6 @@ _DUMMIES = {
     "DeviceSerialNumber": "REMOVED", "SoftwareVersions": "REMOVED",
 }  # fmt: skip
 _PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-AIR_HU = -1000
 _NUMERIC = frozenset(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "DS", "IS", "AT"))
 
 # Which voxels of a volume show the face: bool (Z, Y, X).
@@ -446,7 +446,7 @@ def _blank(ds: Dataset, slices: Iterable[Slice], faces: Mapping[tuple[str, int],
     frames = pixels[: pixels.size].reshape(-1, ds.Rows * ds.Columns)
     for s in slices:
         mask = np.unpackbits(faces[s.path, s.frame], count=frames.shape[1]).astype(bool)
-        air = round((AIR_HU - s.intercept) / s.slope)
+        air = round((TRUE_AIR_HU - s.intercept) / s.slope)
         frames[s.frame][mask] = min(max(air, least), most)
     ds.PixelData = pixels.tobytes()
     ds.DeidentificationMethodCodeSequence.append(code_item("113102", "Clean Recognizable Visual Features Option"))

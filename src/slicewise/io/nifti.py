@@ -22,8 +22,9 @@ from slicewise.io.provenance import EDITED, Step, from_sidecar
 from slicewise.volume import RAS_TO_LPS, Acquisition, Volume, volume_from_affine
 
 SUFFIXES = (".nii", ".nii.gz")
-# Every CT of a head shows air (-1000 HU); a file with nothing below this is scaled to grey levels.
-AIR_BELOW_HU = -200
+# The least dense tissue, fat, lies above this. Every CT of a head shows air too: with nothing below this, a file is
+# scaled to grey levels.
+LEAST_TISSUE_HU = -200
 # How far two statements of a header on a voxel's place may differ: float32 and rounding.
 CONFLICT_MM = 0.5
 # The most that gzip can shrink: a header that claims more than this many times the file's size is wrong.
@@ -62,7 +63,7 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
         changes.append(f"{np.count_nonzero(~np.isfinite(values))} voxels without a number set to air")
         values = np.nan_to_num(values, nan=HU_MIN, posinf=HU_MIN, neginf=HU_MIN)
     low, high = values.min(), values.max()
-    if low >= AIR_BELOW_HU:
+    if low >= LEAST_TISSUE_HU:
         raise UserError(
             f"{name}: values lie in [{low:g}, {high:g}], so they are not HU (air is -1000); convert the original again"
         )

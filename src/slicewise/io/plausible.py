@@ -9,8 +9,8 @@ import numpy as np
 from slicewise.hu import AIR_HU, HU_CODES, HU_MAX, HU_MIN, Window
 
 # Where the peaks may lie. Scanners that cannot store less put all air at -1024; muscle and brain make the other peak.
-AIR = Window(HU_MIN, -900)
-TISSUE = Window(0, 62)
+AIR_PEAK = Window(HU_MIN, -900)
+TISSUE_PEAK = Window(0, 62)
 # Compact bone; of all that is denser than air a head has 5 % and more of it.
 BONE_HU = 250
 LEAST_BONE = 0.01
@@ -39,9 +39,9 @@ def hu_doubt(hu: np.ndarray) -> str:
         guess = _guess(peak, counts, codes)
         return f"no air: nothing lies near -1000 HU, the main peak at {peak}{guess}"
     air_peak = int(codes[air][np.argmax(smooth[air])])
-    if air_peak > AIR.hi:
+    if air_peak > AIR_PEAK.hi:
         return f"air lies at {air_peak} HU instead of near -1000"
-    if not TISSUE.lo <= peak <= TISSUE.hi:
+    if not TISSUE_PEAK.lo <= peak <= TISSUE_PEAK.hi:
         return f"soft tissue lies at {peak} HU instead of near 30{_guess(peak, counts, codes)}"
     share = counts[dense].sum()
     if counts[codes > TOO_DENSE_HU].sum() > MOST_TOO_DENSE * share:

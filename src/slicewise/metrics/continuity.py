@@ -4,12 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slicewise.hu import BRAIN, WHOLE
+from slicewise.hu import BRAIN, HEAD_HU, WHOLE
 from slicewise.metrics.structure import neighbour_ncc, neighbour_ssim
 from slicewise.metrics.tissue import MIN_SECTION_CM2, brain_profile, interface_steps
-
-# Denser than this is head, not air.
-HEAD_HU = -300
 
 
 @dataclass(frozen=True)

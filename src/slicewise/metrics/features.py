@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN, Window
+from slicewise.hu import HU_MIN, Window, shows_head
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 # Pictures through the network at a time. The layers of more of them outgrow what the allocator keeps, and pages that it
 # hands back and fetches again cost a third of the time.
 BATCH = 4
-# Denser than this is head, not air.
-_HEAD_HU = -300
 
 
 def plane_slices(volume: Volume, plane: str, all_slices: bool = False) -> Iterator[np.ndarray]:
@@ -58,14 +56,15 @@ def chosen_slices(volume: Volume, plane: str, step_mm: float) -> tuple[list[int]
     """Indices of the slices that stand for a plane, and the place of the middle one among them.
 
     Every `step_mm` (in the axial plane every slice; 0 takes every one anywhere) from the middle slice on, those left
-    out in which less than 2 % is head: neighbours a pixel apart are nearly copies, and slices of air say nothing.
+    out that do not show the head (`hu.shows_head`): neighbours a pixel apart are nearly copies, and slices of air say
+    nothing.
     """
     axis = PLANES.index(plane)
     count = volume.hu.shape[axis]
     middle = count // 2
     step = max(1, round(step_mm / volume.spacing[axis])) if axis else 1
-    head = (volume.hu > _HEAD_HU).mean(axis=tuple(a for a in range(3) if a != axis))
-    chosen = [i for i in range(middle % step, count, step) if i == middle or head[i] >= 0.02]
+    head = shows_head(np.moveaxis(volume.hu, axis, 0))
+    chosen = [i for i in range(middle % step, count, step) if i == middle or head[i]]
     return chosen, chosen.index(middle)
 
 

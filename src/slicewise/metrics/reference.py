@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from slicewise.errors import UserError, output_errors
-from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.hu import HEAD_HU, HU_MAX, HU_MIN
 from slicewise.io.atomic import atomic_file
 from slicewise.metrics.tissue import (
     MIN_VOXELS,
@@ -31,8 +31,6 @@ BRAIN_EDGES = np.arange(-30.5, 91.0)
 HEAD_EDGES = np.linspace(HU_MIN, HU_MAX + 1, 257)
 STEP_EDGES = np.linspace(0.0, 20.0, 401)
 DEPTH_EDGES_MM = np.arange(-2.5, 200.0, 5.0)
-# Voxels above this are head, not air.
-_HEAD_HU = -300
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def measure(volume: Volume, mask: np.ndarray | None = None) -> VolumeStats:
         histogram[3] = np.histogram(hu[mask], BRAIN_EDGES)[0] / np.count_nonzero(mask)
     down = np.concatenate([[0.0], np.cumsum(volume.slice_steps)])
     first = int(np.flatnonzero(np.isfinite(profile))[0]) if np.isfinite(profile).any() else 0
-    head = hu[hu > _HEAD_HU]
+    head = hu[hu > HEAD_HU]
     shares = np.histogram(head, HEAD_EDGES)[0] / max(1, head.size)
     return VolumeStats(scalars, profile, steps, down - down[first], histogram, shares)
 

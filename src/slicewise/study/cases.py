@@ -9,17 +9,16 @@ from scipy import ndimage
 
 from slicewise.data.resample import Grid, body_mask, crop_above, remove_table, resample_volume
 from slicewise.errors import UserError
-from slicewise.hu import HU_MIN, round_hu
+from slicewise.hu import HU_MIN, TRUE_AIR_HU, round_hu
 from slicewise.io.geometry import axial
 from slicewise.viewer.display import encode
 from slicewise.volume import Volume, volume_from_affine
 
 # Fewer slices show no structure from end to end.
 MIN_SLICES = 8
-# Air in and around the head, HU; what is below `_AIR_BELOW` is set to it. Air has noise in a scan, and none, or
-# another, in a synthetic volume; lung does not occur in a head, and mastoid cells are denser.
-AIR = -1000
-_AIR_BELOW = -800
+# What is below this, HU, is set to air without noise, since air has noise in a scan, and none, or another, in a
+# synthetic volume. Lower than `hu.AIR_HU`, so that mastoid cells stay as they are.
+_AIR_BELOW_HU = -800
 # Standard deviation of the noise that every case gets, HU: a third of a scan's quantum noise or less, it fills codes
 # that rescaling left empty, and makes the second showing of a case another file.
 DITHER = 1.0
@@ -66,7 +65,7 @@ def alike(hu: np.ndarray, ceiling: int, rng: np.random.Generator) -> np.ndarray:
     codes occur. `ceiling` is one that every case reaches; some voxels of each end on it."""
     noisy = round_hu(hu + rng.normal(0.0, DITHER, hu.shape))
     noisy[hu >= ceiling] = ceiling
-    return np.where(hu < _AIR_BELOW, np.int16(AIR), np.clip(noisy, _AIR_BELOW, ceiling)).astype(np.int16)
+    return np.where(hu < _AIR_BELOW_HU, np.int16(TRUE_AIR_HU), np.clip(noisy, _AIR_BELOW_HU, ceiling)).astype(np.int16)
 
 
 def case_file(hu: np.ndarray, grid: Grid) -> bytes:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from slicewise.data.store import first_head_slice
-from slicewise.hu import BRAIN, ICNET, WHOLE, Window
+from slicewise.hu import BRAIN, HEAD_HU, ICNET, WHOLE, Window
 from slicewise.metrics.tissue import brain_mask, brain_profile
 from slicewise.volume import RAS_TO_LPS, Volume, volume_from_affine
 
@@ -24,8 +24,6 @@ WINDOWS: tuple[tuple[str, Window], ...] = (
     ("Air and sinuses", Window(-1150, 350)),
     ("Whole range", WHOLE),
 )
-# Voxels above this are head, where no brain is found to take the mean of.
-_HEAD_HU = -300
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def slice_means(volume: Volume) -> tuple[np.ndarray, str]:
     profile = brain_profile(volume.hu, mask, volume.spacing)
     if np.isfinite(profile).sum() >= 2:
         return profile, "brain"
-    head = volume.hu > _HEAD_HU
+    head = volume.hu > HEAD_HU
     counts = head.sum(axis=(1, 2))
     sums = np.where(head, volume.hu, 0).sum(axis=(1, 2), dtype=np.float64)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), "head"

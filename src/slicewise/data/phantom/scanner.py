@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from slicewise.data.phantom.labels import LABELS, TissueVolume
-
-AIR_HU = -1000.0
+from slicewise.hu import TRUE_AIR_HU
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ def scan(seed: tuple[int, ...], tissue: TissueVolume, s: Scanner) -> tuple[np.nd
     step, factor = s.fov_mm / s.size, tissue.n_fine // s.size
     centres = _from_vertex(draws[0], tissue, pixel)
     fwhm = float(draws[1].uniform(*kernel.fwhm_mm))
-    matter = torch.from_numpy(tissue.hu) - AIR_HU
+    matter = torch.from_numpy(tissue.hu) - TRUE_AIR_HU
     along = torch.from_numpy(slice_matrix(centres, len(tissue.hu), dz, s.profile_mm))
     seen = torch.tensordot(along, matter, 1)
-    seen = _blur(seen, tissue, fwhm, factor, kernel.sharpen) + AIR_HU
+    seen = _blur(seen, tissue, fwhm, factor, kernel.sharpen) + TRUE_AIR_HU
     labels = np.zeros((len(centres), tissue.n_fine, tissue.n_fine), np.uint8)
     labels[:, tissue.crop[0], tissue.crop[1]] = tissue.labels[centres]
     labels = np.ascontiguousarray(labels[:, factor // 2 :: factor, factor // 2 :: factor])
@@ -223,7 +222,7 @@ def _head_holder(rng: np.random.Generator, seen: torch.Tensor, labels: np.ndarra
     n = seen.shape[-1]
     at = (torch.arange(n) - (n - 1) / 2) * pixel
     y, x = torch.meshgrid(at, at, indexing="ij")
-    # It bears the head: just below its lowest point.
+    # It bears the head: just below its lowest point. Not `hu.HEAD_HU`, which would move the holder of stored phantoms.
     head = (seen > -400).any(0)
     lowest = float(torch.nonzero(head.any(1)).max()) * pixel - (n - 1) * pixel / 2 + 3
     radius, shift = float(rng.uniform(105, 120)), float(rng.normal(0, 3))
@@ -232,7 +231,7 @@ def _head_holder(rng: np.random.Generator, seen: torch.Tensor, labels: np.ndarra
     cup = torch.maximum(ring.abs() - float(rng.uniform(1.0, 2.2)), 0.25 * radius - (y - height))
     alpha = (0.5 - cup / pixel).clamp(0, 1)
     empty = ((-700 - seen) / 250).clamp(0, 1)
-    seen += alpha * empty * (float(rng.uniform(-250, 120)) - AIR_HU)
+    seen += alpha * empty * (float(rng.uniform(-250, 120)) - TRUE_AIR_HU)
     labels[((alpha > 0.5) & (empty > 0.5)).numpy() & (labels == 0)] = LABELS["table"]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from slicewise.data.phantom.labels import LABELS
 from slicewise.data.phantom.parts import LAYER_MM, LAYERS, LEVEL_MM, LEVELS, PART, SHELLS_MM, SKIN_MM
+from slicewise.hu import TRUE_AIR_HU
 
-AIR_HU = -1000.0
 USUAL_FLUID = 0.28  # share of fluid in what lies inside the skull, as maps draw it
 # Standard deviation, HU, of the smooth texture inside parts whose name begins so.
 TEXTURE = {
@@ -91,13 +91,13 @@ def texture_table() -> np.ndarray:
 
 def tables(t: Tissues) -> tuple[np.ndarray, np.ndarray]:
     """(HU float32 (256,), label uint8 (256,)) of every part."""
-    hu, label = np.full(256, AIR_HU, np.float32), np.zeros(256, np.uint8)
+    hu, label = np.full(256, TRUE_AIR_HU, np.float32), np.zeros(256, np.uint8)
 
     def put(part: str, value: float, name: str) -> None:
         hu[PART[part]], label[PART[part]] = value, LABELS[name]
 
     for part, value, name in (
-        ("air cavities", AIR_HU, "air cavities"), ("mucosa", 42, "mucosa"), ("skin", 35, "skin"),
+        ("air cavities", TRUE_AIR_HU, "air cavities"), ("mucosa", 42, "mucosa"), ("skin", 35, "skin"),
         ("scalp fat", t.fat + 12, "fat"), ("galea", 25, "skin"), ("orbital fat", t.fat + 5, "orbit"),
         ("vitreous", t.csf + 3, "eye"), ("sclera", 45, "eye"), ("lens", 85, "lens"),
         ("eye muscle", t.muscle - 4, "orbit"), ("optic nerve", 35, "optic nerve"), ("cistern", t.csf + 2, "cisterns"),
