@@ -19,7 +19,7 @@ from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
 from slicewise.generate import generate, results
 from slicewise.hu import HUScale
-from slicewise.montage import write_whole
+from slicewise.io.atomic import write_whole
 from slicewise.pyramid import load_generator
 from slicewise.release import CHECKPOINT
 from slicewise.sampling import ChainSettings, GenerateSettings

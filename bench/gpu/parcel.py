@@ -35,7 +35,8 @@ from torch import Tensor
 
 from slicewise.checkpoint import WEIGHTS
 from slicewise.errors import UserError, output_errors
-from slicewise.io.tensors import load_tensors, save_tensors, sha256, write_atomically
+from slicewise.io.atomic import write_whole
+from slicewise.io.tensors import load_tensors, save_tensors, sha256
 
 PART_BYTES = 16_000_000
 # Four parts, less what a table and its numbers beside them may take.
@@ -240,11 +241,11 @@ def _write(out: Path, files: Packed, left_out: Sequence[str]) -> None:
     parts = []
     for number, first in enumerate(range(0, len(whole), PART_BYTES)):
         content = whole[first : first + PART_BYTES]
-        write_atomically(out / f"parcel.{number}", content)
+        write_whole(out / f"parcel.{number}", content)
         parts.append({"file": f"parcel.{number}", "sha256": hashlib.sha256(content).hexdigest()})
     runs = list(dict.fromkeys(name.split("/", 1)[0] for name, _ in files))
     about = {"parts": parts, "runs": runs, "files": [name for name, _ in files], "left_out": list(left_out)}
-    write_atomically(out / MANIFEST, (json.dumps(about, indent=2) + "\n").encode())
+    write_whole(out / MANIFEST, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _manifest(parcel: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from slicewise.errors import UserError
-from slicewise.io.tensors import write_atomically
+from slicewise.io.atomic import write_whole
 
 Row = Mapping[str, Any]
 
@@ -46,8 +46,8 @@ def finish(out: Path, about: Row, sections: Mapping[str, Mapping[str, Row]]) -> 
         if rows:
             parts += [f"### {title}", markdown(rows)]
     text = "\n\n".join(parts) + "\n"
-    write_atomically(out / "table.md", text.encode())
-    write_atomically(out / "results.json", (json.dumps(_finite({**about, **sections}), indent=1) + "\n").encode())
+    write_whole(out / "table.md", text.encode())
+    write_whole(out / "results.json", (json.dumps(_finite({**about, **sections}), indent=1) + "\n").encode())
     print(text, flush=True)
 
 

@@ -16,6 +16,7 @@ from slicewise.evaluation.page import PICTURED, page
 from slicewise.evaluation.result import Evaluation
 from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.evaluation.tables import to_csv, to_json, to_markdown
+from slicewise.io.atomic import write_whole
 from slicewise.io.cache import Cache
 from slicewise.metrics.compare import (
     DIVERSITY,
@@ -30,7 +31,6 @@ from slicewise.metrics.compare import (
     voxel_distances,
     window_text,
 )
-from slicewise.montage import write_whole
 from slicewise.progress import counting_bar
 
 __all__ = ["EvaluateSettings", "Evaluation", "evaluate", "write_evaluation"]

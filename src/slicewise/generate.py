@@ -26,7 +26,7 @@ from slicewise.diffusion.samplers import nfe
 from slicewise.errors import UserError, output_errors
 from slicewise.hu import round_hu
 from slicewise.io.archive import read_volume
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import atomic_file, write_whole
 from slicewise.io.dicom_write import SyntheticOrigin, series_header, write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.io.provenance import Provenance
@@ -492,8 +492,7 @@ def _timing(out: Path, made: int, seconds: float, process: Process) -> dict[str,
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with output_errors(path), atomic_file(path) as file:
-        file.write((json.dumps(value, indent=2, default=str) + "\n").encode())
+    write_whole(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
 def _mm(spacing: tuple[float, ...]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import slicewise
 from slicewise.errors import UserError, output_errors
 from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.io.atomic import write_whole
 from slicewise.io.dicom_write import check_folder
 from slicewise.release import CHECKPOINT
 
@@ -63,8 +64,8 @@ def write_bundle(out: Path | str) -> Path:
             shutil.copyfile(file, out / "models" / file.name)
         shutil.copyfile(CHECKPOINT.with_name("MODEL_CARD.md"), out / "docs" / "README.md")
         shutil.copyfile(CHECKPOINT.with_name("LICENSE"), out / "LICENSE")
-        (out / "configs" / "inference.json").write_text(json.dumps(INFERENCE, indent=4) + "\n")
-        (out / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=4) + "\n")
+    write_whole(out / "configs" / "inference.json", (json.dumps(INFERENCE, indent=4) + "\n").encode())
+    write_whole(out / "configs" / "metadata.json", (json.dumps(metadata, indent=4) + "\n").encode())
     return out
 
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from slicewise.errors import output_errors
 from slicewise.hu import BRAIN, HEAD_HU, HU_MIN, WHOLE, Window
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import write_whole
 from slicewise.metrics.tissue import brain_mask
 from slicewise.volume import Volume
 
@@ -167,14 +166,6 @@ def png(figure: "Figure", **options: Any) -> bytes:
 def save_figure(figure: "Figure", path: Path) -> None:
     """A figure as a PNG file, whole or not at all. Raises `UserError` where `path` cannot be written."""
     write_whole(Path(path), png(figure))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, with the folders above it. Raises `UserError` where that cannot be done."""
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as stream:
-            stream.write(data)
 
 
 def _head(hu: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slicewise.errors import UserError
+from slicewise.io.atomic import write_whole
 from slicewise.metrics.reference import (
     BRAIN_EDGES,
     DEPTH_EDGES_MM,
@@ -25,7 +26,7 @@ from slicewise.metrics.reference import (
     VolumeStats,
     measure,
 )
-from slicewise.montage import montage, png, write_whole
+from slicewise.montage import montage, png
 from slicewise.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, legend, svg, template
 from slicewise.volume import Volume
 

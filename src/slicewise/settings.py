@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import tomli_w
 
-from slicewise.errors import UserError, output_errors
-from slicewise.io.atomic import atomic_file
+from slicewise.errors import UserError
+from slicewise.io.atomic import write_whole
 
 T = TypeVar("T")
 
@@ -107,10 +107,7 @@ def _as_kind(value: Any, kind: Any) -> Any:
 
 def write_settings(path: Path, command: str, settings: Any) -> None:
     """Write settings as a TOML file that `read_table` reads back."""
-    with output_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            file.write(tomli_w.dumps({command: _plain(settings)}).encode())
+    write_whole(path, tomli_w.dumps({command: _plain(settings)}).encode())
 
 
 def _plain(value: Any) -> Any:

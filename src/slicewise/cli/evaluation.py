@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from slicewise.cli.output import print_notes
 from slicewise.cli.parse import PLAIN
-from slicewise.errors import UserError, output_errors
+from slicewise.errors import UserError
 from slicewise.evaluation.settings import EvaluateSettings
 
 
@@ -89,7 +89,5 @@ class Reference:
             raise UserError(f"{self.data}: no volume in the {self.split} split")
         what = f"{len(records)} volumes, {self.split} split of {self.data.name}"
         stats = measure_reference((store.volume(r) for r in records), what)
-        with output_errors(self.out):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(stats.to_json() + "\n")
+        stats.save(self.out)
         print(f"wrote {self.out}, measured on {len(records)} volumes")

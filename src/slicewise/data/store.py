@@ -25,7 +25,7 @@ import numpy as np
 from slicewise.data.settings import check_shares
 from slicewise.errors import UserError, output_errors
 from slicewise.hu import shows_head
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import write_whole
 from slicewise.volume import Acquisition, Volume
 
 if TYPE_CHECKING:
@@ -276,10 +276,7 @@ def write_volume(
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(volume.hu), allow_pickle=False)
     data = buffer.getbuffer()
-    with output_errors(path):
-        (path / "volumes").mkdir(parents=True, exist_ok=True)
-        with atomic_file(path / file) as stream:
-            stream.write(data)
+    write_whole(path / file, data)
     x, y, z = (float(v) for v in volume.positions[0])
     return Record(
         id=id,
@@ -325,25 +322,18 @@ def put_volume(store_path: Path | str, volume: Volume, *, id: str, patient: str,
 
 def write_settings(store_path: Path | str, settings: dict[str, Any]) -> None:
     """Write settings.json."""
-    _write_text(Path(store_path) / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_whole(Path(store_path) / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def write_left_out(store_path: Path | str, entries: Iterable[dict[str, str]]) -> None:
     """Write left_out.jsonl anew from {"source", "reason"} entries."""
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    _write_text(private_folder(store_path) / LEFT_OUT, lines)
+    write_whole(private_folder(store_path) / LEFT_OUT, lines.encode())
 
 
 def first_head_slice(hu: np.ndarray) -> int:
     """Index of the first slice that shows the head (see `hu.shows_head`), or 0 where none does: the vertex."""
     return int(np.argmax(shows_head(hu)))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as stream:
-            stream.write(text.encode())
 
 
 def _lines(path: Path) -> list[bytes]:

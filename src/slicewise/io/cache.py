@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slicewise.errors import output_errors
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import write_whole
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,7 @@ class Cache:
             return
         file = self._file(key)
         data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
-        with output_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(file) as stream:
-                stream.write(data)
+        write_whole(file, data)
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

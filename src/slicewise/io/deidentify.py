@@ -24,9 +24,9 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from slicewise.errors import UserError, output_errors
+from slicewise.errors import UserError
 from slicewise.hu import TRUE_AIR_HU
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import write_whole
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import CT_IMAGE, ENHANCED_CT, Slice, read_header, scan
 from slicewise.io.files import Files, LeftOut, files_below
@@ -188,10 +188,7 @@ def deidentify_files(
             continue
         attributes.update(touched)
         keep_key(out / KEY_FILE, key)
-        with output_errors(out):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(target) as file_stream:
-                file_stream.write(stream.getvalue())
+        write_whole(target, stream.getvalue())
         written += 1
     told = tuple(LeftOut(files.named(e.source), files.named(e.reason), e.damaged, e.series_uid) for e in left_out)
     if not written and not before:
@@ -470,5 +467,4 @@ def _write_report(out: Path, attributes: Counter[str], files: int, left_out: Cou
         "attributes": dict(attributes.most_common()),
         "left_out": dict(left_out.most_common()),
     }
-    with output_errors(out), atomic_file(out / REPORT_FILE) as stream:
-        stream.write((json.dumps(report, indent=2) + "\n").encode())
+    write_whole(out / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode())

@@ -8,8 +8,6 @@ A series appears whole or not at all: it is written to a hidden folder beside it
 """
 
 import hashlib
-import os
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from pydicom.valuerep import format_number_as_ds
 import slicewise
 from slicewise.errors import UserError
 from slicewise.hu import HU_MAX, HU_MIN
+from slicewise.io.atomic import atomic_path
 from slicewise.io.geometry import SAME_PLACE_MM
 from slicewise.io.provenance import PATIENT, STITCHED, STUDY, Provenance, code_item, copied
 from slicewise.volume import Volume, check_hu_range
@@ -140,24 +139,22 @@ def write_series(
     check_folder(folder)
     check_content(volume, folder, syntax)
     header = series_header(volume, synthetic, patient_id, series_description, series_number, when, source)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     names = [f"{number:04d}.dcm" for number in range(1, len(volume.hu) + 1)]
     try:
-        partial.mkdir(parents=True)
-        for index, name in enumerate(names):
-            ds = compress(_slice_dataset(header, volume, index, source), syntax)
-            ds.save_as(partial / name, enforce_file_format=True)
-        if folder.is_dir():
-            folder.rmdir()  # empty, as checked; an explicit rmdir works on every platform
-        os.replace(partial, folder)
-    except OSError as error:  # not `output_errors`: nobody should look for the name of the hidden folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder) as partial:
+            partial.mkdir()
+            for index, name in enumerate(names):
+                ds = compress(_slice_dataset(header, volume, index, source), syntax)
+                ds.save_as(partial / name, enforce_file_format=True)
+            if folder.is_dir():
+                folder.rmdir()  # empty, as checked; an explicit rmdir works on every platform
+    except OSError as error:  # not `output_errors`, which does not know how much space is needed
         reason = error.strerror or str(error)
         raise UserError(
             f"{folder}: cannot write the DICOM series ({reason}); nothing was kept, choose a writable folder with "
             f"{_megabytes(volume)} MB free"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return [folder / name for name in names]
 
 

@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 from pydicom.dataset import Dataset
 
-from slicewise.errors import UserError, output_errors
+from slicewise.errors import UserError
 from slicewise.hu import HU_MAX, HU_MIN, Clipped
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import write_whole
 from slicewise.io.dicom import PADDING_HU, Reading
 from slicewise.io.plausible import hu_doubt
 from slicewise.io.provenance import EDITED, Step, from_sidecar
@@ -126,10 +126,7 @@ def write_nifti(volume: Volume, path: Path | str, header: Dataset | None = None)
     data = image.to_bytes()
     if path.name.lower().endswith(".gz"):
         data = gzip.compress(data, compresslevel=4, mtime=0)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as stream:
-            stream.write(data)
+    write_whole(path, data)
 
 
 def sidecar(header: Dataset, volume: Volume) -> dict[str, Any]:
@@ -175,10 +172,7 @@ def _write_sidecar(path: Path, about: dict[str, Any]) -> None:
     file = _sidecar_of(path)
     if file.exists() and "GeneratedBy" not in _read_sidecar(path):
         raise UserError(f"{file}: is there already and not of slicewise; move it, or give {path.name} another name")
-    with output_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as stream:
-            stream.write((json.dumps(about, indent=2) + "\n").encode())
+    write_whole(file, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def patient_of(path: Path | str) -> str:

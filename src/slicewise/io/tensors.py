@@ -1,6 +1,5 @@
-"""Tensors and text on disk, whole or not at all: safetensors with a JSON beside it, never pickle."""
+"""Tensors on disk, whole or not at all: safetensors with a JSON beside it, never pickle."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -11,24 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from slicewise.errors import UserError
-from slicewise.io.atomic import umask
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, fsync, rename: a reader sees the old file or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
+from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import atomic_path, umask, write_whole
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -38,21 +21,17 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, A
     between the two renames.
     """
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(contiguous, temporary, metadata={"slicewise": json.dumps(meta)})
-        os.chmod(temporary, 0o666 & ~umask())  # safetensors makes files for their owner alone
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        digest = sha256(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
+        with atomic_path(path) as temporary:
+            try:
+                save_file(contiguous, temporary, metadata={"slicewise": json.dumps(meta)})
+            except SafetensorError as error:  # how it says what the operating system said
+                raise OSError(str(error)) from error
+            os.chmod(temporary, 0o666 & ~umask())  # safetensors makes files for their owner alone
+            digest = sha256(temporary)
     sidecar = json.dumps({**meta, "file": path.name, "sha256": digest}, indent=2) + "\n"
-    write_atomically(path.with_suffix(".json"), sidecar.encode())
+    write_whole(path.with_suffix(".json"), sidecar.encode())
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slicewise.errors import UserError, output_errors
+from slicewise.errors import UserError
 from slicewise.hu import HEAD_HU, HU_MAX, HU_MIN
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import write_whole
 from slicewise.metrics.tissue import (
     MIN_VOXELS,
     TISSUES,
@@ -128,10 +128,7 @@ class ReferenceStats:
 
     def save(self, path: Path) -> None:
         """Write `to_json` to a file. Raises `UserError` where it cannot be written."""
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as stream:
-                stream.write(self.to_json().encode())
+        write_whole(path, f"{self.to_json()}\n".encode())
 
     @staticmethod
     def load(path: Path) -> "ReferenceStats":

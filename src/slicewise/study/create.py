@@ -13,7 +13,6 @@ import io
 import json
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -25,7 +24,7 @@ import numpy as np
 import slicewise
 from slicewise.data.resample import Grid
 from slicewise.errors import UserError, output_errors
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import atomic_path, write_whole
 from slicewise.io.files import LeftOut
 from slicewise.study.cases import MIN_SLICES, alike, case_file, common_grid, on_grid
 from slicewise.study.design import KINDS, StudySettings, order, pair
@@ -75,22 +74,18 @@ def create(
     wanted = np.add(pair("StudySettings.cases", settings.cases), pair("StudySettings.practice", settings.practice))
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        drawn = [_draw(path, kind, int(n), rng, left_out) for kind, path, n in zip(KINDS, (real, synthetic), wanted)]
-        spacings = [spacing for kind in drawn for _, spacing in kind]
-        grid = common_grid(spacings, settings.pixel_mm, settings.slice_mm, settings.fov_mm, settings.remove_table)
-        with output_errors(out):
-            study, leak = _build(building, drawn, grid, settings, seed, rng, _consent(consent), progress)
-            if leak.tells and not allow_leak:
-                raise UserError(
-                    f"the cases can be told apart without looking at them: {leak_text(leak)}, where {MOST_AUC} is the "
-                    "most that is taken; bring both sets through the same steps (real=STORE, the prepared one), or "
-                    "add allow_leak=True and say so in the paper"
-                )
-            os.rename(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    drawn = [_draw(path, kind, int(n), rng, left_out) for kind, path, n in zip(KINDS, (real, synthetic), wanted)]
+    spacings = [spacing for kind in drawn for _, spacing in kind]
+    grid = common_grid(spacings, settings.pixel_mm, settings.slice_mm, settings.fov_mm, settings.remove_table)
+    with output_errors(out), atomic_path(out) as building:
+        building.mkdir(mode=0o700)
+        study, leak = _build(building, drawn, grid, settings, seed, rng, _consent(consent), progress)
+        if leak.tells and not allow_leak:
+            raise UserError(
+                f"the cases can be told apart without looking at them: {leak_text(leak)}, where {MOST_AUC} is the "
+                "most that is taken; bring both sets through the same steps (real=STORE, the prepared one), or "
+                "add allow_leak=True and say so in the paper"
+            )
     return study, left_out, leak
 
 
@@ -181,7 +176,7 @@ def _build(
         for case, shown in sorted([*((n, n) for n in names), *second.items()], key=lambda pair: pair[1]):
             hu = alike(_load(scratch, case)[:slices], ceiling, rng)
             file, data = folder / CASES / f"{shown}.nii", case_file(hu, grid)
-            _write(file, data)
+            write_whole(file, data)
             os.utime(file, (_DATE, _DATE))
             if shown == case and case not in practice:
                 told[key[case]["kind"]].append(features(data, hu))
@@ -206,15 +201,15 @@ def _build(
     }
     table = io.StringIO()
     csv.writer(table).writerows([("reader", "token"), *readers.items()])
-    _write(folder / STUDY, _json(study))
-    _write(folder / READERS, table.getvalue().encode())
+    write_whole(folder / STUDY, _json(study))
+    write_whole(folder / READERS, table.getvalue().encode())
     found = {
         "auc": asdict(leak.auc),
         "form": asdict(leak.form),
         "feature": leak.feature,
         "feature_auc": leak.feature_auc,
     }
-    _write(folder / KEY, _json({"seed": seed, "leak": found, "cases": {case: key[case] for case in sorted(key)}}))
+    write_whole(folder / KEY, _json({"seed": seed, "leak": found, "cases": {case: key[case] for case in sorted(key)}}))
     os.chmod(folder, 0o700)
     return study, leak
 
@@ -279,8 +274,3 @@ def _read(file: Path, missing: str) -> Any:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic_file(path) as file:
-        file.write(data)

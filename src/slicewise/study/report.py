@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slicewise.errors import UserError, output_errors
-from slicewise.io.atomic import atomic_file
+from slicewise.errors import UserError
+from slicewise.io.atomic import write_whole
 from slicewise.pages import template
 from slicewise.study.analysis import Reading, analyse, readings
 from slicewise.study.create import ANSWERS, read_key, read_study
@@ -40,11 +40,8 @@ def write_report(study: Path, out: Path) -> dict[str, Any]:
         READINGS: _readings_csv(about["settings"]["structures"], read),
         PAGE: _page(figures),
     }
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            with atomic_file(out / name) as file:
-                file.write(text.encode())
+    for name, text in files.items():
+        write_whole(out / name, text.encode())
     return figures
 
 

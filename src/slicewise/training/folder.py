@@ -12,7 +12,7 @@ import torch
 
 import slicewise
 from slicewise.errors import UserError, output_errors
-from slicewise.io.tensors import write_atomically
+from slicewise.io.atomic import write_whole
 from slicewise.runtime import Process
 
 
@@ -49,7 +49,7 @@ def write_environment(out: Path) -> None:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    write_atomically(out / "env.json", (json.dumps(about, indent=2) + "\n").encode())
+    write_whole(out / "env.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 class StatsLog:
@@ -59,7 +59,7 @@ class StatsLog:
         self.path = out / "stats.jsonl"
         if self.path.is_file():
             lines = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
-            write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+            write_whole(self.path, "".join(f"{line}\n" for line in lines).encode())
         self.board = _tensorboard(out) if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:

@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from slicewise.errors import UserError, output_errors
-from slicewise.montage import write_whole
+from slicewise.errors import UserError
+from slicewise.io.atomic import write_whole
 from slicewise.pages import FAINT, RAW, REF, RUN, figure_axes, legend, svg, template
 
 # Pictures of samples on the page, evenly chosen from those there are.
@@ -47,8 +47,7 @@ def write_run_page(run: Path) -> Path:
         pictures=_pictures(run / "samples"),
         settings=_flat(about.get("training", {})),
     )
-    with output_errors(run):
-        write_whole(run / "report.html", page.encode())
+    write_whole(run / "report.html", page.encode())
     return run / "report.html"
 
 

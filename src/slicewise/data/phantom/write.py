@@ -1,5 +1,6 @@
 """Heads as files: DICOM series with label maps, or straight into a prepared store."""
 
+import gzip
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ from slicewise.data.store import (
     write_settings,
 )
 from slicewise.errors import UserError, output_errors
+from slicewise.io.atomic import write_whole
 from slicewise.progress import counting_bar
 from slicewise.workers import start_worker
 
@@ -65,12 +67,9 @@ def write_phantoms(
     if seed < 0:
         raise UserError(f"seed={seed}: seeds are whole numbers from 0")
     out = Path(out)
-    try:
-        for folder in ("dicom", "labels"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        _replace_text(out / "labels" / "labels.json", json.dumps(LABELS, indent=1))
-    except OSError as error:
-        raise UserError(f"{out}: cannot write there ({error.strerror}); give another folder") from error
+    with output_errors(out):
+        (out / "dicom").mkdir(parents=True, exist_ok=True)
+    write_whole(out / "labels" / "labels.json", (json.dumps(LABELS, indent=1) + "\n").encode())
     seeds = range(seed, seed + count)
     missing = [one for one in seeds if not _is_written(out, one, settings)]
     prepare_people(settings, missing, workers)
@@ -179,20 +178,14 @@ def _write_one(out: Path, settings: PhantomSettings, seed: int) -> None:
         volume=0,
         description=f"{phantom.source}, pathology: {phantom.description['pathology'] or 'none'}",
     )
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_series(phantom.volume, folder, synthetic=origin, patient_id=name, series_description="Head phantom")
-        # NIfTI keeps x, y, z order and RAS; DICOM is LPS.
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ phantom.volume.affine
-        partial_file = out / "labels" / f".{name}.partial.nii.gz"
-        nibabel.save(nibabel.Nifti1Image(phantom.labels.transpose(2, 1, 0), affine), partial_file)
-        os.replace(partial_file, out / "labels" / f"{name}.nii.gz")
-        described = phantom.description | {"settings": _written(settings)}
-        _replace_text(out / "labels" / f"{name}.json", json.dumps(described, indent=1))
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write there ({error.strerror}); free space or give another folder"
-        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+    write_series(phantom.volume, folder, synthetic=origin, patient_id=name, series_description="Head phantom")
+    # NIfTI keeps x, y, z order and RAS; DICOM is LPS.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ phantom.volume.affine
+    labels = nibabel.Nifti1Image(phantom.labels.transpose(2, 1, 0), affine).to_bytes()
+    write_whole(out / "labels" / f"{name}.nii.gz", gzip.compress(labels, compresslevel=4, mtime=0))
+    described = phantom.description | {"settings": _written(settings)}
+    write_whole(out / "labels" / f"{name}.json", (json.dumps(described, indent=1) + "\n").encode())
 
 
 def _write_segmentation(out: Path, seed: int) -> None:
@@ -202,12 +195,6 @@ def _write_segmentation(out: Path, seed: int) -> None:
     file = out / "segmentations" / f"{name}.dcm"
     if not file.is_file():
         write_segmentation(out / "labels" / f"{name}.nii.gz", out / "dicom" / name, file)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
 
 
 def store_phantoms(
