@@ -14,12 +14,13 @@ import numpy as np
 
 from slicewise.data.phantom import SIZES, PhantomSettings, store_phantoms
 from slicewise.data.resample import Grid, resample_volume
-from slicewise.data.store import MANIFEST, Store, open_store, put_volume
+from slicewise.data.store import Store, open_store, put_volume
 from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
 from slicewise.generate import generate, results
 from slicewise.hu import HUScale
 from slicewise.io.atomic import write_whole
+from slicewise.io.folders import is_store
 from slicewise.pyramid import load_generator
 from slicewise.release import CHECKPOINT
 from slicewise.sampling import ChainSettings, GenerateSettings
@@ -140,7 +141,7 @@ def heads(folder: Path, size: int, count: int) -> Store:
         return store_phantoms(folder, count, settings=settings)
     made = folder.with_name(f"heads-{settings.size}")
     fine = store_phantoms(made, count, settings=settings)
-    held = {r.id for r in open_store(folder).records} if (folder / MANIFEST).is_file() else set()
+    held = {r.id for r in open_store(folder).records} if is_store(folder) else set()
     for record in fine.records:
         if record.id not in held:
             grid = Grid(size=size, fov_mm=settings.fov_mm, slice_mm=settings.slice_mm, crop_air_above=False)

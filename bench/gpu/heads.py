@@ -22,8 +22,9 @@ import numpy as np
 
 from slicewise.data.phantom import SIZES, PhantomSettings, make_phantom, prepare_people, write_each
 from slicewise.data.resample import Grid, resample_volume
-from slicewise.data.store import MANIFEST, open_store, put_volume
+from slicewise.data.store import open_store, put_volume
 from slicewise.errors import UserError
+from slicewise.io.folders import is_store
 from slicewise.volume import Volume
 
 # Seeds of held-out heads start here; no run trains on so many.
@@ -75,7 +76,7 @@ def make(
     if anatomy and not toy:
         prepare_people(PhantomSettings(size=size, anatomy=anatomy), range(200), workers)
     out.mkdir(parents=True, exist_ok=True)
-    there = {record.id for record in open_store(out).records} if (out / MANIFEST).is_file() else set()
+    there = {record.id for record in open_store(out).records} if is_store(out) else set()
     for first, number, splits in ((HELD_SEED, held, ("val", "test")), (seed, count, ("train",))):
         missing = [s for s in range(first, first + number) if f"phantom-{s:08d}" not in there]
         write_each(partial(write, splits), missing, workers, number)
@@ -114,7 +115,7 @@ class Heads:
         while True:
             ended = self.process.poll()
             counts = [0, 0]
-            if (self.store / MANIFEST).is_file():
+            if is_store(self.store):
                 records = open_store(self.store).records
                 counts = [sum((r.split == "train") == of_train for r in records) for of_train in (True, False)]
             if counts[0] >= train and counts[1] >= held:

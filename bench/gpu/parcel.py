@@ -33,9 +33,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from slicewise.checkpoint import WEIGHTS
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import write_whole
+from slicewise.io.folders import WEIGHTS
 from slicewise.io.tensors import load_tensors, save_tensors, sha256
 
 PART_BYTES = 16_000_000

@@ -12,13 +12,13 @@ from torch import nn
 import slicewise
 from slicewise.diffusion.denoiser import Denoiser, Recipe
 from slicewise.errors import UserError
+from slicewise.io.folders import WEIGHTS
 from slicewise.io.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from slicewise.networks.icnet import ICNet
 
 FORMAT = 1
-WEIGHTS = "weights.safetensors"
 DENOISERS = ("unet", "unet3d", "ncsnpp")
 
 

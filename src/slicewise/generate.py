@@ -28,6 +28,7 @@ from slicewise.hu import round_hu
 from slicewise.io.archive import read_volume
 from slicewise.io.atomic import atomic_file, write_whole
 from slicewise.io.dicom_write import SyntheticOrigin, series_header, write_series
+from slicewise.io.folders import RECORD
 from slicewise.io.nifti import write_nifti
 from slicewise.io.provenance import Provenance
 from slicewise.io.tensors import sha256
@@ -132,7 +133,7 @@ def generate(
         process.barrier()
         if process.is_main:
             record = {**about, **_timing(out, made, seconds, process)}
-            _write_json(out / "generate.json", record)
+            _write_json(out / RECORD, record)
             return record
         return about
 
@@ -465,7 +466,7 @@ def results(out: Path, count: int) -> Iterator[tuple[str, Volume | None, Volume]
 
 def _claim(out: Path, about: dict[str, Any]) -> None:
     """Make the output folder, or check that what is in it was made with the same settings."""
-    path = out / "generate.json"
+    path = out / RECORD
     if path.is_file():
         held = json.loads(path.read_text())
         if {k: held.get(k) for k in about} != json.loads(json.dumps(about)):
@@ -480,7 +481,7 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
 
 def _timing(out: Path, made: int, seconds: float, process: Process) -> dict[str, Any]:
     """Seconds and slices of this run; a run that made nothing keeps what was there."""
-    path = out / "generate.json"
+    path = out / RECORD
     held = json.loads(path.read_text()) if path.is_file() else {}
     if not made:
         return {k: held[k] for k in ("seconds_per_volume", "volumes", "threads") if k in held}

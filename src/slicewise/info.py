@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from slicewise.data.store import MANIFEST, SPLITS, open_store
+from slicewise.data.store import SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volumes
 from slicewise.io.dicom import Reading
 from slicewise.io.files import LeftOut
+from slicewise.io.folders import RECORD, generated_series, is_store, is_training
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -22,12 +23,12 @@ def facts(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    if (path / MANIFEST).is_file():
+    if is_store(path):
         return _store(path)
-    if path.suffix == ".safetensors" or (path / "weights.safetensors").is_file():
+    if path.suffix == ".safetensors" or is_training(path):
         return _checkpoint(path)
-    if (path / "generate.json").is_file():
-        return {"kind": "run", "about": json.loads((path / "generate.json").read_text())}
+    if generated_series(path):
+        return {"kind": "run", "about": json.loads((path / RECORD).read_text())}
     left_out: list[LeftOut] = []
     volumes = [_volume(reading) for reading in read_volumes(path, left_out.append)]
     if not volumes and not left_out:

@@ -94,10 +94,11 @@ class Export:
         from slicewise.data.resample import Grid, resample_volume, shear_note
         from slicewise.export import check_target, write_volume
         from slicewise.io.archive import read_volume
+        from slicewise.io.folders import is_store
         from slicewise.io.provenance import RESAMPLED, Step
 
         store, _, name = self.volume.rpartition(":")
-        if store and Path(store, "manifest.jsonl").is_file():
+        if store and is_store(store):
             from slicewise.data.store import open_store
 
             held = open_store(Path(store))

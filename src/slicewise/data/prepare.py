@@ -20,7 +20,6 @@ from typing import Any
 from slicewise.data.resample import body_mask, crop_above, resample_volume, shear_note
 from slicewise.data.settings import PrepareSettings
 from slicewise.data.store import (
-    MANIFEST,
     Record,
     Store,
     append,
@@ -38,6 +37,7 @@ from slicewise.io.archive import find
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import PLACEHOLDER, Series
 from slicewise.io.files import LeftOut
+from slicewise.io.folders import is_store
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.io.secret import keep_key, keyed, read_key
 from slicewise.progress import counting_bar
@@ -110,7 +110,7 @@ def prepare(
     if not inputs:
         raise UserError("nothing to prepare: name one or more folders or files")
     _check_store(out, settings)
-    store = open_store(out) if (out / MANIFEST).exists() else None
+    store = open_store(out) if is_store(out) else None
     key_file = private_folder(out) / KEY_FILE
     key = _key_of(store, key_file)
     done = {record.id: record for record in store.records} if store else {}
@@ -397,7 +397,7 @@ def _split_of(store: Store) -> tuple[tuple[float, float, float], int] | None:
 def _check_store(out: Path, settings: PrepareSettings) -> None:
     """Raise `UserError` where the store was made with other settings: its volumes would not go together."""
     file = out / "settings.json"
-    if not file.exists() or not (out / MANIFEST).exists():
+    if not file.exists() or not is_store(out):
         return
     try:
         before = json.loads(file.read_text())
@@ -426,7 +426,7 @@ def _is_done(out: Path, record: Record | None, job: _Job) -> bool:
 def _write_left_out(out: Path, left_out: list[LeftOut], jobs: Sequence[_Job]) -> None:
     """Write what is left out, with what earlier runs over other inputs left out."""
     seen = {entry.source for entry in left_out} | {job.name for job in jobs}
-    before = [e for e in (open_store(out).left_out if (out / MANIFEST).exists() else ()) if e["source"] not in seen]
+    before = [e for e in (open_store(out).left_out if is_store(out) else ()) if e["source"] not in seen]
     now = [{"source": entry.source, "reason": entry.reason} for entry in left_out]
     write_left_out(out, [*before, *now])
 

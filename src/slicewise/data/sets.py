@@ -1,16 +1,16 @@
 """A set of volumes behind one path, whatever form it has: a prepared store, a run, DICOM and NIfTI below a folder."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from slicewise.data.store import MANIFEST, SPLITS, open_store
+from slicewise.data.store import SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import Reading, load
 from slicewise.io.files import LeftOut
+from slicewise.io.folders import generated_series, is_store
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.volume import without_real_slices
 
@@ -51,14 +51,14 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
         raise UserError(f"{path}: no such file or folder")
     if split not in (*SPLITS, "all"):
         raise UserError(f"{path}: unknown split {split!r}; choose one of {', '.join(SPLITS)}, all")
-    if (path / MANIFEST).is_file():
+    if is_store(path):
         store = open_store(path)
         records = store.records if split == "all" else store.select(split)
         members = [Member(r.id, r.patient, partial(store.reading, r)) for r in records]
         if not members:
             raise UserError(f"{path}: no volume in the {split} split of this store")
         return VolumeSet(path, tuple(members))
-    archive = find([path / "dicom" if _is_run(path) else path])
+    archive = find([generated_series(path) or path])
     left_out = list(archive.left_out)
     members = []
     for series in archive.series:
@@ -82,12 +82,3 @@ def _judged(read: Callable[[], Reading]) -> Reading:
     real = len(reading.volume.acquisition.real_slices)
     left = (f"{real} seed slice{'s' * (real > 1)} of a real scan left out",) if real else ()
     return replace(reading, volume=without_real_slices(reading.volume), notes=(*reading.notes, *doubt, *left))
-
-
-def _is_run(path: Path) -> bool:
-    """Whether the folder is one of `slicewise generate`, which may hold the same volumes as NIfTI too."""
-    file = path / "generate.json"
-    try:
-        return isinstance(json.loads(file.read_text()), dict) and (path / "dicom").is_dir()
-    except (OSError, ValueError):
-        return False

@@ -26,6 +26,7 @@ from slicewise.data.settings import check_shares
 from slicewise.errors import UserError, output_errors
 from slicewise.hu import shows_head
 from slicewise.io.atomic import write_whole
+from slicewise.io.folders import MANIFEST, is_store
 from slicewise.volume import Acquisition, Volume
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ except ImportError:  # Windows: one writer at a time
     fcntl = None  # type: ignore[assignment]
 
 SPLITS = ("train", "val", "test")
-MANIFEST = "manifest.jsonl"
 LEFT_OUT = "left_out.jsonl"
 SETTINGS = "settings.json"
 
@@ -172,10 +172,10 @@ def private_folder(store_path: Path | str) -> Path:
 def open_store(path: Path | str) -> Store:
     """Open a prepared store. Raises `UserError` where the folder is none, or a manifest line cannot be read."""
     path = Path(path)
-    manifest = path / MANIFEST
-    if not manifest.is_file():
+    if not is_store(path):
         raise UserError(f"{path}: no prepared data here ({MANIFEST} is missing); make them with `slicewise prepare`")
     records: dict[str, Record] = {}
+    manifest = path / MANIFEST
     for number, line in enumerate(_lines(manifest), 1):
         try:
             record = Record.from_json(line)

@@ -22,6 +22,7 @@ from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_scan import read_header
 from slicewise.io.files import LeftOut, files_below
+from slicewise.io.folders import generated_series
 from slicewise.io.peer import (
     Address,
     Instance,
@@ -246,8 +247,7 @@ def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[Le
     found: dict[str, Instance] = {}
     left_out: list[LeftOut] = []
     for path in paths:
-        run = Path(path, "generate.json").is_file() and Path(path, "dicom").is_dir()
-        files = files_below([Path(path, "dicom") if run else path])
+        files = files_below([generated_series(path) or path])
         left_out += files.left_out
         for file in files.paths:
             read = read_header(file)

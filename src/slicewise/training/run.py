@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slicewise.checkpoint import WEIGHTS, save_model
-from slicewise.data.store import MANIFEST, Store, open_store
+from slicewise.checkpoint import save_model
+from slicewise.data.store import Store, open_store
 from slicewise.data.windows import Heads
 from slicewise.errors import UserError, output_errors
+from slicewise.io.folders import MANIFEST, WEIGHTS, is_training
 from slicewise.io.tensors import load_tensors, save_tensors
 from slicewise.progress import counting_bar
 from slicewise.runtime import Process, ending
@@ -103,7 +104,7 @@ def run(trainer: Trainer, out: Path, command: str, process: Process) -> Path:
         if process.is_main:
             write_settings(out / "config.toml", command, settings)
             write_environment(out)
-        if place.share(settings) < 1 or not (out / WEIGHTS).is_file():
+        if place.share(settings) < 1 or not is_training(out):
             with StopRequest() as stop:
                 _train(trainer, out, process, place, stop)
         _finish(trainer, out, process, place)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from slicewise.data.store import MANIFEST, open_store
+from slicewise.data.store import open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find, read_volume
 from slicewise.io.dicom import load
 from slicewise.io.files import LeftOut
+from slicewise.io.folders import generated_series, is_store
 from slicewise.io.nifti import load_nifti
 from slicewise.viewer.display import Shown, curve, encode, show
 from slicewise.viewer.labels import Labels, on_grid
@@ -47,11 +48,11 @@ def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if (path / MANIFEST).is_file():
+        if is_store(path):
             store = open_store(path)
             found += [Entry(f"{path.name}: {r.id}", partial(store.volume, r)) for r in store.records]
-        elif (path / "generate.json").is_file():
-            found += _run(path)
+        elif (series := generated_series(path)) is not None:
+            found += _generated(series)
         else:
             archive = find([path])
             left_out += archive.left_out
@@ -66,12 +67,12 @@ def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
     return found, left_out
 
 
-def _run(path: Path) -> list[Entry]:
-    """Every volume of a generate run, before calibration first where it was kept."""
+def _generated(series: Path) -> list[Entry]:
+    """Every volume of a run of generate, before calibration first where it was kept."""
     found = []
-    for folder in sorted((path / "dicom").iterdir()):
+    for folder in sorted(series.iterdir()):
         header = str(min(folder.iterdir(), default=""))
-        raw = path / "raw" / f"{folder.name}.npy"
+        raw = series.with_name("raw") / f"{folder.name}.npy"
         if raw.is_file():
             found.append(Entry(f"{folder.name} before calibration", partial(_uncalibrated, folder, raw), False, header))
         name = f"{folder.name} calibrated" if raw.is_file() else folder.name

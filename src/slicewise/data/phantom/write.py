@@ -27,7 +27,6 @@ from slicewise.data.phantom.labels import LABELS
 from slicewise.data.phantom.people import Person, is_prepared, load_person, load_shape, shape_file
 from slicewise.data.settings import PhantomSettings
 from slicewise.data.store import (
-    MANIFEST,
     Store,
     assign_split,
     fill_splits,
@@ -38,6 +37,7 @@ from slicewise.data.store import (
 )
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import write_whole
+from slicewise.io.folders import is_store
 from slicewise.progress import counting_bar
 from slicewise.workers import start_worker
 
@@ -218,7 +218,7 @@ def store_phantoms(
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     about = {"phantom": _written(settings), "phantom_version": PHANTOM_VERSION}
-    there = open_store(out) if (out / MANIFEST).is_file() else None
+    there = open_store(out) if is_store(out) else None
     held = {r.id for r in there.records} if there else set()
     if there is None or not held:
         write_settings(out, about)
