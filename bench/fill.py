@@ -35,6 +35,7 @@ from slicewise.data.store import first_head_slice, open_store
 from slicewise.diffusion.denoiser import Denoiser
 from slicewise.fill import fill_volume
 from slicewise.hu import BRAIN, round_hu
+from slicewise.metrics.estimate import mean_interval
 from slicewise.metrics.tissue import brain_mask
 from slicewise.pyramid import Pyramid, load_generator
 from slicewise.release import CHECKPOINT
@@ -104,9 +105,8 @@ def measures(true: np.ndarray, made: np.ndarray, hole: range, brain: np.ndarray)
 
 def interval(values: list[list[float]], rounds: int = 1000) -> str:
     """The mean over all holes of all heads, with its 95 % bootstrap interval over heads."""
-    rng, heads = np.random.default_rng(0), [np.mean(head) for head in values]
-    means = [np.mean(rng.choice(heads, len(heads))) for _ in range(rounds)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    heads = np.array([np.mean(head) for head in values])
+    low, high = mean_interval(heads, np.random.default_rng(0), rounds)
     digits = 1 if np.mean(heads) >= 3 else 2
     return f"{np.mean(heads):.{digits}f} ({low:.{digits}f}, {high:.{digits}f})"
 

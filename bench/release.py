@@ -27,8 +27,9 @@ from slicewise.errors import UserError
 from slicewise.generate import results
 from slicewise.hu import BRAIN, WHOLE, Window
 from slicewise.io.tensors import load_tensors
+from slicewise.metrics.estimate import bootstrap, percentiles
 from slicewise.metrics.features import PLANES, Extractor, efficientnet_lite0, plane_features
-from slicewise.metrics.frechet import bootstrap_interval, frechet_of_features, real_floor
+from slicewise.metrics.frechet import frechet_of_features, frechet_score, real_floor
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.metrics.tissue import brain_mask, noise_power_spectrum
 from slicewise.montage import save_montage
@@ -94,8 +95,14 @@ def step_ratio_interval(a: Survey, b: Survey, rounds: int = 1000) -> tuple[float
             np.concatenate([survey.steps[i] for i in rng.integers(0, len(survey.steps), len(survey.steps))]).mean()
         )
 
-    low, high = np.quantile([drawn(a) / drawn(b) for _ in range(rounds)], [0.025, 0.975])
+    low, high = percentiles([drawn(a) / drawn(b) for _ in range(rounds)])
     return float(low), float(high)
+
+
+def distance_interval(a: np.ndarray, b: np.ndarray, value: float, rounds: int = 500) -> tuple[float, float]:
+    """95 % bootstrap interval, over volumes, of the Fréchet distance `value` of two sets of features (n, d)."""
+    score, rng, (n, m) = frechet_score(np.concatenate([a, b])), np.random.default_rng(0), (len(a), len(b))
+    return bootstrap(lambda: score(rng.integers(0, n, n), n + rng.integers(0, m, m)), value, rounds)
 
 
 def spectrum(survey: Survey) -> np.ndarray:
@@ -162,7 +169,7 @@ def frechet_table(sets: dict[str, Survey], train: Survey | None) -> str:
         for plane in PLANES:
             real, made = held.matrix(plane, window), final.matrix(plane, window)
             value = frechet_of_features(made, real)
-            low, high = bootstrap_interval(made, real)
+            low, high = distance_interval(made, real, value)
             row = [f"{title}, {plane}", f"{value:.2f}", f"{low:.2f} … {high:.2f}"]
             for name, survey in sets.items():
                 if name not in ("held-out", "generated"):

@@ -11,13 +11,13 @@ from skimage import data
 
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, WHOLE, Window
-from slicewise.metrics.estimate import bootstrap, by_patient, draw
+from slicewise.metrics.estimate import bootstrap, by_patient, draw, estimate
 from slicewise.metrics.features import PLANES, Extractor, efficientnet_lite0, plane_features, plane_slices, windowed
 from slicewise.metrics.frechet import (
     Moments,
-    bootstrap_interval,
     frechet_distance,
     frechet_of_features,
+    frechet_score,
     real_floor,
     slices_estimate,
 )
@@ -90,20 +90,25 @@ def test_distance_of_feature_sets_is_that_of_their_moments(n: int, m: int, d: in
     assert frechet_of_features(a, a[::-1]) == pytest.approx(0, abs=1e-9)
 
 
+def interval(a: np.ndarray, b: np.ndarray, rounds: int, seed: int = 0) -> tuple[float, float]:
+    found = estimate(frechet_score(np.concatenate([a, b])), len(a), len(b), rounds=rounds, splits=0, seed=seed)
+    return found.low, found.high
+
+
 def test_interval_holds_the_true_distance_and_shrinks_with_samples() -> None:
     rng = np.random.default_rng(3)
     true = 0.8**2 * 2
     held, widths = 0, []
     for _ in range(16):
         a, b = rng.standard_normal((60, 2)), rng.standard_normal((60, 2)) + 0.8
-        low, high = bootstrap_interval(a, b, rounds=60)
+        low, high = interval(a, b, rounds=60)
         assert low < frechet_of_features(a, b) < high
         held += low < true < high
         widths.append(high - low)
     assert held >= 12, "a 95 % interval must hold the truth most of the time"
-    few = bootstrap_interval(rng.standard_normal((12, 2)), rng.standard_normal((12, 2)) + 0.8, rounds=60)
+    few = interval(rng.standard_normal((12, 2)), rng.standard_normal((12, 2)) + 0.8, rounds=60)
     assert few[1] - few[0] > 1.3 * np.mean(widths)
-    assert bootstrap_interval(a, b, rounds=20, seed=5) == bootstrap_interval(a, b, rounds=20, seed=5)
+    assert interval(a, b, rounds=20, seed=5) == interval(a, b, rounds=20, seed=5)
 
 
 def test_interval_on_all_slices_is_that_of_patients_drawn_with_all_their_slices() -> None:

@@ -14,13 +14,13 @@ from slicewise.study.statistics import (
     agreement_share,
     auc,
     auc_interval,
-    bootstrap,
+    case_interval,
     confusion,
     difference,
     holm,
-    mean_interval,
     readers_at_large,
     roc,
+    student_interval,
     weighted_kappa,
     wilson,
 )
@@ -35,27 +35,27 @@ def limits(interval):
 
 @given(seed=seeds, n=st.integers(3, 60))
 @settings(max_examples=30, deadline=None)
-def test_mean_interval_is_students(seed, n):
+def test_student_interval_is_students(seed, n):
     values = np.random.default_rng(seed).normal(2, 0.2, n)
-    got = mean_interval(values, -math.inf, math.inf, 0.9)
+    got = student_interval(values, -math.inf, math.inf, 0.9)
     low, high = stats.t.interval(0.9, n - 1, values.mean(), stats.sem(values))
     np.testing.assert_allclose([got.value, *limits(got)], [values.mean(), low, high], rtol=1e-12)
 
 
-def test_mean_interval_keeps_to_the_scale_and_leaves_out_what_is_missing():
-    got = mean_interval(np.array([3, 3, 2, NAN, 3]), 1, 3)
+def test_student_interval_keeps_to_the_scale_and_leaves_out_what_is_missing():
+    got = student_interval(np.array([3, 3, 2, NAN, 3]), 1, 3)
     assert got.value == 2.75
     assert got.upper == 3
     assert got.lower == pytest.approx(2.75 - 3.182446 * 0.25, abs=1e-6)
-    assert math.isnan(mean_interval(np.array([2.0]), 1, 3).lower)
-    assert math.isnan(mean_interval(np.array([]), 1, 3).value)
+    assert math.isnan(student_interval(np.array([2.0]), 1, 3).lower)
+    assert math.isnan(student_interval(np.array([]), 1, 3).value)
 
 
 @pytest.mark.parametrize("n", [2, 10, 50])
 def test_interval_of_equal_values_covers_the_worst_case(n):
     """Cases are 3 but for a share q, which is 1: all n are 3 with probability (1-q)^n. The limit is the mean at which
     that is 2.5 %."""
-    got = mean_interval(np.full(n, 3.0), 1, 3)
+    got = student_interval(np.full(n, 3.0), 1, 3)
     share = (3 - got.lower) / 2
     assert stats.binom.pmf(0, n, share) == pytest.approx(0.025)
     assert got.upper == 3
@@ -63,12 +63,12 @@ def test_interval_of_equal_values_covers_the_worst_case(n):
 
 def test_means_that_differ_in_the_last_place_are_equal_and_others_are_not():
     """0.1 + 0.2 is not 0.3 to a computer. Ratings of any scale and number of readers differ by far more."""
-    last_place = mean_interval(np.array([0.1 + 0.2, 0.3] * 5), 0, 1)
-    equal = mean_interval(np.full(10, 0.3), 0, 1)
+    last_place = student_interval(np.array([0.1 + 0.2, 0.3] * 5), 0, 1)
+    equal = student_interval(np.full(10, 0.3), 0, 1)
     np.testing.assert_allclose(limits(last_place), limits(equal), atol=1e-12)
     assert equal.lower == 0
     values = np.array([0.3, 0.3001] * 5)
-    got = mean_interval(values, 0, 1)
+    got = student_interval(values, 0, 1)
     np.testing.assert_allclose(limits(got), stats.t.interval(0.95, 9, values.mean(), stats.sem(values)), rtol=1e-9)
 
 
@@ -222,12 +222,12 @@ def test_kappa_where_there_is_none():
 
 def test_bootstrap_of_a_mean_is_near_students_interval():
     values = np.random.default_rng(6).normal(2, 0.5, 200)
-    got = bootstrap(lambda cases: float(values[cases].mean()), 200)
+    got = case_interval(lambda cases: float(values[cases].mean()), 200)
     assert got.value == values.mean()
     np.testing.assert_allclose(limits(got), stats.t.interval(0.95, 199, values.mean(), stats.sem(values)), atol=0.012)
-    assert got == bootstrap(lambda cases: float(values[cases].mean()), 200), "the same each time"
-    assert math.isnan(bootstrap(lambda cases: NAN, 10).lower)
-    assert math.isnan(bootstrap(lambda c: 1.0, 1).lower)
+    assert got == case_interval(lambda cases: float(values[cases].mean()), 200), "the same each time"
+    assert math.isnan(case_interval(lambda cases: NAN, 10).lower)
+    assert math.isnan(case_interval(lambda c: 1.0, 1).lower)
 
 
 # Real or synthetic? --------------------------------------------------------------------------------------------------

@@ -101,28 +101,6 @@ def frechet_score(pool: np.ndarray) -> Score:
     return score
 
 
-def bootstrap_interval(
-    a: np.ndarray, b: np.ndarray, rounds: int = 500, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of `frechet_of_features(a, b)`: vectors of both sets are drawn anew with replacement.
-
-    Draws repeat vectors, so their mean lies above the estimate (repeated vectors span less, which widens the gap
-    between two sets); the quantiles are therefore shifted by that difference, and the interval lies about the estimate.
-    """
-    gram, squares_a, squares_b = _products(a, b)
-    everything = np.arange(len(a)), np.arange(len(b))
-    estimate = _from_products(gram, squares_a, squares_b, *everything)
-    rng = np.random.default_rng(seed)
-    draws = np.array(
-        [
-            _from_products(gram, squares_a, squares_b, rng.integers(0, len(a), len(a)), rng.integers(0, len(b), len(b)))
-            for _ in range(rounds)
-        ]
-    )
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - draws.mean()
-    return estimate + float(low), estimate + float(high)
-
-
 def real_floor(pool: np.ndarray, n: int, rounds: int = 50, seed: int = 0) -> tuple[float, float]:
     """What the distance comes to between two sets of `n` real vectors each: mean and standard deviation over random
     disjoint pairs of subsets of `pool` (m, d). Needs m >= 2n: use n = m // 2 where there are fewer."""

@@ -15,12 +15,12 @@ from slicewise.study.statistics import (
     agreement_share,
     auc,
     auc_interval,
-    bootstrap,
+    case_interval,
     difference,
     holm,
-    mean_interval,
     readers_at_large,
     roc,
+    student_interval,
     weighted_kappa,
     wilson,
 )
@@ -140,7 +140,7 @@ def _table2(structures: Sequence[str], tables: dict[str, np.ndarray]) -> list[di
             counts = given.sum(axis=0)
             means = (np.nansum(ratings, axis=0) / np.maximum(counts, 1))[counts > 0]
             row[kind] = {
-                "mean": mean_interval(means, SCALE[0], SCALE[-1], LEVEL),
+                "mean": student_interval(means, SCALE[0], SCALE[-1], LEVEL),
                 "scores": {str(v): int((ratings == v).sum()) for v in SCALE},
                 "ratings": int(given.sum()),
             }
@@ -231,7 +231,7 @@ def _kappa_row(name: str, counts: np.ndarray, weights: Any) -> dict[str, Any]:
 
     return {
         "structure": name,
-        "kappa": bootstrap(mean_kappa, counts.shape[1], LEVEL),
+        "kappa": case_interval(mean_kappa, counts.shape[1], LEVEL),
         "same": agreement_share(counts.sum(axis=(0, 1))),
         "pairs": int(counts.sum()),
     }

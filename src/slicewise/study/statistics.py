@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, stats
 
+from slicewise.metrics.estimate import percentiles
+
 NAN = math.nan
 
 
@@ -41,7 +43,7 @@ class Difference:
     p_at_large: float
 
 
-def mean_interval(values: np.ndarray, low: float, high: float, level: float = 0.95) -> Interval:
+def student_interval(values: np.ndarray, low: float, high: float, level: float = 0.95) -> Interval:
     """Mean of independent values on a scale [low, high] with Student's t interval, clipped to the scale.
 
     Where all n values are one, t would claim certainty. Then: a share q of all cases that lies elsewhere escapes n
@@ -65,7 +67,7 @@ def difference(
     """Compare ratings of real and synthetic cases, float (readers, cases) each, NaN where there is no rating.
 
     For these readers: Welch's t on the means of cases over readers; where one kind's means are all one, the limits of
-    both kinds are combined (MOVER, Zou and Donner 2008) with `mean_interval`'s bound. For readers at large:
+    both kinds are combined (MOVER, Zou and Donner 2008) with `student_interval`'s bound. For readers at large:
     Obuchowski and Rockette's method with Hillis's degrees of freedom, on the cases that all readers rated.
     Non-inferiority: H0 difference <= -margin, one-sided.
     """
@@ -139,7 +141,7 @@ def agreement_share(table: np.ndarray) -> float:
     return float(np.trace(table) / table.sum()) if table.sum() else NAN
 
 
-def bootstrap(
+def case_interval(
     figure: Callable[[np.ndarray], float], cases: int, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> Interval:
     """A figure of cases with the percentile interval over cases drawn again with replacement.
@@ -154,7 +156,7 @@ def bootstrap(
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
         return Interval(value, NAN, NAN)
-    lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    lower, upper = percentiles(drawn, level)
     return Interval(value, float(lower), float(upper))
 
 
@@ -231,10 +233,10 @@ def _welch(
     if _constant(r) or _constant(s):
 
         def lower(at: float) -> float:
-            a, b = mean_interval(s, low, high, at), mean_interval(r, low, high, at)
+            a, b = student_interval(s, low, high, at), student_interval(r, low, high, at)
             return d - math.hypot(a.value - a.lower, b.upper - b.value)
 
-        a, b = mean_interval(s, low, high, level), mean_interval(r, low, high, level)
+        a, b = student_interval(s, low, high, level), student_interval(r, low, high, level)
         fixed = Interval(d, lower(level), d + math.hypot(a.upper - a.value, b.value - b.lower))
         return fixed, _invert(lambda alpha: lower(1 - 2 * alpha) + margin)
     v_r, v_s = r.var(ddof=1) / len(r), s.var(ddof=1) / len(s)
