@@ -3,6 +3,7 @@ light and dark."""
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,17 @@ def template(name: str) -> Any:
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template(name)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Rows of (name, text) of settings or facts: nested names joined by points, numbers with six digits."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return rows
 
 
 def figure_axes(width: float, height: float, x_label: str, y_label: str) -> tuple["Figure", Any]:

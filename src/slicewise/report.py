@@ -27,7 +27,7 @@ from slicewise.metrics.reference import (
     measure,
 )
 from slicewise.montage import montage, png
-from slicewise.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, legend, svg, template
+from slicewise.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, flat, legend, svg, template
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -168,20 +168,9 @@ def _facts(run: Mapping[str, Any], count: int, slices: int) -> list[tuple[str, s
 
 def _settings(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything in `run`, by section: plain values first, then every mapping under its name, nested ones flattened."""
-    plain = [(key, _text(value)) for key, value in run.items() if not isinstance(value, Mapping)]
-    sections = [(key, _flat(value)) for key, value in run.items() if isinstance(value, Mapping)]
+    plain = flat({key: value for key, value in run.items() if not isinstance(value, Mapping)})
+    sections = [(key, flat(value)) for key, value in run.items() if isinstance(value, Mapping)]
     return ([("Run", plain)] if plain else []) + sections
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", _text(value))]
-    return rows
-
-
-def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _rows(

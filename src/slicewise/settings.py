@@ -107,13 +107,13 @@ def _as_kind(value: Any, kind: Any) -> Any:
 
 def write_settings(path: Path, command: str, settings: Any) -> None:
     """Write settings as a TOML file that `read_table` reads back."""
-    write_whole(path, tomli_w.dumps({command: _plain(settings)}).encode())
+    write_whole(path, tomli_w.dumps({command: _as_toml(settings)}).encode())
 
 
-def _plain(value: Any) -> Any:
+def _as_toml(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(v) for name, v in fields if v is not None}
+        return {name: _as_toml(v) for name, v in fields if v is not None}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_as_toml(v) for v in value]
     return str(value) if isinstance(value, Path) else value

@@ -12,7 +12,7 @@ from slicewise.io.files import LeftOut
 
 def print_json(result: Any) -> None:
     """A result of dataclasses, paths and plain types as JSON."""
-    print(json.dumps(result, default=_plain, indent=2, ensure_ascii=False))
+    print(json.dumps(result, default=_as_json, indent=2, ensure_ascii=False))
 
 
 def print_notes(command: Command, label: str, texts: Iterable[str]) -> None:
@@ -27,7 +27,7 @@ def print_left_out(command: Command, left_out: Iterable[LeftOut]) -> None:
         print(f"left out  {left.source}: {as_flags(left.reason, type(command))}")
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Path):

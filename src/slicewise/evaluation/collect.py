@@ -195,11 +195,11 @@ def stream_sets(sides: Sequence[Side], work: Work, bar: Any) -> Voxels:
                 return voxels
             assert work.frame is not None
             for window in work.settings.windows:
-                x, y = (_flat(volumes, work.frame, window) for volumes in (real, synth))
+                x, y = (_voxel_rows(volumes, work.frame, window) for volumes in (real, synth))
                 if len(real) == len(synth) == batch:
                     voxels.between.setdefault(window, []).append(batch_mmd2(x, y))
                 if number % 2 and len(before) == len(real) == batch:
-                    old = _flat(before, work.frame, window)
+                    old = _voxel_rows(before, work.frame, window)
                     voxels.floor.setdefault(window, []).append(batch_mmd2(old, x))
             for pair in pairs:
                 pair.result()
@@ -294,7 +294,7 @@ def _on(volume: Volume, frame: Frame) -> bool:
     return volume.is_even and volume.hu.shape[1:] == frame.shape and bool(same)
 
 
-def _flat(volumes: Sequence[np.ndarray], frame: Frame, window: Window) -> np.ndarray:
+def _voxel_rows(volumes: Sequence[np.ndarray], frame: Frame, window: Window) -> np.ndarray:
     """Volumes in [-1, 1] at the common depth, float32 (n, voxels)."""
     if not volumes:
         return np.empty((0, 1), np.float32)

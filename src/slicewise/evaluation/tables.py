@@ -27,6 +27,7 @@ from slicewise.metrics.compare import (
 )
 from slicewise.metrics.estimate import Estimate
 from slicewise.metrics.memorisation import Verdict
+from slicewise.metrics.reference import rounded
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _line(cells: Iterable[str]) -> str:
 def to_csv(rows: Sequence[Distance] | Sequence[Measurement]) -> str:
     """Rows with all their digits; the estimate's fields are columns of their own."""
     text = io.StringIO()
-    flat = [_flat(row) for row in rows]
+    flat = [_columns(row) for row in rows]
     if flat:
         writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
         writer.writeheader()
@@ -224,7 +225,7 @@ def to_csv(rows: Sequence[Distance] | Sequence[Measurement]) -> str:
     return text.getvalue()
 
 
-def _flat(row: Distance | Measurement) -> dict[str, Any]:
+def _columns(row: Distance | Measurement) -> dict[str, Any]:
     values = asdict(row)
     nested = "estimate" if isinstance(row, Distance) else "distance"
     prefix = "" if isinstance(row, Distance) else "wasserstein_"
@@ -242,12 +243,12 @@ def to_json(found: Evaluation) -> str:
         "real": _side(found.real),
         "synth": _side(found.synth),
         "notices": list(found.notices),
-        "distances": [_flat(row) for row in found.distances],
-        "measurements": [_flat(row) for row in found.measurements],
+        "distances": [_columns(row) for row in found.distances],
+        "measurements": [_columns(row) for row in found.measurements],
         "audit": _audit(found.audit),
         "seconds": round(found.seconds, 1),
     }
-    return json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(rounded(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -292,13 +293,3 @@ def _audit(found: Audit | None) -> dict[str, Any] | None:
         "verdicts": verdicts,
         "closest_pairs": pairs,
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

@@ -106,7 +106,7 @@ class ReferenceStats:
 
     def to_json(self) -> str:
         """JSON text of about 6 kB; numbers with six digits, missing ones null."""
-        return json.dumps(_rounded(asdict(self)), allow_nan=False)
+        return json.dumps(rounded(asdict(self)), allow_nan=False)
 
     @staticmethod
     def from_json(text: str, name_of_text: str = "reference statistics") -> "ReferenceStats":
@@ -218,12 +218,12 @@ def _moments(sums: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(variance)
 
 
-def _rounded(value: object) -> object:
-    """Six significant digits everywhere, NaN as None: small, valid JSON."""
+def rounded(value: object) -> object:
+    """Plain values with six significant digits, NaN and infinity as None: small, valid JSON."""
     if isinstance(value, dict):
-        return {key: _rounded(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
+        return {key: rounded(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

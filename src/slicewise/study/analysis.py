@@ -95,7 +95,7 @@ def analyse(about: dict[str, Any], read: Sequence[Reading]) -> dict[str, Any]:
         {"reader": name, "finished": sum(r.reader == name for r in read), "total": len(plan["cases"])}
         for name, plan in about["readers"].items()
     ]
-    found: dict[str, Any] = _plain(
+    found: dict[str, Any] = _jsonable(
         {
             "title": settings["title"],
             "version": about["version"],
@@ -292,14 +292,14 @@ def _times(first: Sequence[Reading], readers: Sequence[str]) -> list[dict[str, A
     return rows
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     """For JSON: intervals as mappings, NaN as None, NumPy numbers as Python's."""
     if isinstance(value, Interval):
         value = asdict(value)
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_jsonable(v) for v in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (float, np.floating)):

@@ -46,7 +46,7 @@ from slicewise.training.ema import EMA
 from slicewise.training.run import run, training_heads
 from slicewise.training.settings import DenoiserTraining
 from slicewise.training.state import whole
-from slicewise.training.validation import score, validate
+from slicewise.training.validation import errors_by_level, score
 
 
 class Objective(nn.Module):
@@ -391,7 +391,7 @@ class DenoiserTrainer:
     @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
     def validate(self) -> dict[str, Any]:
         s = self.settings
-        rows = validate(self.denoiser(), self.validation, s.validation_windows, self.micro, s.seed, s.pool)
+        rows = errors_by_level(self.denoiser(), self.validation, s.validation_windows, self.micro, s.seed, s.pool)
         return {"validation": rows, "score": score(rows), "noise_hu": self.noise_hu}
 
     @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]

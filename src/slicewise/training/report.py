@@ -10,7 +10,7 @@ from typing import Any
 
 from slicewise.errors import UserError
 from slicewise.io.atomic import write_whole
-from slicewise.pages import FAINT, RAW, REF, RUN, figure_axes, legend, svg, template
+from slicewise.pages import FAINT, RAW, REF, RUN, figure_axes, flat, legend, svg, template
 
 # Pictures of samples on the page, evenly chosen from those there are.
 PICTURES = 6
@@ -45,7 +45,7 @@ def write_run_page(run: Path) -> Path:
         facts=_facts(steps, about, env),
         plots=plots,
         pictures=_pictures(run / "samples"),
-        settings=_flat(about.get("training", {})),
+        settings=flat(about.get("training", {})),
     )
     write_whole(run / "report.html", page.encode())
     return run / "report.html"
@@ -163,10 +163,3 @@ def _pictures(folder: Path) -> list[tuple[str, str]]:
     count = min(PICTURES, len(files))
     chosen = [files[-1 - round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)][::-1]
     return [(f"step {int(f.stem):,}", base64.b64encode(f.read_bytes()).decode()) for f in chosen]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, str(value))]
-    return rows

@@ -15,7 +15,7 @@ VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
 
 
 @torch.no_grad()
-def validate(
+def errors_by_level(
     denoiser: Denoiser, windows: Windows, count: int, batch: int, seed: int, pool: int = 1
 ) -> list[dict[str, float | None]]:
     """Error of the denoised last slice by noise level, on `count` windows and noise that the seed fixes, `batch` at a

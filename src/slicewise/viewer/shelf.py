@@ -29,7 +29,11 @@ KEPT = 4
 @dataclass(frozen=True)
 class Entry:
     """A volume that can be shown: its title, how to read it, whether it is finished (calibrated, in a run), and a DICOM
-    file of it, where it has one, whose header tells of the series."""
+    file of it, where it has one, whose header tells of the series.
+
+    Unlike a `Member` of a set, which is measured, it may be one before calibration, and keeps the slices of a real scan
+    that it went on from.
+    """
 
     title: str
     read: Callable[[], Volume]
