@@ -200,10 +200,10 @@ def test_info_and_prepare_print_json(tmp_path, capsys):
     (tmp_path / "in" / "broken.nii.gz").write_bytes(b"no NIfTI")
     found = _json(capsys, "info", tmp_path / "in")
     assert found["kind"] == "volumes" and found["volumes"][0]["shape"] == [12, 32, 32]
-    assert "broken" in found["left_out"][0]["source"]
+    assert "broken" in found["skipped"][0]["source"]
     prepare = ["prepare", tmp_path / "in", "--out", tmp_path / "store", "--size", "32", "--workers", "1"]
     report = _json(capsys, *prepare, "--trust-hu")
-    assert len(report["prepared"]) == 1 and "broken" in report["left_out"][0]["source"]
+    assert len(report["prepared"]) == 1 and "broken" in report["skipped"][0]["source"]
     found = _json(capsys, "info", tmp_path / "store")
     assert found["kind"] == "store" and [v["id"] for v in found["volumes"]] == report["prepared"]
 

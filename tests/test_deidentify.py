@@ -82,7 +82,7 @@ def identified(folder: Path, seed: int = 0, slices: int = 10, **tags) -> list[Pa
 def test_nothing_of_the_patient_is_left_and_the_image_is(tmp_path):
     identified(tmp_path / "in")
     report = deidentify_files([tmp_path / "in"], tmp_path / "out")
-    assert (report.written, report.there_before, report.left_out) == (10, 0, ())
+    assert (report.written, report.there_before, report.skipped) == (10, 0, ())
     files = sorted((tmp_path / "out").rglob("*.dcm"))
     for path in files:
         data = path.read_bytes()
@@ -371,7 +371,7 @@ def test_images_of_other_kinds_keep_no_pixels():
 
 
 @pytest.mark.parametrize(
-    "tags, left_out, warned",
+    "tags, skipped, warned",
     [
         ({"BurnedInAnnotation": "yes"}, True, False),
         ({"BurnedInAnnotation": " Y"}, True, False),
@@ -383,14 +383,14 @@ def test_images_of_other_kinds_keep_no_pixels():
         ({"BurnedInAnnotation": "NO"}, False, False),
     ],
 )
-def test_what_pixels_may_show_is_left_out_or_warned_about(tmp_path, tags, left_out, warned, capsys):
+def test_what_pixels_may_show_is_left_out_or_warned_about(tmp_path, tags, skipped, warned, capsys):
     with IgnoredValues():
         identified(tmp_path / "in", 0, **tags)
         identified(tmp_path / "good", 1)
     cli.main(["deidentify", str(tmp_path / "in"), str(tmp_path / "good"), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
-    assert f"wrote {10 if left_out else 20} images" in said and ("warning   10 images" in said) == warned
-    assert said.count("left out") == 10 * left_out
+    assert f"wrote {10 if skipped else 20} images" in said and ("warning   10 images" in said) == warned
+    assert said.count("left out") == 10 * skipped
 
 
 class IgnoredValues:

@@ -387,7 +387,7 @@ def test_mixed_archive(tmp_path):
     (heap / "readme.txt").write_text("not DICOM, and not called so")
     (heap / "notes.dcm").write_text("text")
     found = scan(heap)
-    reasons = {Path(entry.source).name: entry.reason for entry in found.left_out}
+    reasons = {Path(entry.source).name: entry.reason for entry in found.skipped}
     assert sorted(len(series.slices) for series in found.series) == [5, 6, 7]
     assert reasons.keys() == {"scout", "mr", "pet", "iodine", "dose page", "bytes", "colours", "notes.dcm"}
     for name, words in {
@@ -395,10 +395,10 @@ def test_mixed_archive(tmp_path):
         "bytes": "8-bit", "colours": "RGB", "notes.dcm": "not a DICOM file",
     }.items():  # fmt: skip
         assert words in reasons[name]
-    left_out = []
-    volumes = {r.volume.acquisition.series_uid: r.volume for r in read_volumes(heap, left_out.append)}
+    skipped = []
+    volumes = {r.volume.acquisition.series_uid: r.volume for r in read_volumes(heap, skipped.append)}
     assert all(np.array_equal(volumes[f"1.2.3.{i}"].hu, hu) for i, hu in enumerate(stacks))
-    assert volumes["1.2.3.2"].acquisition.patient_id == "P1" and len(left_out) == 8
+    assert volumes["1.2.3.2"].acquisition.patient_id == "P1" and len(skipped) == 8
     with pytest.raises(UserError, match="3 series where one was expected"):
         read_series(heap)
     assert np.array_equal(read_series(heap, series_uid="1.2.3.1").hu, stacks[1])
@@ -412,10 +412,10 @@ def test_two_images_beside_more_than_eight_slices_are_strays_and_more_are_a_seri
     found = scan(tmp_path)
     if strays:
         assert len(found.series[0].slices) == slices
-        assert "another geometry (20x20" in found.left_out[0].reason
+        assert "another geometry (20x20" in found.skipped[0].reason
         assert read_series(tmp_path).hu.shape == (slices, 12, 10)
     else:
-        assert not found.left_out
+        assert not found.skipped
         with pytest.raises(UserError, match="two series are mixed under one series UID"):
             read_series(tmp_path)
 
@@ -519,9 +519,9 @@ def test_a_truncated_file_spoils_its_series_and_no_other(tmp_path):
     rng = np.random.default_rng(12)
     cut(write_stack(tmp_path / "a", head(rng, 5, 64, 64))[2], 0.9)
     write_stack(tmp_path / "b", head(rng, 5), SeriesInstanceUID="1.2.3.9")
-    left_out = []
-    assert [r.volume.acquisition.series_uid for r in read_volumes(tmp_path, left_out.append)] == ["1.2.3.9"]
-    assert all("truncated" in entry.reason for entry in left_out)
+    skipped = []
+    assert [r.volume.acquisition.series_uid for r in read_volumes(tmp_path, skipped.append)] == ["1.2.3.9"]
+    assert all("truncated" in entry.reason for entry in skipped)
 
 
 # --- Real files -----------------------------------------------------------------------------------------------------
@@ -559,7 +559,7 @@ def test_tilt_and_uneven_steps_of_the_real_head_are_kept():
 def test_mixed_real_folder():
     found = find([DATA / "philips-phantom"])
     assert sorted(len(series.slices) for series in found.series) == [28, 54]
-    assert [entry.reason for entry in found.left_out] == ["localiser", "localiser"]
+    assert [entry.reason for entry in found.skipped] == ["localiser", "localiser"]
     assert len({series.acquisition.study_uid for series in found.series}) == 2
 
 

@@ -69,7 +69,7 @@ def read_all(folder: Path) -> list[Volume]:
     assert all(is_whole(v) for v in volumes)
     assert all("\n" not in text for text in said), said
     assert volumes or said, "what is no volume is listed"
-    for entry in find([folder]).left_out:
+    for entry in find([folder]).skipped:
         assert "\n" not in entry.reason
     read_instances([folder])
     with suppress(UserError):
@@ -177,6 +177,6 @@ def test_claimed_sizes_are_not_believed(tmp_path, rows, columns, frames):
     ds.Rows, ds.Columns, ds.NumberOfFrames = rows, columns, frames
     ds.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (left,) = find([tmp_path]).left_out
+    (left,) = find([tmp_path]).skipped
     assert "absurd" in left.reason or "truncated" in left.reason or "several frames" in left.reason
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB

@@ -140,7 +140,7 @@ def test_every_file_is_read_listed_or_counted(tmp_path):
     (root / "cut.zip").write_bytes((root / "two.zip").read_bytes()[:300])
     report = prepared(tmp_path, root, keep_sources=True)
     assert len(report.prepared) == 4
-    reasons = {Path(e.source).name: e.reason for e in report.left_out}
+    reasons = {Path(e.source).name: e.reason for e in report.skipped}
     words = {
         "a.mha": "MetaImage", "b.nrrd": "NRRD", "c.img": "Analyze", "d.mgz": "mri_convert", "e.7z": "unpack it",
         "loop": "read already", "same.dcm": "read already", "broken.dcm": "a link to nothing",
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    (entry,) = find([tmp_path / "in"]).left_out
+    (entry,) = find([tmp_path / "in"]).skipped
     assert entry.source.endswith("locked") and "Permission denied" in entry.reason and entry.damaged
 
 
@@ -176,7 +176,7 @@ def test_archives_have_limits_and_leave_nothing(tmp_path, monkeypatch, limit, va
     zipped(tmp_path / "big.zip", series(tmp_path / "in"))
     monkeypatch.setattr(files_module, limit, value)
     found = files_below([tmp_path / "big.zip"])
-    assert found.paths == [] and words in found.left_out[0].reason and found.left_out[0].damaged
+    assert found.paths == [] and words in found.skipped[0].reason and found.skipped[0].damaged
 
 
 def test_a_bomb_is_stopped_while_it_unpacks(tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_a_bomb_is_stopped_while_it_unpacks(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.dcm", bytes(128) + b"DICM" + bytes(2**26))
     assert (tmp_path / "bomb.zip").stat().st_size < 2**17
-    assert "unpack it first" in files_below([tmp_path / "bomb.zip"]).left_out[0].reason
+    assert "unpack it first" in files_below([tmp_path / "bomb.zip"]).skipped[0].reason
 
 
 # --- Patients -------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_directions_that_jitter_within_half_a_degree_are_one_series(tmp_path):
     ds = ct_slice(toy_head(0, 16, 32)[0], (0, 0, 5.0), ImageOrientationPatient=[1, 0, 0, 0, np.cos(0.02), np.sin(0.02)])
     save(ds, tmp_path / "in" / "x.dcm")  # 1.1 degrees
     found = scan(tmp_path / "in")
-    assert len(found.series[0].slices) == 16 and "another geometry" in found.left_out[0].reason
+    assert len(found.series[0].slices) == 16 and "another geometry" in found.skipped[0].reason
 
 
 def test_a_decimal_comma_is_one_line_a_series_with_tag_and_value(tmp_path):
@@ -236,7 +236,7 @@ def test_a_decimal_comma_is_one_line_a_series_with_tag_and_value(tmp_path):
         data = file.read_bytes()
         assert data.count(b"6.0\\6.0 ") == 1 or data.count(b"6\\6 ") == 1
         file.write_bytes(data.replace(b"6.0\\6.0 ", b"6,0\\6,0 ").replace(b"6\\6 ", b"6,\\6"))
-    (entry,) = scan(tmp_path / "in").left_out
+    (entry,) = scan(tmp_path / "in").skipped
     assert "Pixel Spacing (0028,0030) is '6,0\\6,0', not 2 numbers" in entry.reason and "decimal point" in entry.reason
     assert "(16 files)" in entry.reason and entry.source == str(tmp_path / "in")
 

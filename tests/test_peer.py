@@ -169,9 +169,9 @@ def test_only_whole_dicom_files_are_read_to_be_sent(series, tmp_path):
     ds = pydicom.dcmread(names[2])
     del ds.StudyInstanceUID
     ds.save_as(tmp_path / "sub" / "2.dcm")
-    found, left_out = read_instances([tmp_path])
+    found, skipped = read_instances([tmp_path])
     assert [Path(i.path).name for i in found] == ["again.dcm", "1.dcm"]
-    reasons = {Path(entry.source).name: entry.reason for entry in left_out}
+    reasons = {Path(entry.source).name: entry.reason for entry in skipped}
     assert reasons.keys() == {"junk.dcm", "3.dcm", "2.dcm", "0.dcm"}
     assert "truncated" in reasons["3.dcm"] and "same SOP Instance UID" in reasons["0.dcm"]
     assert "missing" in reasons["2.dcm"]

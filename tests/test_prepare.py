@@ -350,10 +350,10 @@ def test_prepare_an_archive(tmp_path, archive):
     store = open_store(out)
     store.verify()
     assert len(report.prepared) == len(store.records) == 5 and sum(report.splits.values()) == 5
-    reasons = " | ".join(entry.reason for entry in report.left_out)
+    reasons = " | ".join(entry.reason for entry in report.skipped)
     for words in ("1 slice missing", "5 slices, fewer than 8", "so they are not HU", "not a DICOM file"):
         assert words in reasons
-    assert len(report.left_out) == len(store.left_out) == 4
+    assert len(report.skipped) == len(store.skipped) == 4
     for record in store.records:
         assert store.hu(record).shape == record.shape and record.spacing_mm == (5.0, 5.0, 5.0)
         assert abs(float(np.median(store.hu(record)[6, 14:18, 14:18])) - 40) < 5
@@ -368,11 +368,11 @@ def test_a_second_run_does_only_what_is_new(tmp_path, archive):
     out = tmp_path / "store"
     prepare([archive], out, SETTINGS, progress=False)
     before = {f.name: f.stat().st_mtime_ns for f in (out / "volumes").iterdir()}
-    fingerprint, left_out = open_store(out).fingerprint, open_store(out).left_out
+    fingerprint, skipped = open_store(out).fingerprint, open_store(out).skipped
     again = prepare([archive], out, SETTINGS, progress=False)
     assert again.prepared == () and len(again.already_done) == 5
     assert {f.name: f.stat().st_mtime_ns for f in (out / "volumes").iterdir()} == before
-    assert open_store(out).fingerprint == fingerprint and open_store(out).left_out == left_out
+    assert open_store(out).fingerprint == fingerprint and open_store(out).skipped == skipped
     write_dicom(archive / "new", ball(seed=12), "New", "30")
     victim = next((out / "volumes").iterdir())
     victim.write_bytes(b"damaged")
@@ -384,7 +384,7 @@ def test_a_second_run_does_only_what_is_new(tmp_path, archive):
     other = tmp_path / "other"
     write_dicom(other, ball(seed=13), "Other", "31")
     prepare([other], out, SETTINGS, progress=False)
-    assert len(open_store(out).left_out) == 4 and len(open_store(out).records) == 7
+    assert len(open_store(out).skipped) == 4 and len(open_store(out).records) == 7
 
 
 def test_stopped_in_the_middle(tmp_path, archive, monkeypatch):
@@ -466,7 +466,7 @@ def test_prepared_real_heads_keep_their_hu(tmp_path):
     out = tmp_path / "store"
     inputs = [DATA / "ge-head", DATA / "cranium" / "Cranium.nii.gz"]
     report = prepare(inputs, out, PrepareSettings(workers=1, remove_table=True, keep_sources=True), progress=False)
-    assert len(report.prepared) == 2 and report.left_out == ()
+    assert len(report.prepared) == 2 and report.skipped == ()
     store = open_store(out)
     sources = {str(DATA / "ge-head"): read_series(inputs[0]), str(inputs[1]): read_nifti(inputs[1])}
     for record in store.records:

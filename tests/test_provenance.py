@@ -258,10 +258,10 @@ def test_a_study_leaves_the_seed_slice_out(tmp_path):
     from slicewise.study.create import _draw
 
     _, folder = kept_seed(tmp_path, slices=8)
-    left_out = []
+    skipped = []
     with pytest.raises(UserError, match="0 usable volumes"):
-        _draw(folder, "synthetic", 1, np.random.default_rng(0), left_out)
-    assert left_out[-1].reason == "7 slices where 8 or more are needed"
+        _draw(folder, "synthetic", 1, np.random.default_rng(0), skipped)
+    assert skipped[-1].reason == "7 slices where 8 or more are needed"
 
 
 def test_steps_add_up_in_the_derivation(tmp_path):

@@ -61,8 +61,8 @@ def folders(tmp: Path, real: int = 5, synthetic: int = 5) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     tmp = tmp_path_factory.mktemp("study")
-    about, left_out, _ = create(tmp / "study", *folders(tmp), SMALL, allow_leak=True)
-    assert left_out == []
+    about, skipped, _ = create(tmp / "study", *folders(tmp), SMALL, allow_leak=True)
+    assert skipped == []
     return tmp / "study", about
 
 

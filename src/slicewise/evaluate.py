@@ -114,7 +114,7 @@ def write_evaluation(found: Evaluation, out: Path) -> list[Path]:
 
 def _check_count(side: Side, count: int) -> None:
     if count < 2:
-        why = f"; left out: {side.left_out[0][0]}: {side.left_out[0][1]}" if side.left_out else ""
+        why = f"; left out: {side.skipped[0][0]}: {side.skipped[0][1]}" if side.skipped else ""
         raise UserError(f"{side.source.path}: {count} usable volume where a comparison needs two or more{why}")
 
 
@@ -198,8 +198,8 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
     for side in (*sides, *([train] if train else [])):
         if len(set(side.digests)) < len(side.digests):
             said.append(f"{side.source.path}: {len(side.digests) - len(set(side.digests))} volumes are there twice.")
-        said += [f"left out: {name}: {reason}" for name, reason in side.left_out]
-        said += [f"left out: {entry.source}: {entry.reason}" for entry in side.source.left_out]
+        said += [f"left out: {name}: {reason}" for name, reason in side.skipped]
+        said += [f"left out: {entry.source}: {entry.reason}" for entry in side.source.skipped]
         said += [f"mended: {note}" for note in side.notes]
     for side in sides:
         without = sum(not a.has_brain for a in side.anatomy)

@@ -56,14 +56,10 @@ def fill_scan(
     volume, missing = with_even_slices(reading.volume)
     source, how = reading.source, []
     if not grid.holds(volume):
-        mm = " x ".join(f"{s:g}" for s in model.recipe.spacing_mm)
         if not resample:
-            raise UserError(
-                f"{volume.acquisition.source}: is not on the checkpoint's grid of {grid.size} x {grid.size} pixels at "
-                f"{mm} mm; resample=True brings it there"
-            )
+            raise _off_grid(volume, model, "resample=True brings it there")
         volume, missing = on_grid(volume, missing, grid)
-        how = [f"all slices resampled to {mm} mm"]
+        how = [f"all slices resampled to {_mm(model)} mm"]
         source = source.after(Step(how[0], RESAMPLED))
     volume = fill_volume(
         model,
@@ -81,6 +77,18 @@ def fill_scan(
         f"{model.meta.get('name', name)} step {step}", slicewise.__version__, seed, 0, "; ".join(how), drawn=drawn
     )
     return Filled(volume, origin, source)
+
+
+def _off_grid(volume: Volume, model: Denoiser | Pyramid, remedy: str) -> UserError:
+    size = model.recipe.size
+    return UserError(
+        f"{volume.acquisition.source or 'the volume'}: is not on the checkpoint's grid of even axial slices, {size} x "
+        f"{size} pixels at {_mm(model)} mm; {remedy}"
+    )
+
+
+def _mm(model: Denoiser | Pyramid) -> str:
+    return " x ".join(f"{s:g}" for s in model.recipe.spacing_mm)
 
 
 def with_even_slices(volume: Volume) -> tuple[Volume, tuple[int, ...]]:
@@ -140,8 +148,7 @@ def fill_volume(
     """
     recipe, settings = model.recipe, replace(chain or ChainSettings(), direction="down", slices=0)
     if not Grid.of(recipe.size, recipe.spacing_mm).holds(volume):
-        mm = " x ".join(f"{s:g}" for s in recipe.spacing_mm)
-        raise UserError(f"the checkpoint takes even axial slices of {recipe.size} pixels a side at {mm} mm; resample")
+        raise _off_grid(volume, model, "resample it (see `fill_scan`)")
     count, dz = len(volume.hu), recipe.spacing_mm[0]
     real = sorted(set(range(count)) - set(missing))
     if wrong := [z for z in missing if not 0 <= z < count]:

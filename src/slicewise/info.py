@@ -12,7 +12,7 @@ from slicewise.data.store import SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volumes
 from slicewise.io.dicom import Reading
-from slicewise.io.files import LeftOut
+from slicewise.io.files import Skipped
 from slicewise.io.folders import RECORD, generated_series, is_store, is_training
 
 
@@ -29,11 +29,11 @@ def facts(path: Path) -> dict[str, Any]:
         return _checkpoint(path)
     if generated_series(path):
         return {"kind": "run", "about": json.loads((path / RECORD).read_text())}
-    left_out: list[LeftOut] = []
-    volumes = [_volume(reading) for reading in read_volumes(path, left_out.append)]
-    if not volumes and not left_out:
+    skipped: list[Skipped] = []
+    volumes = [_volume(reading) for reading in read_volumes(path, skipped.append)]
+    if not volumes and not skipped:
         raise UserError(f"{path}: holds no DICOM, NIfTI, store or checkpoint")
-    return {"kind": "volumes", "volumes": volumes, "left_out": [asdict(left) for left in left_out]}
+    return {"kind": "volumes", "volumes": volumes, "skipped": [asdict(one) for one in skipped]}
 
 
 def describe(found: Mapping[str, Any]) -> str:
@@ -56,7 +56,7 @@ def describe(found: Mapping[str, Any]) -> str:
     if found["kind"] == "run":
         return _lines(found["about"])
     lines = [_about(volume) for volume in found["volumes"]]
-    lines += [f"left out: {left['source']}: {left['reason']}" for left in found["left_out"]]
+    lines += [f"left out: {one['source']}: {one['reason']}" for one in found["skipped"]]
     return "\n".join(lines)
 
 

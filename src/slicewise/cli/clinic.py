@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json, print_left_out, print_notes
+from slicewise.cli.output import print_json, print_notes, print_skipped
 from slicewise.cli.parse import PLAIN
 from slicewise.io.peer import PeerSettings, Query
 
@@ -35,7 +35,7 @@ class Push:
         if self.json:
             print_json({"to": self.to, "dry_run": self.dry_run, **asdict(report)})
             return
-        print_left_out(self, report.left_out)
+        print_skipped(self, report.skipped)
         verb = "would send" if self.dry_run else "sent"
         print(f"{verb} {len(report.sent)} images, {len(report.there_before)} were there")
         if not report.can_be_asked:
@@ -108,7 +108,7 @@ class Deidentify:
         if self.json:
             print_json({"out": self.out, **asdict(report)})
             return
-        print_left_out(self, report.left_out)
+        print_skipped(self, report.skipped)
         print_notes(self, "warning", report.warnings)
         print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
         print(f"were taken out: see {self.out / REPORT_FILE}. Keep {self.out / KEY_FILE} to yourself.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json, print_left_out, print_notes
+from slicewise.cli.output import print_json, print_notes, print_skipped
 from slicewise.cli.parse import PLAIN
 from slicewise.data.settings import PhantomSettings, PrepareSettings
 from slicewise.settings import write_settings
@@ -38,7 +38,7 @@ class Prepare:
         if self.json:
             print_json({"store": self.out, "dry_run": self.dry_run, **asdict(report)})
             return
-        print_left_out(self, report.left_out)
+        print_skipped(self, report.skipped)
         print_notes(self, "note", report.notes)
         if report.others:
             print(f"note      {sum(report.others.values())} other files, which are no images: {listed(report.others)}")

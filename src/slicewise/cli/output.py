@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slicewise.cli.parse import Command, as_flags
-from slicewise.io.files import LeftOut
+from slicewise.io.files import Skipped
 
 
 def print_json(result: Any) -> None:
@@ -21,10 +21,10 @@ def print_notes(command: Command, label: str, texts: Iterable[str]) -> None:
         print(f"{label:10}{as_flags(text, type(command))}")
 
 
-def print_left_out(command: Command, left_out: Iterable[LeftOut]) -> None:
+def print_skipped(command: Command, skipped: Iterable[Skipped]) -> None:
     """A line for each file, folder or series that nothing was made of."""
-    for left in left_out:
-        print(f"left out  {left.source}: {as_flags(left.reason, type(command))}")
+    for one in skipped:
+        print(f"left out  {one.source}: {as_flags(one.reason, type(command))}")
 
 
 def _as_json(value: Any) -> Any:

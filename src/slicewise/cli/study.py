@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_left_out
+from slicewise.cli.output import print_skipped
 from slicewise.cli.parse import PLAIN
 from slicewise.study.design import StudySettings
 
@@ -32,10 +32,10 @@ class Create:
         from slicewise.study.create import READERS, create, leak_text
 
         settings, out = self.settings, self.out
-        about, left_out, leak = create(
+        about, skipped, leak = create(
             out, self.real, self.synthetic, settings, self.consent, allow_leak=self.allow_leak
         )
-        print_left_out(self, left_out)
+        print_skipped(self, skipped)
         grid, plans = about["grid"], list(about["readers"].values())
         print(
             f"{settings.cases} cases and {settings.practice} for practice, {grid['slices']} slices of {grid['size']} x "

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from slicewise.cli.output import print_json, print_left_out, print_notes
+from slicewise.cli.output import print_json, print_notes, print_skipped
 from slicewise.errors import UserError
 
 
@@ -53,8 +53,8 @@ class View:
         from slicewise.viewer.shelf import Shelf, entries
 
         require_server("view")
-        found, left_out = entries(self.paths)
-        print_left_out(self, left_out)
+        found, skipped = entries(self.paths)
+        print_skipped(self, skipped)
         shelf = Shelf(found, [read_labels(labels) for labels in self.labels])
         bound = listen(self.host, self.port)
         app, path = viewer(shelf, self.host)

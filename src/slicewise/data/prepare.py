@@ -28,15 +28,15 @@ from slicewise.data.store import (
     move_patients,
     open_store,
     private_folder,
-    write_left_out,
     write_settings,
+    write_skipped,
     write_volume,
 )
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import PLACEHOLDER, Series
-from slicewise.io.files import LeftOut
+from slicewise.io.files import Skipped
 from slicewise.io.folders import is_store
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.io.secret import keep_key, keyed, read_key
@@ -60,7 +60,7 @@ class PrepareReport:
     ----------
     prepared : ids of the volumes made (in a dry run: to be made).
     already_done : ids of those that were there before.
-    left_out : what no volume was made of, and why.
+    skipped : what no volume was made of, and why.
     splits : volumes by split, in the whole store.
     clipped_voxels : voxels outside [-1024, 3071] HU in the volumes made by this run.
     others : how many files are no images, by the end of their names.
@@ -70,7 +70,7 @@ class PrepareReport:
 
     prepared: tuple[str, ...]
     already_done: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...]
     splits: dict[str, int]
     clipped_voxels: int
     notes: tuple[str, ...]
@@ -120,9 +120,9 @@ def prepare(
         shares = " ".join(f"{share:g}" for share in settings.split)
         warnings.append(f"new patients are split as the store is ({shares}, seed {settings.seed}); see slicewise split")
     with _pool(settings.workers) as pool, counting_bar(progress) as bar:
-        jobs, left_out, others = _find_jobs(inputs, settings, key, pool, bar)
+        jobs, skipped, others = _find_jobs(inputs, settings, key, pool, bar)
         warnings += _shared_ids(jobs)
-        if not jobs and not left_out:
+        if not jobs and not skipped:
             raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
         named = [job for job in jobs if isinstance(job.source, Series) and job.source.acquisition.names_patient]
         if named and not settings.allow_names:
@@ -136,8 +136,8 @@ def prepare(
             _remove_stale(out)
         records: list[Record] = []
         for result in () if dry_run else _run(todo, out, settings, pool, bar):
-            if isinstance(result, LeftOut):
-                left_out.append(result)
+            if isinstance(result, Skipped):
+                skipped.append(result)
             else:
                 if not done and not records:
                     keep_key(key_file, key)
@@ -145,9 +145,9 @@ def prepare(
                 append(out, result)
                 records.append(result)
     if not dry_run and not done and not records:
-        raise UserError(_nothing(inputs, left_out))
+        raise UserError(_nothing(inputs, skipped))
     if not dry_run:
-        _write_left_out(out, left_out, jobs)
+        _write_skipped(out, skipped, jobs)
         warnings += _unlike_heads(open_store(out), {record.patient for record in records})
         moves = fill_splits(open_store(out), settings.split, settings.seed)
         move_patients(open_store(out), moves)
@@ -160,7 +160,7 @@ def prepare(
     return PrepareReport(
         prepared=tuple(sorted(job.id for job in todo) if dry_run else sorted(record.id for record in records)),
         already_done=tuple(sorted(finished)),
-        left_out=tuple(left_out),
+        skipped=tuple(skipped),
         splits=dict(Counter(total.values())),
         clipped_voxels=sum(record.clipped_voxels for record in records),
         notes=tuple(f"{names[record.id]}: {note}" for record in records for note in record.notes),
@@ -171,7 +171,7 @@ def prepare(
 
 def _find_jobs(
     inputs: Iterable[Path | str], settings: PrepareSettings, key: bytes, pool: Executor | None, bar: Any
-) -> tuple[list[_Job], list[LeftOut], Mapping[str, int]]:
+) -> tuple[list[_Job], list[Skipped], Mapping[str, int]]:
     """The volumes that can be made of the inputs, in a fixed order, what is left out by its header, and how many other
     files there are."""
 
@@ -185,15 +185,15 @@ def _find_jobs(
             yield result
 
     archive = find(inputs, map_headers)
-    left_out, jobs = list(archive.left_out), []
+    skipped, jobs = list(archive.skipped), []
     for series in archive.series:
         about = series.acquisition
         count = len(series.slices)
         if series.problem:
-            left_out.append(LeftOut(about.source, series.problem, series_uid=about.series_uid))
+            skipped.append(Skipped(about.source, series.problem, series_uid=about.series_uid))
         elif count < settings.min_slices:
             reason = f"{count} slices, fewer than {settings.min_slices}"
-            left_out.append(LeftOut(series.name, reason, series_uid=about.series_uid))
+            skipped.append(Skipped(series.name, reason, series_uid=about.series_uid))
         else:
             files = sorted({s.path for s in series.slices})
             patient = _patient(about.patient_id, about.source, inputs, settings)
@@ -202,7 +202,7 @@ def _find_jobs(
     for file in archive.nifti:
         patient = _patient(patient_of(file), file, inputs, settings)
         jobs.append(_job(patient, os.path.abspath(file), file, [file], file, settings, key))
-    return jobs, left_out, archive.others
+    return jobs, skipped, archive.others
 
 
 def _patient(known: str, source: str, inputs: Iterable[Path | str], settings: PrepareSettings) -> str:
@@ -279,7 +279,7 @@ def _job(
     )
 
 
-def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
+def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | Skipped:
     """Read, resample and write one volume: what a worker does. What is wrong with the scan makes it left out; what is
     wrong with the output is raised."""
     try:
@@ -304,9 +304,9 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
             raise UserError(f"{job.name}: {made}, fewer than {settings.min_slices}")
     except UserError as error:
         uid = "" if isinstance(job.source, str) else job.source.acquisition.series_uid
-        return LeftOut(job.name, str(error), series_uid=uid)
+        return Skipped(job.name, str(error), series_uid=uid)
     except MemoryError:
-        return LeftOut(job.name, "too large for the memory there is; use fewer PrepareSettings.workers")
+        return Skipped(job.name, "too large for the memory there is; use fewer PrepareSettings.workers")
     return write_volume(
         out,
         volume,
@@ -324,7 +324,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | LeftOut:
 
 def _run(
     jobs: Sequence[_Job], out: Path, settings: PrepareSettings, pool: Executor | None, bar: Any
-) -> Iterator[Record | LeftOut]:
+) -> Iterator[Record | Skipped]:
     """Results as they come. Only as many jobs are handed out as keep the workers busy, so that a stop is quick."""
     task = bar.add_task("volumes", total=len(jobs))
     waiting = iter(jobs)
@@ -423,12 +423,12 @@ def _is_done(out: Path, record: Record | None, job: _Job) -> bool:
     return 0 < size - 2 * z * y * x <= 1024
 
 
-def _write_left_out(out: Path, left_out: list[LeftOut], jobs: Sequence[_Job]) -> None:
+def _write_skipped(out: Path, skipped: list[Skipped], jobs: Sequence[_Job]) -> None:
     """Write what is left out, with what earlier runs over other inputs left out."""
-    seen = {entry.source for entry in left_out} | {job.name for job in jobs}
-    before = [e for e in (open_store(out).left_out if is_store(out) else ()) if e["source"] not in seen]
-    now = [{"source": entry.source, "reason": entry.reason} for entry in left_out]
-    write_left_out(out, [*before, *now])
+    seen = {entry.source for entry in skipped} | {job.name for job in jobs}
+    before = [e for e in (open_store(out).skipped if is_store(out) else ()) if e["source"] not in seen]
+    now = [{"source": entry.source, "reason": entry.reason} for entry in skipped]
+    write_skipped(out, [*before, *now])
 
 
 def _remove_stale(out: Path) -> None:
@@ -439,11 +439,11 @@ def _remove_stale(out: Path) -> None:
                 file.unlink()
 
 
-def _nothing(inputs: Sequence[Path | str], left_out: Sequence[LeftOut]) -> str:
+def _nothing(inputs: Sequence[Path | str], skipped: Sequence[Skipped]) -> str:
     """Why no volume could be made, in one line: the most telling reasons."""
-    told = sorted(left_out, key=lambda entry: not entry.damaged)[:3]
+    told = sorted(skipped, key=lambda entry: not entry.damaged)[:3]
     reasons = "; ".join(e.reason if e.source in e.reason else f"{e.source}: {e.reason}" for e in told)
-    more = f"; and {len(left_out) - len(told)} more" if len(left_out) > len(told) else ""
+    more = f"; and {len(skipped) - len(told)} more" if len(skipped) > len(told) else ""
     return f"{_names(inputs)}: no volume can be prepared: {reasons}{more}"
 
 

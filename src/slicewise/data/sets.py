@@ -9,7 +9,7 @@ from slicewise.data.store import SPLITS, open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find
 from slicewise.io.dicom import Reading, load
-from slicewise.io.files import LeftOut
+from slicewise.io.files import Skipped
 from slicewise.io.folders import generated_series, is_store
 from slicewise.io.nifti import load_nifti, patient_of
 from slicewise.volume import without_real_slices
@@ -37,7 +37,7 @@ class VolumeSet:
 
     path: Path
     members: tuple[Member, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
 
 def open_set(path: Path | str, split: str = "all") -> VolumeSet:
@@ -59,20 +59,20 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
             raise UserError(f"{path}: no volume in the {split} split of this store")
         return VolumeSet(path, tuple(members))
     archive = find([generated_series(path) or path])
-    left_out = list(archive.left_out)
+    skipped = list(archive.skipped)
     members = []
     for series in archive.series:
         about = series.acquisition
         if series.problem:
-            left_out.append(LeftOut(about.source, series.problem, series_uid=about.series_uid))
+            skipped.append(Skipped(about.source, series.problem, series_uid=about.series_uid))
         else:
             read = partial(_judged, partial(load, series))
             members.append(Member(about.source, about.patient_id or about.series_uid, read))
     members += [Member(file, patient_of(file), partial(_judged, partial(load_nifti, file))) for file in archive.nifti]
     if not members:
-        found = f"; left out: {left_out[0].source}: {left_out[0].reason}" if left_out else ""
+        found = f"; left out: {skipped[0].source}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{path}: no CT volume here (DICOM, NIfTI or a prepared store){found}")
-    return VolumeSet(path, tuple(members), tuple(left_out))
+    return VolumeSet(path, tuple(members), tuple(skipped))
 
 
 def _judged(read: Callable[[], Reading]) -> Reading:

@@ -1,7 +1,7 @@
 """How training data are made: from an archive, or as phantoms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -75,15 +75,7 @@ class PrepareSettings:
         """The working grid of these settings."""
         from slicewise.data.resample import Grid
 
-        return Grid(
-            self.size,
-            self.fov_mm,
-            self.slice_mm,
-            self.crop_air_above,
-            self.min_coverage,
-            self.remove_table,
-            self.keep_tilt,
-        )
+        return Grid(**{f.name: getattr(self, f.name) for f in fields(Grid)})
 
 
 @dataclass(frozen=True)

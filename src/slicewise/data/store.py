@@ -38,7 +38,7 @@ except ImportError:  # Windows: one writer at a time
     fcntl = None  # type: ignore[assignment]
 
 SPLITS = ("train", "val", "test")
-LEFT_OUT = "left_out.jsonl"
+SKIPPED = "left_out.jsonl"  # so named in the stores that there are
 SETTINGS = "settings.json"
 
 
@@ -149,9 +149,9 @@ class Store:
         return json.loads(file.read_text()) if file.exists() else {}
 
     @cached_property
-    def left_out(self) -> tuple[dict[str, str], ...]:
+    def skipped(self) -> tuple[dict[str, str], ...]:
         """The lines of left_out.jsonl: {"source", "reason"}."""
-        return tuple(json.loads(line) for line in _lines(private_folder(self.path) / LEFT_OUT))
+        return tuple(json.loads(line) for line in _lines(private_folder(self.path) / SKIPPED))
 
     def verify(self) -> None:
         """Read every volume and compare its SHA-256 with the manifest; raises `UserError` naming the first bad file."""
@@ -325,10 +325,10 @@ def write_settings(store_path: Path | str, settings: dict[str, Any]) -> None:
     write_whole(Path(store_path) / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
 
 
-def write_left_out(store_path: Path | str, entries: Iterable[dict[str, str]]) -> None:
+def write_skipped(store_path: Path | str, entries: Iterable[dict[str, str]]) -> None:
     """Write left_out.jsonl anew from {"source", "reason"} entries."""
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    write_whole(private_folder(store_path) / LEFT_OUT, lines.encode())
+    write_whole(private_folder(store_path) / SKIPPED, lines.encode())
 
 
 def first_head_slice(hu: np.ndarray) -> int:

@@ -13,20 +13,20 @@ def weighted_errors(
     sigma: torch.Tensor,
     sigma_data: float,
     deviation: torch.Tensor | None = None,
-    most: float = 1000.0,
+    max_weight: float = 1000.0,
 ) -> torch.Tensor:
     """lambda(sigma) mean((D - x0)^2) of every slice, (B, K) float32: 1 for an untrained zero-output network at
     sigma >> sigma_data, less for a better one (Karras et al. 2022, eq. 2).
 
-    With the `deviation` (B, K, H, W) that a local network expects, a voxel counts up to `most` times more where the
-    error is expected to be smaller than c_out: a few HU in the brain beside a hundred at the edge of bone. The weight
-    is a constant to the gradient and depends on what the network sees alone, so that the best D stays the posterior
-    mean.
+    With the `deviation` (B, K, H, W) that a local network expects, a voxel counts up to `max_weight` times more where
+    the error is expected to be smaller than c_out: a few HU in the brain beside a hundred at the edge of bone. The
+    weight is a constant to the gradient and depends on what the network sees alone, so that the best D stays the
+    posterior mean.
     """
     squared = (denoised - clean).float().square()
     weight = loss_weight(sigma, sigma_data).float()
     if deviation is not None:
-        squared = squared * (deviation.detach().square() * weight[:, :, None, None]).reciprocal().clamp(1, most)
+        squared = squared * (deviation.detach().square() * weight[:, :, None, None]).reciprocal().clamp(1, max_weight)
     return squared.mean(dim=(2, 3)) * weight
 
 

@@ -77,7 +77,7 @@ class Side:
     places : the slices that were looked for, one list a volume.
     members : place of each used volume in `source.members`.
     feature_keys : where its features lie in the cache.
-    left_out : (name, reason) of what could not be used.
+    skipped : (name, reason) of what could not be used.
     notes : what was mended, by volume.
     resampled : how many were brought onto the grid.
     """
@@ -93,7 +93,7 @@ class Side:
     places: list[list[int]] = field(default_factory=list)
     members: list[int] = field(default_factory=list)
     feature_keys: list[str] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     resampled: int = 0
 
@@ -240,7 +240,7 @@ def read_member(side: Side, member: Member, settings: EvaluateSettings, frame: F
     try:
         reading = member.read()
     except UserError as error:
-        side.left_out.append((member.name, str(error)))
+        side.skipped.append((member.name, str(error)))
         return None
     side.notes += [f"{member.name}: {note}" for note in reading.notes]
     volume = reading.volume
@@ -265,7 +265,7 @@ def read_member(side: Side, member: Member, settings: EvaluateSettings, frame: F
         # Air above is kept, as it is in volumes that lie on the grid already: depths must mean the same in both.
         return resample_volume(volume, Grid(size=rows, fov_mm=rows * dx, slice_mm=dz, crop_air_above=False))
     except UserError as error:
-        side.left_out.append((member.name, str(error)))
+        side.skipped.append((member.name, str(error)))
         return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from slicewise.errors import UserError
 from slicewise.io.dicom import Reading, load, one_series
 from slicewise.io.dicom_scan import Series, scan
-from slicewise.io.files import Files, LeftOut, files_below
+from slicewise.io.files import Files, Skipped, files_below
 from slicewise.io.nifti import is_nifti, load_nifti
 from slicewise.volume import Volume
 
@@ -20,7 +20,7 @@ class Archive:
 
     series: tuple[Series, ...]
     nifti: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...]
     others: Mapping[str, int]
 
 
@@ -28,9 +28,9 @@ def find(paths: Iterable[Path | str], map_headers: Callable[..., Iterable[Any]] 
     """List the volumes below the paths; reads DICOM headers only. A path given twice counts once."""
     files = files_below(paths)
     nifti = tuple(file for file in files.paths if is_nifti(file))
-    rest = Files([file for file in files.paths if not is_nifti(file)], files.left_out, files.unpacked)
+    rest = Files([file for file in files.paths if not is_nifti(file)], files.skipped, files.unpacked)
     found = scan(rest, map_headers)
-    return Archive(found.series, nifti, found.left_out, found.others)
+    return Archive(found.series, nifti, found.skipped, found.others)
 
 
 def read_volume(
@@ -72,20 +72,20 @@ def read_one(path: Path | str, **how: Any) -> Volume:
 
 
 def read_volumes(
-    path: Path | str, left_out: Callable[[LeftOut], None] | None = None, *, interpolate_missing: bool = False
+    path: Path | str, skipped: Callable[[Skipped], None] | None = None, *, interpolate_missing: bool = False
 ) -> Iterator[Reading]:
-    """Every volume below a folder, one after the other; what is no volume goes to `left_out` with its reason."""
+    """Every volume below a folder, one after the other; what is no volume goes to `skipped` with its reason."""
     archive = find([path])
-    tell = left_out or (lambda entry: None)
-    for entry in archive.left_out:
+    tell = skipped or (lambda entry: None)
+    for entry in archive.skipped:
         tell(entry)
     for series in archive.series:
         try:
             yield load(series, interpolate_missing=interpolate_missing)
         except UserError as error:
-            tell(LeftOut(series.acquisition.source, str(error), series_uid=series.acquisition.series_uid))
+            tell(Skipped(series.acquisition.source, str(error), series_uid=series.acquisition.series_uid))
     for file in archive.nifti:
         try:
             yield load_nifti(file)
         except UserError as error:
-            tell(LeftOut(file, str(error)))
+            tell(Skipped(file, str(error)))

@@ -29,7 +29,7 @@ from slicewise.hu import TRUE_AIR_HU
 from slicewise.io.atomic import write_whole
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import CT_IMAGE, ENHANCED_CT, Slice, read_header, scan
-from slicewise.io.files import Files, LeftOut, files_below
+from slicewise.io.files import Files, Skipped, files_below
 from slicewise.io.nifti import is_nifti
 from slicewise.io.provenance import REAL_FRAME, code_item
 from slicewise.io.secret import keep_key, keyed, read_key
@@ -130,7 +130,7 @@ class DeidentifyReport:
     written: int
     there_before: int
     attributes: dict[str, int]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
 
 
@@ -151,27 +151,27 @@ def deidentify_files(
     out = Path(out)
     files, key = files_below(paths), read_key(out / KEY_FILE)
     faces: dict[tuple[str, int], np.ndarray] = {}
-    attributes, left_out, doubts, written, before = _counted(out), files.left_out, Counter[str](), 0, 0
+    attributes, skipped, doubts, written, before = _counted(out), files.skipped, Counter[str](), 0, 0
     refused: set[str] = set()
     if face is not None:
-        faces, refused = _faces(files, face, left_out)
+        faces, refused = _faces(files, face, skipped)
     for number, file in enumerate(files.paths):
         progress(number, len(files.paths))
         if is_nifti(file):
             reason = "NIfTI is not de-identified: see to its name, its header's texts and its JSON file yourself"
-            left_out.append(LeftOut(file, reason))
+            skipped.append(Skipped(file, reason))
             continue
         found = read_header(file)
         if found is None or file in refused:
             continue
-        if isinstance(found, LeftOut):
-            left_out.append(found)
+        if isinstance(found, Skipped):
+            skipped.append(found)
             continue
         try:
             ds = pydicom.dcmread(file)
             why = unfit(ds)
             if why:
-                left_out.append(LeftOut(file, why))
+                skipped.append(Skipped(file, why))
                 continue
             doubts.update(doubtful(ds))
             target = out / _place(ds, key)
@@ -184,13 +184,13 @@ def deidentify_files(
         except UserError:
             raise
         except Exception as error:  # pydicom raises many kinds on elements that are garbled
-            left_out.append(LeftOut(file, f"damaged header or pixels ({type(error).__name__})", damaged=True))
+            skipped.append(Skipped(file, f"damaged header or pixels ({type(error).__name__})", damaged=True))
             continue
         attributes.update(touched)
         keep_key(out / KEY_FILE, key)
         write_whole(target, stream.getvalue())
         written += 1
-    told = tuple(LeftOut(files.named(e.source), files.named(e.reason), e.damaged, e.series_uid) for e in left_out)
+    told = tuple(Skipped(files.named(e.source), files.named(e.reason), e.damaged, e.series_uid) for e in skipped)
     if not written and not before:
         why = f"; {told[0].source}: {told[0].reason}" if told else ""
         raise UserError(f"{', '.join(map(str, paths))}: no CT image to de-identify here{why}")
@@ -409,7 +409,7 @@ def _bit_table(ds: Dataset) -> np.ndarray:
     return value.astype(np.int16).view(np.uint16) if signed else value.astype(np.uint16)
 
 
-def _faces(files: Files, face: FaceMask, left_out: list[LeftOut]) -> tuple[dict[tuple[str, int], np.ndarray], set[str]]:
+def _faces(files: Files, face: FaceMask, skipped: list[Skipped]) -> tuple[dict[tuple[str, int], np.ndarray], set[str]]:
     """The face in every slice, packed bits by file and frame, and the files of series in which it cannot be found."""
     faces: dict[tuple[str, int], np.ndarray] = {}
     refused: set[str] = set()
@@ -420,14 +420,14 @@ def _faces(files: Files, face: FaceMask, left_out: list[LeftOut]) -> tuple[dict[
             mask = face(volume)
         except UserError as error:
             refused |= {s.path for s in series.slices}
-            left_out.append(LeftOut(series.acquisition.source, f"no face can be found in it: {error}", damaged=True))
+            skipped.append(Skipped(series.acquisition.source, f"no face can be found in it: {error}", damaged=True))
             continue
         places = {tuple(np.round(place, 3)): z for z, place in enumerate(volume.positions)}
         for s in series.slices:
             z = places.get(tuple(np.round(s.position, 3)))
             if z is None:
                 refused.add(s.path)
-                left_out.append(LeftOut(s.path, "no axial slice to find a face in", damaged=True))
+                skipped.append(Skipped(s.path, "no axial slice to find a face in", damaged=True))
             else:
                 faces[s.path, s.frame] = np.packbits(mask[z])
     return faces, refused
@@ -460,11 +460,11 @@ def _counted(out: Path) -> Counter[str]:
         raise UserError(f"{out / REPORT_FILE}: damaged; remove it to count anew") from None
 
 
-def _write_report(out: Path, attributes: Counter[str], files: int, left_out: Counter[str]) -> None:
+def _write_report(out: Path, attributes: Counter[str], files: int, skipped: Counter[str]) -> None:
     report = {
         "profile": "PS3.15 Basic Application Level Confidentiality Profile; all removed but listed attributes",
         "files": files,
         "attributes": dict(attributes.most_common()),
-        "left_out": dict(left_out.most_common()),
+        "skipped": dict(skipped.most_common()),
     }
     write_whole(out / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode())

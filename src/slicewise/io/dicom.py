@@ -244,11 +244,11 @@ def one_series(source: Path | str | Sequence[Path | str], series_uid: str = "") 
     found = scan(source)
     name = str(source) if isinstance(source, str | Path) else f"{len(source)} files"
     series = [s for s in found.series if series_uid in ("", s.acquisition.series_uid)]
-    if not series and found.left_out:
-        first = next((entry for entry in found.left_out if entry.damaged), found.left_out[0])
+    if not series and found.skipped:
+        first = next((entry for entry in found.skipped if entry.damaged), found.skipped[0])
         if first.source == name:
             raise UserError(f"{first.source}: {first.reason}")
-        rest = f" and {len(found.left_out) - 1} more left out" if len(found.left_out) > 1 else ""
+        rest = f" and {len(found.skipped) - 1} more left out" if len(found.skipped) > 1 else ""
         raise UserError(f"{name}: no CT series here; {first.source}: {first.reason}{rest}")
     if not series:
         wanted = f" with UID {series_uid}" if series_uid else ""

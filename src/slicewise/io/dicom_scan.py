@@ -21,7 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from slicewise.io.files import Files, LeftOut, files_below, kind_of
+from slicewise.io.files import Files, Skipped, files_below, kind_of
 from slicewise.io.provenance import REAL_FRAME
 from slicewise.volume import Acquisition
 
@@ -100,7 +100,7 @@ class Scan:
     names."""
 
     series: tuple[Series, ...]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...]
     others: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -120,22 +120,22 @@ def scan(source: Path | str | Iterable[Path | str] | Files, map_headers: Callabl
     """Sort the DICOM files below a folder (or in a list) into CT series; reads headers only.
 
     Files that are not DICOM at all are counted in `others`, unless their name says .dcm; so is a DICOMDIR. Everything
-    else that is not a CT slice is in `left_out`, files of one series and reason in one entry. `map_headers` may be a
+    else that is not a CT slice is in `skipped`, files of one series and reason in one entry. `map_headers` may be a
     pool's map (its function and arguments pickle).
     """
     if not isinstance(source, Files):
         one = isinstance(source, str | Path)
         source = files_below([source]) if one else Files([os.fspath(path) for path in source])  # type: ignore
     groups: dict[tuple[str, str], list[tuple[Acquisition, list[Slice], tuple[str, ...]]]] = defaultdict(list)
-    left_out, others = list(source.left_out), Counter[str]()
+    skipped, others = list(source.skipped), Counter[str]()
     for path, found in zip(source.paths, map_headers(read_header, source.paths)):
-        if isinstance(found, LeftOut):
-            left_out.append(found)
+        if isinstance(found, Skipped):
+            skipped.append(found)
         elif found is None:
             others[kind_of(path)] += 1
         else:
             groups[found[0].study_uid, found[0].series_uid].append(found)
-    damaged = {entry.series_uid: entry for entry in reversed(left_out) if entry.damaged and entry.series_uid}
+    damaged = {entry.series_uid: entry for entry in reversed(skipped) if entry.damaged and entry.series_uid}
     series = []
     for (_, uid), members in groups.items():
         made, strays = _make_series(members)
@@ -143,16 +143,16 @@ def scan(source: Path | str | Iterable[Path | str] | Files, map_headers: Callabl
             made = replace(made, problem=f"{damaged[uid].source}: {damaged[uid].reason}")
         named = replace(made.acquisition, source=source.named(made.acquisition.source))
         series.append(replace(made, acquisition=named, problem=source.named(made.problem)))
-        left_out += strays
+        skipped += strays
     series.sort(key=lambda s: (s.acquisition.source, s.slices[0].path))
-    left_out = [replace(e, source=source.named(e.source), reason=source.named(e.reason)) for e in _gathered(left_out)]
-    return Scan(tuple(series), tuple(left_out), others)
+    skipped = [replace(e, source=source.named(e.source), reason=source.named(e.reason)) for e in _gathered(skipped)]
+    return Scan(tuple(series), tuple(skipped), others)
 
 
-def _gathered(left_out: Iterable[LeftOut]) -> Iterator[LeftOut]:
+def _gathered(skipped: Iterable[Skipped]) -> Iterator[Skipped]:
     """Entries of one series with one reason as one, of their folder."""
-    alike: dict[tuple[object, ...], list[LeftOut]] = defaultdict(list)
-    for number, entry in enumerate(left_out):
+    alike: dict[tuple[object, ...], list[Skipped]] = defaultdict(list)
+    for number, entry in enumerate(skipped):
         alike[(entry.series_uid, entry.reason) if entry.series_uid else (number,)].append(entry)
     for entries in alike.values():
         if len(entries) == 1:
@@ -164,7 +164,7 @@ def _gathered(left_out: Iterable[LeftOut]) -> Iterator[LeftOut]:
             yield replace(entries[0], source=folder or ".", reason=f"{entries[0].reason} ({len(entries)} files)")
 
 
-def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]) -> tuple[Series, list[LeftOut]]:
+def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]) -> tuple[Series, list[Skipped]]:
     """One series of all files under one UID; strays in another geometry are left out, real mixtures are a problem."""
     slices = [s for _, found, _ in members for s in found]
     named = any(member.names_patient for member, _, _ in members)
@@ -173,13 +173,13 @@ def _make_series(members: list[tuple[Acquisition, list[Slice], tuple[str, ...]]]
     patients = {member.patient_id for member, _, _ in members}
     kinds = sorted(_kinds(slices), key=len, reverse=True)
     main, count = kinds[0], len(kinds[0])
-    strays: list[LeftOut] = []
+    strays: list[Skipped] = []
     problem = ""
     if len(patients) > 1:
         problem = f"{len(patients)} patients share one series UID; sort the files by patient first"
     elif len(kinds) > 1 and len(slices) - count <= STRAY_IMAGES and count > 4 * STRAY_IMAGES:
         strays = [
-            LeftOut(s.path, f"another geometry ({_kind_text(s)}) than the {count} slices of its series")
+            Skipped(s.path, f"another geometry ({_kind_text(s)}) than the {count} slices of its series")
             for kind in kinds[1:]
             for s in kind
         ]
@@ -228,15 +228,15 @@ def _kind_text(s: Slice) -> str:
 # --- Headers --------------------------------------------------------------------------------------------------------
 
 
-def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] | LeftOut | None:
-    """The slices in one file with what is known of their acquisition; a `LeftOut` where they are no CT slices; None
+def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] | Skipped | None:
+    """The slices in one file with what is known of their acquisition; a `Skipped` where they are no CT slices; None
     where the file is not DICOM (or a DICOMDIR)."""
     uid = ""
     try:
         with open(path, "rb") as stream:
             if not _looks_like_dicom(stream):
                 if path.lower().endswith(DICOM_SUFFIXES):
-                    return LeftOut(path, "not a DICOM file, in spite of its name", damaged=True)
+                    return Skipped(path, "not a DICOM file, in spite of its name", damaged=True)
                 return None
             try:  # all tags: picking some takes pydicom longer than keeping all unparsed
                 header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
@@ -256,11 +256,11 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
             except Exception as error:  # elements are parsed only now, and pydicom raises as many kinds
                 raise _Unfit(f"damaged header ({error})", damaged=True) from error
     except _Unfit as unfit:
-        return LeftOut(path, str(unfit), unfit.damaged, uid)
+        return Skipped(path, str(unfit), unfit.damaged, uid)
     except OSError as error:
-        return LeftOut(path, f"cannot be read: {os.strerror(error.errno or 0)}", damaged=True)
+        return Skipped(path, f"cannot be read: {os.strerror(error.errno or 0)}", damaged=True)
     if not slices:
-        return LeftOut(path, "localiser", series_uid=uid)
+        return Skipped(path, "localiser", series_uid=uid)
     return acquisition, slices, notes
 
 

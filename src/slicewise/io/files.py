@@ -49,7 +49,7 @@ atexit.register(_scratch.close)
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Skipped:
     """A file, folder or series that no volume is made of, and why. `damaged`: it ought to have been readable."""
 
     source: str
@@ -66,12 +66,12 @@ class Files:
     ----------
     paths : files to look into, in sorted order, each once; members of zip and tar under the temporary folders of
         `unpacked`.
-    left_out : what is not looked into, and why.
+    skipped : what is not looked into, and why.
     unpacked : temporary folder by archive.
     """
 
     paths: list[str] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     unpacked: dict[str, str] = field(default_factory=dict)
 
     def named(self, text: str) -> str:
@@ -104,14 +104,14 @@ def _walk(top: str, found: Files, seen: dict[tuple[int, int], str]) -> Iterator[
 
     def unreadable(error: OSError) -> None:
         reason = error.strerror or type(error).__name__
-        found.left_out.append(LeftOut(str(error.filename), f"folder cannot be opened: {reason}", damaged=True))
+        found.skipped.append(Skipped(str(error.filename), f"folder cannot be opened: {reason}", damaged=True))
 
     for folder, folders, names in os.walk(top, onerror=unreadable):
         state = os.stat(folder)
         place = state.st_dev, state.st_ino
         if place in seen:
             if os.path.islink(folder):
-                found.left_out.append(LeftOut(folder, f"a link to {seen[place]}, which is read already"))
+                found.skipped.append(Skipped(folder, f"a link to {seen[place]}, which is read already"))
             folders.clear()
             continue
         seen[place] = folder
@@ -132,20 +132,20 @@ def _sort_in(path: str, found: Files, seen: dict[tuple[int, int], str]) -> None:
         state = os.stat(path)
     except OSError as error:
         reason = "a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
-        found.left_out.append(LeftOut(path, reason, damaged=True))
+        found.skipped.append(Skipped(path, reason, damaged=True))
         return
     if not stat.S_ISREG(state.st_mode):
-        found.left_out.append(LeftOut(path, "a device, socket or pipe"))
+        found.skipped.append(Skipped(path, "a device, socket or pipe"))
         return
     place = state.st_dev, state.st_ino
     if place in seen:
         if seen[place] != path:
-            found.left_out.append(LeftOut(path, f"a link to {seen[place]}, which is read already"))
+            found.skipped.append(Skipped(path, f"a link to {seen[place]}, which is read already"))
         return
     seen[place] = path
     unread = next((text for ends, text in _UNREAD.items() if name.endswith(ends)), "")
     if unread:
-        found.left_out.append(LeftOut(path, unread))
+        found.skipped.append(Skipped(path, unread))
     elif name.endswith(ZIP + TAR):
         _unpack(path, found)
     else:
@@ -180,15 +180,15 @@ def _unpack(path: str, found: Files) -> None:
             members += 1
     except _TooLarge as error:
         found.paths[:] = [p for p in found.paths if not p.startswith(folder + os.sep)]
-        found.left_out.append(LeftOut(path, f"unpacks to {error}; unpack it first", damaged=True))
+        found.skipped.append(Skipped(path, f"unpacks to {error}; unpack it first", damaged=True))
         return
     except _DAMAGED as error:
         why = "is encrypted; unpack it first" if "password" in str(error) else "is cut or damaged; copy it again"
-        found.left_out.append(LeftOut(path, f"an archive that {why}", damaged=True))
+        found.skipped.append(Skipped(path, f"an archive that {why}", damaged=True))
     else:
         if others or not members:
             rest = listed(others) or "nothing"
-            found.left_out.append(LeftOut(path, f"of an archive DICOM alone is read; also in it: {rest}"))
+            found.skipped.append(Skipped(path, f"of an archive DICOM alone is read; also in it: {rest}"))
     if members:
         found.unpacked[path] = folder
 

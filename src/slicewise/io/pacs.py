@@ -21,7 +21,7 @@ import pydicom
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_file
 from slicewise.io.dicom_scan import read_header
-from slicewise.io.files import LeftOut, files_below
+from slicewise.io.files import Skipped, files_below
 from slicewise.io.folders import generated_series
 from slicewise.io.peer import (
     Address,
@@ -53,7 +53,7 @@ class PushReport:
 
     sent: tuple[str, ...]
     there_before: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...]
     can_be_asked: bool = True
 
 
@@ -87,9 +87,9 @@ def push(
     """
     settings = settings or PeerSettings()
     address, connect = _connection(to, settings)
-    instances, left_out = read_instances(paths)
+    instances, skipped = read_instances(paths)
     if not instances:
-        why = f"; {left_out[0].source}: {left_out[0].reason}" if left_out else ""
+        why = f"; {skipped[0].source}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{', '.join(map(str, paths))}: no DICOM file to push here{why}")
     by_series: dict[tuple[str, str], list[Instance]] = defaultdict(list)
     for instance in instances:
@@ -130,7 +130,7 @@ def push(
             f"{address.url}: refused {len(refused)} of {len(instances)} files, the first {first.path} "
             f"({refused[first.uid]}); the others are stored"
         )
-    return PushReport(tuple(sent), tuple(held), tuple(left_out), not mute)
+    return PushReport(tuple(sent), tuple(held), tuple(skipped), not mute)
 
 
 def pull(
@@ -238,32 +238,32 @@ def pull(
     return PullReport(tuple(found), tuple(whole.values()), fetched, sum(before.values()))
 
 
-def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[LeftOut]]:
+def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[Skipped]]:
     """Every DICOM instance below the paths, by its header, each UID once; and what is left out and why.
 
     Of a run of `slicewise generate`, the `dicom` folder. Files that are not DICOM are passed over; cut ones, and ones
     without the UIDs that sending takes, are left out.
     """
     found: dict[str, Instance] = {}
-    left_out: list[LeftOut] = []
+    skipped: list[Skipped] = []
     for path in paths:
         files = files_below([generated_series(path) or path])
-        left_out += files.left_out
+        skipped += files.skipped
         for file in files.paths:
             read = read_header(file)
             if read is None:
                 continue
-            if isinstance(read, LeftOut) and read.damaged:
-                left_out.append(read)
+            if isinstance(read, Skipped) and read.damaged:
+                skipped.append(read)
                 continue
             instance = _identity(file)
             if instance is None:
-                left_out.append(LeftOut(file, "one of the UIDs that sending takes is missing or no UID"))
+                skipped.append(Skipped(file, "one of the UIDs that sending takes is missing or no UID"))
             elif instance.uid in found:
-                left_out.append(LeftOut(file, f"the same SOP Instance UID as {found[instance.uid].path}"))
+                skipped.append(Skipped(file, f"the same SOP Instance UID as {found[instance.uid].path}"))
             else:
                 found[instance.uid] = instance
-    return list(found.values()), left_out
+    return list(found.values()), skipped
 
 
 _IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID")

@@ -25,7 +25,7 @@ import slicewise
 from slicewise.data.resample import Grid
 from slicewise.errors import UserError, output_errors
 from slicewise.io.atomic import atomic_path, write_whole
-from slicewise.io.files import LeftOut
+from slicewise.io.files import Skipped
 from slicewise.study.cases import MIN_SLICES, alike, case_file, common_grid, on_grid
 from slicewise.study.design import KINDS, StudySettings, order, pair
 from slicewise.study.leak import MOST_AUC, Leak, features, leak_test
@@ -54,7 +54,7 @@ def create(
     *,
     allow_leak: bool = False,
     progress: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Any], list[LeftOut], Leak]:
+) -> tuple[dict[str, Any], list[Skipped], Leak]:
     """Write a study into the new folder `out`; returns what study.json says, what was left out and why, and how well a
     program tells its cases apart (see `slicewise.study.leak`).
 
@@ -70,11 +70,11 @@ def create(
         raise UserError(f"real and synthetic are both {real}; give two folders")
     seed = settings.seed if settings.seed >= 0 else secrets.randbits(63)
     rng = np.random.default_rng(seed)
-    left_out: list[LeftOut] = []
+    skipped: list[Skipped] = []
     wanted = np.add(pair("StudySettings.cases", settings.cases), pair("StudySettings.practice", settings.practice))
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    drawn = [_draw(path, kind, int(n), rng, left_out) for kind, path, n in zip(KINDS, (real, synthetic), wanted)]
+    drawn = [_draw(path, kind, int(n), rng, skipped) for kind, path, n in zip(KINDS, (real, synthetic), wanted)]
     spacings = [spacing for kind in drawn for _, spacing in kind]
     grid = common_grid(spacings, settings.pixel_mm, settings.slice_mm, settings.fov_mm, settings.remove_table)
     with output_errors(out), atomic_path(out) as building:
@@ -86,7 +86,7 @@ def create(
                 "most that is taken; bring both sets through the same steps (real=STORE, the prepared one), or "
                 "add allow_leak=True and say so in the paper"
             )
-    return study, left_out, leak
+    return study, skipped, leak
 
 
 def leak_text(leak: Leak) -> str:
@@ -99,11 +99,11 @@ def leak_text(leak: Leak) -> str:
 
 
 def _draw(
-    path: Path, kind: str, count: int, rng: np.random.Generator, left_out: list[LeftOut]
+    path: Path, kind: str, count: int, rng: np.random.Generator, skipped: list[Skipped]
 ) -> list[tuple[Entry, tuple[float, float, float]]]:
     """`count` volumes at the path, at random, with their spacings (z, y, x)."""
-    found, skipped = entries([path])
-    left_out += skipped
+    found, others = entries([path])
+    skipped += others
     usable = [entry for entry in found if entry.finished]
     drawn: list[tuple[Entry, tuple[float, float, float]]] = []
     for index in rng.permutation(len(usable)):
@@ -115,7 +115,7 @@ def _draw(
                 raise UserError(f"{len(volume.hu)} slices where {MIN_SLICES} or more are needed")
             drawn.append((usable[index], volume.spacing))
         except UserError as error:
-            left_out.append(LeftOut(usable[index].title, str(error)))
+            skipped.append(Skipped(usable[index].title, str(error)))
     if len(drawn) < count:
         raise UserError(
             f"{kind}={path}: {len(drawn)} usable volumes, {count} needed for StudySettings.cases and "

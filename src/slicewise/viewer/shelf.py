@@ -15,7 +15,7 @@ from slicewise.data.store import open_store
 from slicewise.errors import UserError
 from slicewise.io.archive import find, read_volume
 from slicewise.io.dicom import load
-from slicewise.io.files import LeftOut
+from slicewise.io.files import Skipped
 from slicewise.io.folders import generated_series, is_store
 from slicewise.io.nifti import load_nifti
 from slicewise.viewer.display import Shown, curve, encode, show
@@ -41,14 +41,14 @@ class Entry:
     header: str = ""
 
 
-def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
+def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[Skipped]]:
     """What lies at the paths: prepared stores, `generate` runs (each volume with and without calibration), DICOM
     folders and NIfTI files, in that order of looking; and what was left out, with its reason.
 
     Raises `UserError` for a path that is not there, or where there is no volume at all.
     """
     found: list[Entry] = []
-    left_out: list[LeftOut] = []
+    skipped: list[Skipped] = []
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
@@ -59,16 +59,16 @@ def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
             found += _generated(series)
         else:
             archive = find([path])
-            left_out += archive.left_out
+            skipped += archive.skipped
             for series in archive.series:
                 a = series.acquisition
                 title = f"{_short(a.source)} {a.series_description}".strip()
                 found.append(Entry(title, partial(lambda s: load(s).volume, series), header=series.slices[0].path))
             found += [Entry(_short(file), partial(lambda f: load_nifti(f).volume, file)) for file in archive.nifti]
     if not found:
-        reasons = "; ".join(f"{entry.source}: {entry.reason}" for entry in left_out[:3])
+        reasons = "; ".join(f"{entry.source}: {entry.reason}" for entry in skipped[:3])
         raise UserError(f"{', '.join(map(str, paths))}: holds no volume to show{': ' + reasons if reasons else ''}")
-    return found, left_out
+    return found, skipped
 
 
 def _generated(series: Path) -> list[Entry]:
