@@ -19,7 +19,7 @@ from slicewise.checkpoint import load_denoiser
 from slicewise.data.store import open_store
 from slicewise.hu import COMPANDINGS, HUScale
 from slicewise.metrics.reference import VolumeStats, measure
-from slicewise.montage import save_montage
+from slicewise.reporting.montage import save_montage
 from slicewise.sampling import ChainSettings
 from slicewise.settings import fill, preset
 from slicewise.training.denoiser import train_denoiser

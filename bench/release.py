@@ -32,7 +32,7 @@ from slicewise.metrics.features import PLANES, Extractor, efficientnet_lite0, pl
 from slicewise.metrics.frechet import frechet_of_features, frechet_score, real_floor
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.metrics.tissue import brain_mask, noise_power_spectrum
-from slicewise.montage import save_montage
+from slicewise.reporting.montage import save_montage
 from slicewise.volume import Volume
 
 TISSUE_TARGET_HU = 1.0

@@ -34,8 +34,8 @@ import matplotlib.pyplot as plt
 
 from slicewise.diffusion import samplers, schedule
 from slicewise.hu import HU_CODES
-from slicewise.montage import save_figure
 from slicewise.random import INITIAL, VALIDATION, generator
+from slicewise.reporting.montage import save_figure
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 HU_PER_X = (HU_CODES - 1) / 2

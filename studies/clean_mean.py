@@ -17,7 +17,7 @@ from steps import arguments, command, drawn, paper_denoiser, paper_sampler, sche
 from slicewise.errors import UserError
 from slicewise.hu import HU_CODES
 from slicewise.metrics.tissue import parenchyma_cv
-from slicewise.montage import save_figure
+from slicewise.reporting.montage import save_figure
 
 SIGMA_MAX = 1348.0
 SAMPLERS = {"pc": "clean mean", "pc_noisy": "noise kept"}

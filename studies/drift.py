@@ -46,8 +46,8 @@ from slicewise.diffusion.denoiser import Denoiser
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, HUScale
 from slicewise.metrics.tissue import brain_mask, brain_profile
-from slicewise.montage import save_figure
 from slicewise.random import VALIDATION, generator
+from slicewise.reporting.montage import save_figure
 
 # Offset that is put on the brain, and noise levels, both in HU of the brain.
 OFFSET_HU = 4.0

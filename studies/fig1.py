@@ -28,7 +28,7 @@ from steps import (
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN, WHOLE, Window
 from slicewise.metrics.tissue import parenchyma_cv
-from slicewise.montage import save_figure
+from slicewise.reporting.montage import save_figure
 from slicewise.sampling import ChainSettings
 
 SCHEDULES = ((0.01, 68.0), (0.01, 1348.0), (0.001, 68.0), (0.001, 1348.0))

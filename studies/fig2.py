@@ -28,7 +28,7 @@ from steps import (
 from slicewise.hu import BRAIN, HU_MAX, HU_MIN, HUScale
 from slicewise.metrics.reference import VolumeStats, measure
 from slicewise.metrics.tissue import brain_mask
-from slicewise.montage import save_figure
+from slicewise.reporting.montage import save_figure
 from slicewise.volume import Volume
 
 WINDOW = (0.01, 1348.0)

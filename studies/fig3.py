@@ -20,7 +20,7 @@ from slicewise.checkpoint import load_denoiser, load_icnet
 from slicewise.hu import ICNET
 from slicewise.metrics.continuity import drift_slope
 from slicewise.metrics.reference import VolumeStats, measure
-from slicewise.montage import save_montage
+from slicewise.reporting.montage import save_montage
 from slicewise.volume import Volume
 
 SCHEDULE = (0.001, 1348.0)

@@ -20,7 +20,7 @@ from slicewise.calibrate import calibrate_slice, match_histogram
 from slicewise.checkpoint import load_icnet
 from slicewise.errors import UserError
 from slicewise.hu import ICNET
-from slicewise.montage import save_figure
+from slicewise.reporting.montage import save_figure
 from slicewise.training.icnet import distort, error_hu, train_icnet
 from slicewise.training.settings import ICNetTraining
 

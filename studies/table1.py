@@ -36,13 +36,13 @@ from steps import (
 from slicewise.calibrate import calibrate_volume
 from slicewise.checkpoint import load_icnet
 from slicewise.data.store import put_volume
-from slicewise.evaluate import evaluate
+from slicewise.evaluation.evaluate import evaluate
 from slicewise.evaluation.result import Evaluation
 from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.generate import volume_name
 from slicewise.hu import BRAIN, WHOLE
 from slicewise.metrics.compare import window_text
-from slicewise.montage import save_montage
+from slicewise.reporting.montage import save_montage
 from slicewise.sampling import ChainSettings
 from slicewise.settings import fill
 from slicewise.training.settings import SliceVAETraining

@@ -37,9 +37,9 @@ from slicewise.data.phantom.labels import LABELS
 from slicewise.generate import generate, results
 from slicewise.hu import BRAIN, HU_MIN, WHOLE, to_unit
 from slicewise.io.tensors import load_tensors, save_tensors
-from slicewise.montage import save_figure
 from slicewise.progress import counting_bar
 from slicewise.pyramid import load_generator
+from slicewise.reporting.montage import save_figure
 from slicewise.sampling import GenerateSettings
 
 STRUCTURES: dict[str, tuple[str, ...]] = {

@@ -17,19 +17,17 @@ LAYERS = (
     ("slicewise.io",),
     ("slicewise.settings",),  # fills and writes dataclasses; knows no part of the program
     ("slicewise.data", "slicewise.diffusion", "slicewise.networks", "slicewise.metrics"),
-    ("slicewise.checkpoint", "slicewise.montage", "slicewise.pages"),
+    ("slicewise.checkpoint", "slicewise.reporting"),
     ("slicewise.sampling", "slicewise.ascii", "slicewise.calibrate", "slicewise.pyramid", "slicewise.baselines"),
     ("slicewise.training",),
     ("slicewise.generate", "slicewise.fill"),
     (
         "slicewise.release",
         "slicewise.monai_bundle",
-        "slicewise.report",
         "slicewise.export",
         "slicewise.info",
         "slicewise.evaluation",
     ),
-    ("slicewise.evaluate",),
     ("slicewise.viewer",),
     ("slicewise.study",),
     ("slicewise.cli", "slicewise.presets"),
@@ -42,9 +40,9 @@ LIGHT = (
     "slicewise.errors", "slicewise.hu", "slicewise.volume", "slicewise.settings", "slicewise.cli", "slicewise.info",
     "slicewise.sampling", "slicewise.training.settings", "slicewise.networks.shapes", "slicewise.baselines.shapes",
     "slicewise.diffusion.settings",
-    "slicewise.calibrate", "slicewise.report", "slicewise.export", "slicewise.montage", "slicewise.data",
-    "slicewise.io", "slicewise.metrics", "slicewise.release", "slicewise.evaluate", "slicewise.evaluation",
-    "slicewise.pages", "slicewise.viewer", "slicewise.study", "slicewise.progress", "slicewise.workers",
+    "slicewise.calibrate", "slicewise.reporting", "slicewise.export", "slicewise.data",
+    "slicewise.io", "slicewise.metrics", "slicewise.release", "slicewise.evaluation",
+    "slicewise.viewer", "slicewise.study", "slicewise.progress", "slicewise.workers",
 )  # fmt: skip
 # Tensors are what they are about.
 TORCH_IO = (

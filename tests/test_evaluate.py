@@ -15,9 +15,9 @@ from conftest import toy_head
 from slicewise import cli
 from slicewise.data.store import put_volume
 from slicewise.errors import UserError
-from slicewise.evaluate import evaluate, write_evaluation
 from slicewise.evaluation.audit import sentence
 from slicewise.evaluation.collect import Frame, _similarities
+from slicewise.evaluation.evaluate import evaluate, write_evaluation
 from slicewise.evaluation.settings import EvaluateSettings
 from slicewise.evaluation.tables import interval, number, plus_minus
 from slicewise.hu import BRAIN, WHOLE, to_unit

@@ -18,9 +18,9 @@ from test_training import TOY
 
 PUBLIC = {
     "Acquisition", "ChainSettings", "HUScale", "LABELS", "Phantom", "PhantomSettings", "SyntheticHeads",
-    "SyntheticOrigin", "UserError", "Volume", "Window", "__version__", "calibrate_volume", "citation", "fill_volume",
-    "generate_volumes", "load_denoiser", "load_icnet", "make_phantom", "read_volume", "release", "write_nifti",
-    "write_series",
+    "SyntheticOrigin", "UserError", "Volume", "Window", "__version__", "calibrate_volume", "citation", "evaluate",
+    "fill_volume", "generate_volumes", "load_denoiser", "load_icnet", "make_phantom", "read_volume", "release",
+    "write_nifti", "write_series",
 }  # fmt: skip
 
 

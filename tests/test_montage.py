@@ -6,7 +6,7 @@ from matplotlib import image
 
 from slicewise.errors import UserError
 from slicewise.hu import BRAIN
-from slicewise.montage import montage, png, save_montage, sections, slice_sheet, upright
+from slicewise.reporting.montage import montage, png, save_montage, sections, slice_sheet, upright
 from slicewise.volume import Volume
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from slicewise import report
 from slicewise.errors import UserError
 from slicewise.metrics.reference import (
     DEPTH_EDGES_MM,
@@ -21,7 +20,8 @@ from slicewise.metrics.reference import (
     measure,
     measure_reference,
 )
-from slicewise.report import write_report, write_run_report
+from slicewise.reporting import generated
+from slicewise.reporting.generated import write_report, write_run_report
 from slicewise.volume import Volume
 
 SPACING = (5.0, 3.0, 3.0)
@@ -239,8 +239,8 @@ def test_a_report_that_cannot_be_written(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "montage", lambda *a: None)
-    monkeypatch.setattr(report, "png", lambda *a, **k: b"")
+    monkeypatch.setattr(generated, "montage", lambda *a: None)
+    monkeypatch.setattr(generated, "png", lambda *a, **k: b"")
 
     def peak(count):
         gc.collect()

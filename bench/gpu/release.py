@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def bring_home(home: Path, work: Path) -> None:
     """Unpack, join the levels, and write the runs' reports and a picture of every volume."""
-    from slicewise.montage import save_montage
+    from slicewise.reporting.montage import save_montage
     from slicewise.training.report import write_run_page
 
     runs = parcel.unpack(home, work)

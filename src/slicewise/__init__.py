@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from slicewise.data.phantom import make_phantom as make_phantom
     from slicewise.data.settings import PhantomSettings as PhantomSettings
     from slicewise.errors import UserError as UserError
+    from slicewise.evaluation.evaluate import evaluate as evaluate
     from slicewise.fill import fill_volume as fill_volume
     from slicewise.generate import generate_volumes as generate_volumes
     from slicewise.hu import HUScale as HUScale
@@ -51,6 +52,7 @@ _PUBLIC = {
     "Volume": "slicewise.volume",
     "Window": "slicewise.hu",
     "calibrate_volume": "slicewise.calibrate",
+    "evaluate": "slicewise.evaluation.evaluate",
     "fill_volume": "slicewise.fill",
     "generate_volumes": "slicewise.generate",
     "load_denoiser": "slicewise.pyramid:load_generator",

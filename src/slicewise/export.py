@@ -33,7 +33,7 @@ def write_volume(
     if is_nifti(name):
         write_nifti(volume, out, series_header(volume, synthetic, patient_id, description, source=source))
     elif name.endswith(".png"):
-        from slicewise.montage import save_montage
+        from slicewise.reporting.montage import save_montage
 
         save_montage([volume], out, [volume.acquisition.series_description])
     else:

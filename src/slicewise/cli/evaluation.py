@@ -38,8 +38,8 @@ class Evaluate:
     settings: Annotated[EvaluateSettings, PLAIN] = field(default_factory=EvaluateSettings)
 
     def run(self) -> None:
-        from slicewise.evaluate import evaluate, write_evaluation
         from slicewise.evaluation.audit import sentence
+        from slicewise.evaluation.evaluate import evaluate, write_evaluation
         from slicewise.evaluation.tables import interval, number, to_json
         from slicewise.settings import write_settings
 

@@ -68,7 +68,7 @@ class Generate:
         seconds = time.monotonic() - started
         pages: list[Path] = []
         if self.report:
-            from slicewise.report import write_run_report
+            from slicewise.reporting.generated import write_run_report
 
             pages = write_run_report(out, generation.results(out, settings.count), self.reference, run)
         if self.json:

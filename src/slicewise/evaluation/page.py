@@ -3,6 +3,7 @@
 import base64
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from slicewise.metrics.distribution import FREQUENCIES
 from slicewise.metrics.memorisation import Verdict
 from slicewise.metrics.reference import BRAIN_EDGES
 from slicewise.metrics.survey import Anatomy
-from slicewise.montage import montage, png
-from slicewise.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, legend, svg, template
+from slicewise.reporting.montage import montage, png
+from slicewise.reporting.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, legend, svg, template
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def page(found: Evaluation, real: Sequence[Volume], synth: Sequence[Volume]) -> 
     ]  # fmt: skip
     drawn = [(svg(figure, f"plot {i}"), text) for i, (figure, text) in enumerate(plots) if figure is not None]
     audit = found.audit
-    result: str = template("evaluation.html").render(
+    result: str = template(Path(__file__).with_suffix(".html")).render(
         title=title(found),
         headline=_headline(found),
         facts=facts(found),

@@ -10,7 +10,7 @@ from typing import Any
 
 from slicewise.errors import UserError
 from slicewise.io.atomic import write_whole
-from slicewise.pages import template
+from slicewise.reporting.pages import template
 from slicewise.study.analysis import Reading, analyse, readings
 from slicewise.study.create import ANSWERS, read_key, read_study
 from slicewise.study.design import KINDS
@@ -81,7 +81,9 @@ def _csv(rows: list[list[Any]]) -> str:
 
 
 def _page(figures: dict[str, Any]) -> str:
-    found: str = template("study/assets/report.html").render(f=figures, kinds=KINDS, n=_number, p=_p, range=_range)
+    found: str = template(Path(__file__).with_name("assets") / "report.html").render(
+        f=figures, kinds=KINDS, n=_number, p=_p, range=_range
+    )
     return found
 
 

@@ -399,7 +399,7 @@ class DenoiserTrainer:
         """One generated volume as a montage. All processes sample it, since FSDP's network needs them all; the first
         writes it."""
         from slicewise.ascii import chain, trim
-        from slicewise.montage import save_montage
+        from slicewise.reporting.montage import save_montage
         from slicewise.sampling import ChainSettings
         from slicewise.volume import Volume
 

@@ -222,7 +222,7 @@ class GANTrainer:
 
     def sample(self, path: Path) -> None:
         """A sheet of slices."""
-        from slicewise.montage import slice_sheet
+        from slicewise.reporting.montage import slice_sheet
         from slicewise.volume import Volume
 
         recipe = recipe_of(self.heads, self.settings.scale)

@@ -216,7 +216,7 @@ class ICNetTrainer:
     @torch.no_grad()
     def sample(self, path: Path) -> None:
         """Some slices of the validation split: distorted, what the network makes of them, and as they are."""
-        from slicewise.montage import slice_sheet
+        from slicewise.reporting.montage import slice_sheet
         from slicewise.volume import Volume
 
         x, target = draw_batch(self.validation, self.settings, 0, range(6), VALIDATION)

@@ -10,7 +10,7 @@ from typing import Any
 
 from slicewise.errors import UserError
 from slicewise.io.atomic import write_whole
-from slicewise.pages import FAINT, RAW, REF, RUN, figure_axes, flat, legend, svg, template
+from slicewise.reporting.pages import FAINT, RAW, REF, RUN, figure_axes, flat, legend, svg, template
 
 # Pictures of samples on the page, evenly chosen from those there are.
 PICTURES = 6
@@ -40,7 +40,7 @@ def write_run_page(run: Path) -> Path:
         made = "made after training from two that were kept (Karras et al. 2024)"
         caption = f"Validation of averages of the weights by relative width (0: none), {made}. Saved: {chosen}."
         plots.append((_widths(widths, chosen), caption))
-    page = template("training.html").render(
+    page = template(Path(__file__).with_suffix(".html")).render(
         title=f"Training run {run.name}",
         facts=_facts(steps, about, env),
         plots=plots,

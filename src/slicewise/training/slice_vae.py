@@ -116,7 +116,7 @@ class SliceVAETrainer:
     def sample(self, path: Path) -> None:
         """The first slices of validation, encoded and decoded."""
         from slicewise.hu import round_hu
-        from slicewise.montage import slice_sheet
+        from slicewise.reporting.montage import slice_sheet
         from slicewise.volume import Volume
 
         hu = self._decoded(self.validation.hu(torch.arange(min(24, len(self.validation)))))

@@ -26,8 +26,8 @@ from slicewise.metrics.reference import (
     VolumeStats,
     measure,
 )
-from slicewise.montage import montage, png
-from slicewise.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, flat, legend, svg, template
+from slicewise.reporting.montage import montage, png
+from slicewise.reporting.pages import CSF, GREY, INK, RAW, REF, RUN, WHITE, figure_axes, flat, legend, svg, template
 from slicewise.volume import Volume
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def write_report(
         raise UserError(f"{out}: no volumes to report on; generate some first")
     after = total.result()
     before = total_raw.result() if total_raw.count else None
-    page = template("report.html").render(
+    page = template(Path(__file__).with_suffix(".html")).render(
         cards=cards,
         count=total.count,
         without_brain=total.without_brain,

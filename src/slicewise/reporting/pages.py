@@ -16,14 +16,15 @@ _CSS |= {"#0d0e0f": "var(--ref)", "#101112": "var(--csf)", "#131415": "var(--gre
 INK, FAINT, RUN, RAW, REF, CSF, GREY, WHITE = _CSS
 
 
-def template(name: str) -> Any:
-    """A template of the package; a name that the page is not given is an error, and text is escaped."""
+def template(file: Path) -> Any:
+    """A template, which may include `style.html`; a name that the page is not given is an error, and text is
+    escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader([file.parent, Path(__file__).parent])
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template(name)
+    ).get_template(file.name)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
