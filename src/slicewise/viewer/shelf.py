@@ -55,8 +55,8 @@ def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[Skipped]]:
         if is_store(path):
             store = open_store(path)
             found += [Entry(f"{path.name}: {r.id}", partial(store.volume, r)) for r in store.records]
-        elif (series := generated_series(path)) is not None:
-            found += _generated(series)
+        elif (made := generated_series(path)) is not None:
+            found += _generated(made)
         else:
             archive = find([path])
             skipped += archive.skipped
