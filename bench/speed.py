@@ -204,9 +204,10 @@ def part_generate(preset: str, effort: Effort, batch: int) -> dict[str, Any]:
     from slicewise.diffusion.samplers import nfe
     from slicewise.sampling import ChainSettings
 
-    settings = ChainSettings()
-    seconds = chain_seconds(make_denoiser(preset), settings, batch, effort.slices)
-    return {"seconds": seconds, "nfe": nfe(settings.sampler, settings.steps), "sampler": settings.sampler}
+    settings, denoiser = ChainSettings(), make_denoiser(preset)
+    sampler = settings.sampler_of(denoiser.recipe)
+    seconds = chain_seconds(denoiser, settings, batch, effort.slices)
+    return {"seconds": seconds, "nfe": nfe(sampler, settings.steps), "sampler": sampler}
 
 
 def part_pc(preset: str, effort: Effort, batch: int) -> dict[str, Any]:

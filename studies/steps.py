@@ -61,7 +61,8 @@ QUICK = Budget(size=64, heads=12, images=480, volumes=2, levels=6)
 @dataclass(frozen=True)
 class Study:
     """Where a study works and writes, on what data (None: it makes heads of its own, with labels), with what budget;
-    and the checkpoint to draw from in place of one that it trains (None: it trains its own)."""
+    the checkpoint to draw from in place of one that it trains (None: it trains its own); and the label maps that its
+    heads are made from (None: procedural heads)."""
 
     name: str
     work: Path
@@ -71,6 +72,7 @@ class Study:
     seed: int
     device: str
     checkpoint: Path | None = None
+    anatomy: Path | None = None
 
     @property
     def conditions(self) -> str:
@@ -78,6 +80,7 @@ class Study:
         b, store = self.budget, self.store
         phantoms = store is None or "phantom" in store.records[0].source
         origin = "procedural head phantoms" if phantoms else store.path.name
+        origin = "head phantoms of real anatomy" if self.anatomy else origin
         count = b.heads if store is None else len(store.select("train"))
         return (
             f"{origin}, {b.size} × {b.size} pixels, {count} training heads; "
@@ -103,6 +106,7 @@ def arguments(
         parser.add_argument("--store", type=Path, help="prepared store to take instead of phantoms")
     if given_model:
         parser.add_argument("--checkpoint", help="'release' or a file: draw from it, as it is trained, at its size")
+        parser.add_argument("--anatomy", type=Path, help="folder of label maps: make the labelled heads from them")
     parser.add_argument("--quick", action="store_true", help="minutes on two cores: shows that it runs, proves nothing")
     for field, text in (("heads", "phantoms"), ("images", "slices seen by each model"), ("volumes", "drawn from each")):
         parser.add_argument(f"--{field}", type=int, help=text)
@@ -123,7 +127,8 @@ def arguments(
     if stored:
         store = open_store(a.store) if a.store else heads(work / f"heads-{budget.size}", budget.size, budget.heads)
         budget = replace(budget, size=store.records[0].shape[1])
-    return Study(name, work / (shared or name), a.out, store, budget, a.seed, a.device, checkpoint)
+    anatomy = a.anatomy if given_model else None
+    return Study(name, work / (shared or name), a.out, store, budget, a.seed, a.device, checkpoint, anatomy)
 
 
 def command(main: Callable[[], None]) -> None:

@@ -1,6 +1,6 @@
 """Table 2, as far as a machine can give it: continuity of eight structures from slice to slice, on the readers' scale.
 
-    python studies/table2.py [--quick]
+    python studies/table2.py [--quick] [--anatomy MAPS]
 
 A 2D segmentation network (MONAI's U-Net, three slices in) learns the structures from labelled phantoms. In what it
 finds, the overlap of a structure at an interface is |A ∩ B'| + |B ∩ A'| over |A| + |B|, where ' widens by a pixel; a
@@ -15,7 +15,8 @@ what a reader sees, among those of the held-out heads:
 
 The rule is shown to work on other held-out heads, whole (they should have 3) and with their continuity broken on
 purpose. Generated volumes are the release checkpoint's, or those of a phantom-trained `--checkpoint`, and all heads lie
-on its grid. Writes table2.md, .json and .png.
+on its grid. Of label maps (`--anatomy`), the network learns heads of the persons to train on, and those that say what is
+usual are of the persons to test on. Writes table2.md, .json and .png.
 """
 
 from collections.abc import Sequence
@@ -112,6 +113,8 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
     net = net.to(memory_format=torch.channels_last)
     steps = steps_for(study.budget.images, BATCH)
     key = {"steps": steps, "heads": len(heads), "size": study.budget.size, "seed": study.seed}
+    if study.anatomy:
+        key["anatomy"] = study.anatomy.name
     file = study.work / "segmenter.safetensors"
     if file.is_file():
         tensors, about = load_tensors(file)
@@ -229,19 +232,17 @@ def foreign(hu: np.ndarray, other: np.ndarray) -> np.ndarray:
     return broken
 
 
-def generated(study: Study) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """HU of the checkpoint's volumes, (before, after) calibration."""
+def generated(study: Study) -> dict[str, list[np.ndarray]]:
+    """HU of the checkpoint's volumes, and of those before calibration where there was one."""
     out, count = study.work / "volumes", study.budget.volumes
-    settings = GenerateSettings(
-        count=count, seed=study.seed, batch=8, calibrate="after", nifti=False, device=study.device
-    )
+    settings = GenerateSettings(count=count, seed=study.seed, batch=8, nifti=False, device=study.device)
     generate(study.checkpoint or release.CHECKPOINT, out, settings, release.ICNET)
-    before, after = [], []
+    sets: dict[str, list[np.ndarray]] = {"generated": [], "before IC-Net": []}
     for _, raw, final in results(out, count):
-        assert raw is not None
-        before.append(raw.hu)
-        after.append(final.hu)
-    return before, after
+        sets["generated"].append(final.hu)
+        if raw is not None:
+            sets["before IC-Net"].append(raw.hu)
+    return {title: volumes for title, volumes in sets.items() if volumes}
 
 
 def figure(shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
@@ -265,16 +266,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = arguments("table2", __doc__, argv, stored=False, given_model=True)
     recipe = load_generator(study.checkpoint or release.CHECKPOINT).recipe
     grid = PhantomSettings(size=recipe.size, fov_mm=recipe.size * recipe.spacing_mm[1], slice_mm=recipe.spacing_mm[0])
+    grid = replace(grid, anatomy=study.anatomy)
     study = replace(study, budget=replace(study.budget, size=recipe.size))
-    folder, count = study.work / f"heads-{recipe.size}", max(3, study.budget.volumes)
-    net = segmenter(study, labelled(folder, range(study.budget.heads), grid))
-    held = labelled(folder, range(HELD_OUT_SEED, HELD_OUT_SEED + (1 + REFERENCE) * count), grid)
+    kind = "anatomy" if study.anatomy else "heads"
+    folder, count = study.work / f"{kind}-{recipe.size}", max(3, study.budget.volumes)
+    net = segmenter(study, labelled(folder, range(study.budget.heads), replace(grid, split=(1, 0, 0))))
+    unseen = range(HELD_OUT_SEED, HELD_OUT_SEED + (1 + REFERENCE) * count)
+    held = labelled(folder, unseen, replace(grid, split=(0, 0, 1)))
     rest, reference = held[:count], held[count:]
-    before, after = generated(study)
+    made = generated(study)
     sets = {
         "held-out": [hu for hu, _ in rest],
-        "generated": after,
-        "before IC-Net": before,
+        **made,
         "shifted": [shifted(hu, round(8 / recipe.spacing_mm[1])) for hu, _ in rest],
         "of another head": [foreign(hu, rest[(i + 1) % len(rest)][0]) for i, (hu, _) in enumerate(rest)],
     }
@@ -292,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = {title: (sets[title][0], found[title][0]) for title in ("held-out", "generated", "shifted")}
     save_figure(figure(shown), study.out / "table2.png")
     caption = (
-        f"**Table 2.** Continuity of eight structures from slice to slice, 1 to 3, mean over {len(after)} generated "
+        f"**Table 2.** Continuity of eight structures from slice to slice, 1 to 3, mean over {len(made['generated'])} generated "
         f"and {count} held-out volumes, by a stated rule (`studies/table2.py`) in what a segmentation network finds, "
         f"against {len(reference)} other held-out heads; "
         "Dice: how well it finds them in held-out heads. shifted, of another head: held-out heads with every fourth "

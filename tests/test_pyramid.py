@@ -69,6 +69,22 @@ def whole(store: Store, levels: tuple[Path, Path], tmp_path_factory: pytest.Temp
     return join([train_denoiser(store, out / "plan", WHOLE), levels[1]], out / "pyramid.safetensors")
 
 
+def test_a_drawer_goes_straight_to_where_its_plan_leaves_off_and_pyramids_are_sampled_with_fresh_noise(levels):
+    plan, drawer = (load_denoiser(level) for level in levels)
+    whole = replace(plan, recipe=replace(plan.recipe, whole=True))
+    chain = ChainSettings(draw_steps=5, plan_steps=4, draw_sigma=0.5)
+    low, high = drawer.recipe.sigma_min, drawer.recipe.sigma_max
+    found = chain.sigmas(drawer).tolist()
+    assert found[0] == high
+    assert found[1:] == pytest.approx([0.5 * (low / 0.5) ** (n / 3) for n in range(4)], rel=1e-12)
+    assert chain.sigmas(whole).tolist() == pytest.approx([high * (low / high) ** (n / 3) for n in range(4)], rel=1e-12)
+    beyond = replace(chain, draw_sigma=100.0)  # nothing to skip
+    assert beyond.sigmas(drawer).tolist() == pytest.approx([high * (low / high) ** (n / 4) for n in range(5)])
+    samplers = [chain.sampler_of(level.recipe) for level in (drawer, whole, plan)]
+    assert samplers == ["dpmpp_2m_sde", "dpmpp_2m_sde", "dpmpp_2m"]
+    assert replace(chain, sampler="heun").sampler_of(drawer.recipe) == "heun"
+
+
 def test_a_level_sees_means_and_the_level_above_enlarged():
     hu = np.random.default_rng(0).integers(-1000, 2000, (2, 5, 32, 24)).astype(np.int16)
     seen = as_level(torch.from_numpy(hu), 2, 2, 2).numpy()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from slicewise.diffusion.samplers import dpmpp_2m, heun, nfe, pc
+from slicewise.diffusion.samplers import dpmpp_2m, dpmpp_2m_sde, heun, nfe, pc
 from slicewise.diffusion.schedule import geometric, karras
 from slicewise.random import CORRECTOR, INITIAL, PREDICTOR, SliceNoise
 
@@ -41,6 +41,7 @@ CASES = [
     pytest.param(pc, geometric(300, 0.002, 30.0), id="pc"),
     pytest.param(heun, karras(40, 0.002, 30.0), id="heun"),
     pytest.param(dpmpp_2m, karras(80, 0.002, 30.0), id="dpmpp_2m"),
+    pytest.param(dpmpp_2m_sde, karras(80, 0.002, 30.0), id="dpmpp_2m_sde"),
 ]
 
 
@@ -102,6 +103,25 @@ def test_the_ode_is_solved_to_second_order(sampler):
     assert errors[-1] < 1e-3, errors
 
 
+def test_the_sde_sampler_keeps_the_noise_level_however_few_the_steps():
+    """Data that are one constant: the equation is then linear, so that x at sigma is the constant plus sigma n, exactly,
+    but for a start without the constant; and what x keeps of the level before fades as (sigma' / sigma)^2."""
+    seen: dict[float, torch.Tensor] = {}
+
+    def constant(x, sigma):
+        seen[sigma] = x
+        return torch.full_like(x, 0.3)
+
+    sigmas = geometric(4, 0.02, 10.0)
+    assert bool((_draw(dpmpp_2m_sde, constant, sigmas, volumes=range(8)) == 0.3).all())
+    drawn = [seen[sigma] - 0.3 for sigma in sigmas.tolist()]
+    for n, sigma in zip(drawn, sigmas.tolist()):
+        assert float(n.std()) == pytest.approx(sigma, rel=0.02)
+    for (before, after), (a, b) in zip(pairwise(sigmas.tolist()), pairwise(drawn)):
+        slope = float((a * b).sum() / (a * a).sum())
+        assert slope == pytest.approx((after / before) ** 2, abs=0.02 * after / before)
+
+
 @pytest.mark.parametrize("sampler", [heun, dpmpp_2m])
 def test_the_ode_samplers_are_deterministic_given_their_start(sampler):
     def noise(step, stream):
@@ -127,7 +147,9 @@ def test_the_widely_copied_pc_leaves_its_last_noise_in(sigma_min, hu):
     assert float((noisy - 0.25).std()) / ONE_HU == pytest.approx(hu, rel=0.03)
 
 
-@pytest.mark.parametrize("sampler, name", [(pc, "pc"), (heun, "heun"), (dpmpp_2m, "dpmpp_2m")])
+@pytest.mark.parametrize(
+    "sampler, name", [(pc, "pc"), (heun, "heun"), (dpmpp_2m, "dpmpp_2m"), (dpmpp_2m_sde, "dpmpp_2m_sde")]
+)
 def test_evaluations_are_as_many_as_stated_and_in_float64(sampler, name):
     calls = []
 
@@ -146,7 +168,7 @@ def test_evaluations_are_as_many_as_stated_and_in_float64(sampler, name):
         assert set(calls) <= set(sigmas.tolist()), "a level that the schedule does not have"
 
 
-@pytest.mark.parametrize("sampler", [pc, heun, dpmpp_2m])
+@pytest.mark.parametrize("sampler", [pc, heun, dpmpp_2m, dpmpp_2m_sde])
 def test_a_volume_does_not_depend_on_its_batch_mates(sampler):
     """Langevin steps are as long as each sample's own norms say; a mate of other norms must change nothing."""
 
@@ -160,7 +182,7 @@ def test_a_volume_does_not_depend_on_its_batch_mates(sampler):
     assert torch.equal(alone[0], among[0])
 
 
-@pytest.mark.parametrize("sampler", [pc, heun, dpmpp_2m])
+@pytest.mark.parametrize("sampler", [pc, heun, dpmpp_2m, dpmpp_2m_sde])
 def test_known_slices_are_imposed_at_the_level_of_each_evaluation(sampler):
     """Two channels, the first known: whenever the denoiser is asked, it must see the known one at that noise level."""
     known = torch.full((64, 64), 0.7, dtype=torch.float64)

@@ -239,7 +239,7 @@ class Check:
 
     def same_samplers(self) -> Rows:
         denoiser = self.denoiser()
-        for sampler in ("dpmpp_2m", "heun", "pc"):
+        for sampler in ("dpmpp_2m", "dpmpp_2m_sde", "heun", "pc"):
             settings = ChainSettings(sampler=sampler, steps=self.effort.steps, slices=2)  # type: ignore[arg-type]
             want = _first_slices(denoiser, settings, CPU)
             for name, one, device in self.ways(denoiser):
@@ -309,7 +309,7 @@ class Check:
                 yield f"batch {batch}", {"volumes/s": "does not fit", "why": str(error).splitlines()[0][:120]}
                 return
             seconds = (marks[-1] - marks[0]) / (len(marks) - 1)  # the first slice records the graph
-            evaluations = nfe(settings.sampler, settings.steps)
+            evaluations = nfe(settings.sampler_of(denoiser.recipe), settings.steps)
             yield (
                 f"batch {batch}",
                 {

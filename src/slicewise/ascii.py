@@ -14,7 +14,7 @@ import torch
 from slicewise.codec import codec
 from slicewise.data.windows import enlarged
 from slicewise.diffusion import samplers
-from slicewise.diffusion.denoiser import Denoiser, Replayed, quickest
+from slicewise.diffusion.denoiser import Denoiser, Recipe, Replayed, quickest
 from slicewise.errors import UserError
 from slicewise.hu import AIR_HU, HU_MIN, round_hu
 from slicewise.random import INITIAL, KNOWN, SliceNoise
@@ -218,7 +218,7 @@ def whole_heads(
         return run(torch.where(mask, context, x), torch.where(is_known, level, levels), None)
 
     sigmas = settings.sigmas(denoiser)
-    x = _sampled(settings, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, samplers.nothing_known)
+    x = _sampled(settings, recipe, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, samplers.nothing_known)
     hu = round_hu(scale.decode(x).cpu().numpy())
     for z, slices in known.items():
         hu[:, z] = slices
@@ -319,12 +319,13 @@ def _sample_slice(
             slices[:, wanted], sigmas_of[:, wanted] = x[:, 0], sigma
             return denoiser(slices, sigmas_of, positions)[:, wanted : wanted + 1]
 
-    x = _sampled(settings, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
+    x = _sampled(settings, recipe, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
     return scale.decode(x[:, wanted if recipe.joint else 0]).cpu().numpy()
 
 
 def _sampled(
     settings: ChainSettings,
+    recipe: Recipe,
     denoise: samplers.Denoise,
     x: torch.Tensor,
     sigmas: torch.Tensor,
@@ -332,8 +333,8 @@ def _sampled(
     impose: samplers.Impose,
 ) -> torch.Tensor:
     """`x` at the first of `sigmas` taken to zero by the chosen sampler."""
-    if settings.sampler == "heun":
-        return samplers.heun(denoise, x, sigmas, noise, impose)
-    if settings.sampler == "dpmpp_2m":
-        return samplers.dpmpp_2m(denoise, x, sigmas, noise, impose)
-    return samplers.pc(denoise, x, sigmas, noise, impose, settings.snr, clean_mean=settings.sampler == "pc")
+    name = settings.sampler_of(recipe)
+    if name.startswith("pc"):
+        return samplers.pc(denoise, x, sigmas, noise, impose, settings.snr, clean_mean=name == "pc")
+    sampler = {"heun": samplers.heun, "dpmpp_2m": samplers.dpmpp_2m, "dpmpp_2m_sde": samplers.dpmpp_2m_sde}[name]
+    return sampler(denoise, x, sigmas, noise, impose)

@@ -199,6 +199,8 @@ def describe(
     shown = asdict(settings)
     for name in ("count", "batch", "device"):
         shown.pop(name)
+    if not isinstance(model, Baseline):
+        shown["chain"]["sampler"] = settings.chain.sampler_of(model.recipe)
     shown["seed_volume"] = str(settings.seed_volume or "")
     shown["guide"] = sha256(weights_file(settings.guide)) if settings.guide else ""
     return {
@@ -209,15 +211,16 @@ def describe(
         "icnet_sha256": sha256(weights_file(icnet)) if icnet is not None else None,
         "data": model.meta.get("data"),
         "settings": shown,
-        "nfe_per_slice": 1 if isinstance(model, Baseline) else nfe(settings.chain.sampler, _steps(model, settings)),
+        "nfe_per_slice": 1 if isinstance(model, Baseline) else _evaluations(model, settings.chain),
         "spacing_mm": list(model.recipe.spacing_mm),
         **({"way": model.way} if isinstance(model, Baseline) else {}),
     }
 
 
-def _steps(model: Denoiser | Pyramid, settings: GenerateSettings) -> int:
-    """Noise levels with which the finest level's slices are sampled."""
-    return len(settings.chain.sigmas(model.levels[-1] if isinstance(model, Pyramid) else model))
+def _evaluations(model: Denoiser | Pyramid, chain: ChainSettings) -> int:
+    """Evaluations of the network with which a slice of the finest level is sampled."""
+    finest = model.levels[-1] if isinstance(model, Pyramid) else model
+    return nfe(chain.sampler_of(model.recipe), len(chain.sigmas(finest)))
 
 
 def upward_doubt(meta: dict[str, Any]) -> str:
@@ -439,7 +442,7 @@ def _write(
             (out / "raw").mkdir(exist_ok=True)
             with atomic_file(out / "raw" / f"{name}.npy") as file:
                 np.save(file, raw.hu, allow_pickle=False)
-    way = about.get("way", settings.chain.sampler)
+    way = about.get("way", about["settings"]["chain"]["sampler"])
     origin = SyntheticOrigin(
         model=f"{about['model']} step {about['model_step']}",
         version=slicewise.__version__,

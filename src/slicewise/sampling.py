@@ -9,22 +9,27 @@ from slicewise.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from slicewise.diffusion.denoiser import Denoiser
+    from slicewise.diffusion.denoiser import Denoiser, Recipe
 
 
 @dataclass(frozen=True)
 class ChainSettings:
     """How slices are sampled."""
 
-    sampler: Literal["dpmpp_2m", "heun", "pc", "pc_noisy"] = "dpmpp_2m"
-    """Sampler: "dpmpp_2m" (NFE = steps), "heun" (2 steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely
-    copied inpainting code has it: the noise of the last step stays in the result)."""
+    sampler: Literal["auto", "dpmpp_2m", "dpmpp_2m_sde", "heun", "pc", "pc_noisy"] = "auto"
+    """Sampler: "dpmpp_2m" (NFE = steps), "dpmpp_2m_sde" (NFE = steps, with fresh noise at every level), "heun" (2 steps
+    - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely copied inpainting code has it: the noise of the last step
+    stays in the result); "auto" takes "dpmpp_2m_sde" for the levels of a pyramid and "dpmpp_2m" for a denoiser
+    alone."""
     steps: int = 20
     """Noise levels of a denoiser alone."""
     plan_steps: int = 30
     """Noise levels of a pyramid's plan, which is sampled whole."""
     draw_steps: int = 8
     """Noise levels of what draws after a plan, which needs few: most of a slice is decided by then."""
+    draw_sigma: float = 1.5
+    """Second noise level of what draws after a plan, in units of x: the plan has decided what shows above it, so that one
+    step leads there from the highest."""
     spacing: Literal["karras", "geometric"] = "geometric"
     """How noise levels are spaced: "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above
     sigma = 3, where nothing is left to decide once neighbours are known."""
@@ -39,8 +44,8 @@ class ChainSettings:
     known_sigma: float = 0.005
     """Noise put on known slices, in units of x (per-slice model only): it hides from the network what is not quite
     right in its own slices. 0.005 is 2 HU in the brain on the "half" scale."""
-    above_sigma: float = 0.04
-    """Noise put on the slices of the level above, in units of x (drawers only)."""
+    above_sigma: float = 0.01
+    """Noise put on the slices of the level above, in units of x (drawers only): it decides how far they are trusted."""
     guidance: float = 1.5
     """How far to lead away from a worse checkpoint (`guide`); 1 not at all."""
     guidance_interval: tuple[float, float] = (0.02, 5.0)
@@ -50,16 +55,23 @@ class ChainSettings:
     slices: int = 0
     """How many slices to generate; 0 means until the head ends."""
 
+    def sampler_of(self, recipe: "Recipe") -> str:
+        """The sampler of a denoiser."""
+        if self.sampler != "auto":
+            return self.sampler
+        return "dpmpp_2m_sde" if recipe.whole or recipe.above else "dpmpp_2m"
+
     def sigmas(self, denoiser: "Denoiser") -> "torch.Tensor":
         """The schedule, descending, float64."""
-        from slicewise.diffusion import schedule
+        import torch
 
-        low = self.sigma_min or denoiser.recipe.sigma_min
-        high = self.sigma_max or denoiser.recipe.sigma_max
+        recipe = denoiser.recipe
+        low = self.sigma_min or recipe.sigma_min
+        high = self.sigma_max or recipe.sigma_max
         name, steps = "steps", self.steps
-        if denoiser.recipe.whole or denoiser.recipe.above:
-            name = "plan_steps" if denoiser.recipe.whole else "draw_steps"
-            steps = self.plan_steps if denoiser.recipe.whole else self.draw_steps
+        if recipe.whole or recipe.above:
+            name = "plan_steps" if recipe.whole else "draw_steps"
+            steps = self.plan_steps if recipe.whole else self.draw_steps
         if steps < 2 or not 0 < low < high:
             raise UserError(
                 f"ChainSettings.{name}={steps}, sigma {low} to {high}: needs two steps or more, "
@@ -71,6 +83,14 @@ class ChainSettings:
                 f"ChainSettings.known_sigma={self.known_sigma:g}, ChainSettings.slices={self.slices}: must not be "
                 "below 0"
             )
+        if recipe.above and steps > 2 and low < self.draw_sigma < high:
+            below = self._spaced(steps - 1, low, self.draw_sigma)
+            return torch.cat([below.new_tensor([high]), below])
+        return self._spaced(steps, low, high)
+
+    def _spaced(self, steps: int, low: float, high: float) -> "torch.Tensor":
+        from slicewise.diffusion import schedule
+
         if self.spacing == "geometric":
             return schedule.geometric(steps, low, high)
         return schedule.karras(steps, low, high, self.rho)

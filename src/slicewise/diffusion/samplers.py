@@ -83,6 +83,20 @@ def dpmpp_2m(
 ) -> torch.Tensor:
     """DPM-Solver++(2M), multistep, data prediction (Lu et al. 2022, algorithm 2) with alpha = 1. Deterministic given
     x. NFE = N."""
+    return _multistep(denoise, x, sigmas, noise, impose, fresh=False)
+
+
+def dpmpp_2m_sde(
+    denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor, noise: Noise, impose: Impose = nothing_known
+) -> torch.Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5) with alpha = 1: the reverse SDE, whose fresh noise at every level
+    lets later evaluations correct what earlier ones got wrong. NFE = N."""
+    return _multistep(denoise, x, sigmas, noise, impose, fresh=True)
+
+
+def _multistep(
+    denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor, noise: Noise, impose: Impose, fresh: bool
+) -> torch.Tensor:
     levels = [*sigmas.tolist(), 0.0]
     previous: torch.Tensor | None = None
     previous_h = 0.0
@@ -97,11 +111,15 @@ def dpmpp_2m(
         else:
             r = previous_h / h
             estimate = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
-        x = (following / sigma) * x - math.expm1(-h) * estimate
+        if fresh:
+            added = following * math.sqrt(-math.expm1(-2 * h)) * noise(step, PREDICTOR)
+            x = (following / sigma) ** 2 * x - math.expm1(-2 * h) * estimate + added
+        else:
+            x = (following / sigma) * x - math.expm1(-h) * estimate
         previous, previous_h = denoised, h
     return x
 
 
 def nfe(sampler: str, steps: int) -> int:
     """Evaluations of the denoiser for one slice with `steps` noise levels."""
-    return {"pc": 2 * steps, "pc_noisy": 2 * steps, "heun": 2 * steps - 1, "dpmpp_2m": steps}[sampler]
+    return {"pc": 2 * steps, "pc_noisy": 2 * steps, "heun": 2 * steps - 1}.get(sampler, steps)
