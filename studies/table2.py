@@ -78,7 +78,8 @@ def labelled(folder: Path, seeds: Sequence[int], settings: PhantomSettings) -> l
     """(int16 HU, classes), (Z, Y, X) each, of the phantoms of these seeds; kept in `folder`."""
     heads = []
     with counting_bar(True, transient=True) as bar:
-        for seed in bar.track(seeds, description="phantoms"):
+        task = bar.add_task("phantoms", total=len(seeds))
+        for seed in seeds:
             file = folder / f"phantom-{seed:08d}.safetensors"
             if not file.is_file():
                 phantom = make_phantom(seed, settings)
@@ -87,6 +88,7 @@ def labelled(folder: Path, seeds: Sequence[int], settings: PhantomSettings) -> l
                 save_tensors(file, {k: torch.from_numpy(v) for k, v in tensors.items()}, {"seed": seed})
             tensors, _ = load_tensors(file)
             heads.append((tensors["hu"].numpy(), tensors["classes"].numpy()))
+            bar.advance(task)
     return heads
 
 
@@ -126,7 +128,8 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
     rng = np.random.default_rng(study.seed)
     with counting_bar(True, transient=True) as bar:
-        for _ in bar.track(range(steps), description="segmentation"):
+        task = bar.add_task("segmentation", total=steps)
+        for _ in range(steps):
             xs, ys = [], []
             for _ in range(BATCH):
                 hu, truth = heads[int(rng.integers(len(heads)))]
@@ -142,6 +145,7 @@ def segmenter(study: Study, heads: Sequence[tuple[np.ndarray, np.ndarray]]) -> U
             loss.backward()
             optimizer.step()
             schedule.step()
+            bar.advance(task)
     save_tensors(file, net.state_dict(), key)
     return net.eval()
 
