@@ -15,8 +15,8 @@ what a reader sees, among those of the held-out heads:
 
 The rule is shown to work on other held-out heads, whole (they should have 3) and with their continuity broken on
 purpose. Generated volumes are the release checkpoint's, or those of a phantom-trained `--checkpoint`, and all heads lie
-on its grid. Of label maps (`--anatomy`), the network learns heads of the persons to train on, and those that say what is
-usual are of the persons to test on. Writes table2.md, .json and .png.
+on its grid. Of label maps (`--anatomy`), the network learns heads of the persons to train on, and those that say what
+is usual are of the persons to test on. Writes table2.md, .json and .png.
 """
 
 from collections.abc import Sequence
@@ -299,9 +299,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = {title: (sets[title][0], found[title][0]) for title in ("held-out", "generated", "shifted")}
     save_figure(figure(shown), study.out / "table2.png")
     caption = (
-        f"**Table 2.** Continuity of eight structures from slice to slice, 1 to 3, mean over {len(made['generated'])} generated "
-        f"and {count} held-out volumes, by a stated rule (`studies/table2.py`) in what a segmentation network finds, "
-        f"against {len(reference)} other held-out heads; "
+        "**Table 2.** Continuity of eight structures from slice to slice, 1 to 3, mean over "
+        f"{len(made['generated'])} generated and {count} held-out volumes, by a stated rule (`studies/table2.py`) in "
+        f"what a segmentation network finds, against {len(reference)} other held-out heads; "
         "Dice: how well it finds them in held-out heads. shifted, of another head: held-out heads with every fourth "
         "slice moved by 8 mm, or taken from another head."
     )

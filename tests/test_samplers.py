@@ -104,8 +104,8 @@ def test_the_ode_is_solved_to_second_order(sampler):
 
 
 def test_the_sde_sampler_keeps_the_noise_level_however_few_the_steps():
-    """Data that are one constant: the equation is then linear, so that x at sigma is the constant plus sigma n, exactly,
-    but for a start without the constant; and what x keeps of the level before fades as (sigma' / sigma)^2."""
+    """Data that are one constant: the equation is then linear, so that x at sigma is the constant plus sigma n,
+    exactly, but for a start without the constant; and what x keeps of the level before fades as (sigma' / sigma)^2."""
     seen: dict[float, torch.Tensor] = {}
 
     def constant(x, sigma):

@@ -28,8 +28,8 @@ class ChainSettings:
     draw_steps: int = 8
     """Noise levels of what draws after a plan, which needs few: most of a slice is decided by then."""
     draw_sigma: float = 1.5
-    """Second noise level of what draws after a plan, in units of x: the plan has decided what shows above it, so that one
-    step leads there from the highest."""
+    """Second noise level of what draws after a plan, in units of x: the plan has decided what shows above it, so that
+    one step leads there from the highest."""
     spacing: Literal["karras", "geometric"] = "geometric"
     """How noise levels are spaced: "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above
     sigma = 3, where nothing is left to decide once neighbours are known."""

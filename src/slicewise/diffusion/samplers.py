@@ -89,8 +89,8 @@ def dpmpp_2m(
 def dpmpp_2m_sde(
     denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor, noise: Noise, impose: Impose = nothing_known
 ) -> torch.Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5) with alpha = 1: the reverse SDE, whose fresh noise at every level
-    lets later evaluations correct what earlier ones got wrong. NFE = N."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5) with alpha = 1: the reverse SDE, whose fresh noise at every
+    level lets later evaluations correct what earlier ones got wrong. NFE = N."""
     return _multistep(denoise, x, sigmas, noise, impose, fresh=True)
 
 
