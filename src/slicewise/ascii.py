@@ -191,9 +191,11 @@ def whole_heads(
     volumes: Sequence[int],
     known: Mapping[int, np.ndarray],
     device: str = "cpu",
+    begun: np.ndarray | None = None,
 ) -> np.ndarray:
     """Whole heads by a denoiser of such, all slices at once: int16 HU (B, K, H, W) from the vertex down, air below the
-    head. `known` are slices, int16 HU (H, W) by their number from the vertex, that the heads are to hold."""
+    head. `known` are slices, int16 HU (H, W) by their number from the vertex, that the heads are to hold. Sampled from
+    pure noise, or from a head `begun`, int16 HU (K, H, W), with noise at the schedule's first level on it."""
     recipe = denoiser.recipe
     k, batch, size = recipe.slices, len(volumes), recipe.size
     if not all(0 <= z < k for z in known):
@@ -218,11 +220,62 @@ def whole_heads(
         return run(torch.where(mask, context, x), torch.where(is_known, level, levels), None)
 
     sigmas = settings.sigmas(denoiser)
-    x = _sampled(settings, recipe, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, samplers.nothing_known)
+    x = float(sigmas[0]) * noise(0, INITIAL)
+    if begun is not None:
+        x = x + scale.encode(torch.from_numpy(np.ascontiguousarray(begun)).to(device)).double()
+    x = _sampled(settings, recipe, denoise, x, sigmas, noise, samplers.nothing_known)
     hu = round_hu(scale.decode(x).cpu().numpy())
     for z, slices in known.items():
         hu[:, z] = slices
     return hu
+
+
+@torch.no_grad()
+def noised_and_back(
+    denoiser: Denoiser,
+    settings: ChainSettings,
+    seed: int,
+    hu: np.ndarray,
+    slices: Sequence[int],
+    start_mm: float = 0.0,
+    device: str = "cpu",
+    above: np.ndarray | None = None,
+) -> np.ndarray:
+    """Slices of a head with noise at the level `settings.sigma_max` put on them and taken off again, each given its
+    true neighbours (partial noising, after Wyatt et al. 2022, "AnoDDPM"): what the denoiser does not expect between
+    such neighbours goes with the noise, what is coarser than it stays. All slices are sampled in one batch.
+
+    Parameters
+    ----------
+    denoiser : one with a noise level a slice.
+    settings : how to sample, from `sigma_max` down.
+    seed : key of the noise, of which each slice has its own.
+    hu : int16 HU (Z, H, W), the head.
+    slices : which of them; the window about each must end within the head (see `last_in_middle`).
+    start_mm : position of the first slice of `hu` in mm below the vertex.
+    device : torch device.
+    above : int16 HU (Z, h, w), the head in the level above, for a denoiser that sees one.
+
+    Returns int16 HU (len(slices), H, W).
+    """
+    recipe = denoiser.recipe
+    assert not recipe.joint and not recipe.whole and (above is not None) == bool(recipe.above)
+    assert max(slices) <= last_in_middle(recipe, len(hu))
+    half = recipe.slices // 2
+    air = np.full((half, *hu.shape[1:]), HU_MIN, np.int16)
+    padded = np.concatenate([air, hu])  # what lies above the vertex is air
+    window = [None if k == half else padded[np.add(slices, k)] for k in range(recipe.slices)]
+    seen = None if above is None else np.concatenate([_slices_above(above[None], z) for z in slices])
+    last_mm = start_mm + (np.array(slices) - half + recipe.slices - 1) * recipe.spacing_mm[0]
+    begun, sigmas = np.ascontiguousarray(hu[list(slices)]), settings.sigmas(denoiser)
+    # Too few evaluations to record a graph for (see `quickest`).
+    made = _sample_slice(denoiser, settings, sigmas, seed, slices, 0, window, half, last_mm, device, seen, begun)
+    return round_hu(made)
+
+
+def last_in_middle(recipe: Recipe, count: int) -> int:
+    """The last of `count` slices about which a whole window of a denoiser fits into the head."""
+    return count - 1 - (recipe.slices - 1 - recipe.slices // 2)
 
 
 def _slices_above(above: np.ndarray, z: int) -> np.ndarray:
@@ -270,28 +323,31 @@ def _sample_slice(
     index: int,
     window: Sequence[np.ndarray | None],
     wanted: int,
-    last_mm: float,
+    last_mm: float | np.ndarray,
     device: str,
     above: np.ndarray | None,
+    begun: np.ndarray | None = None,
 ) -> np.ndarray:
     """One new slice for each volume, HU in float64 (B, H, W), not rounded: the one at place `wanted` of the window, of
     whose K slices those that are known are given, int16 HU (B, H, W) each, superior first. `last_mm` is the position
-    of the window's last slice."""
+    of the window's last slice, one for all or (B,). Sampled from pure noise, or from slices `begun`, int16 HU
+    (B, H, W), with noise at the schedule's first level on them."""
     recipe = denoiser.recipe
-    k, batch, size = recipe.slices, len(volumes), recipe.size
+    k, batch = recipe.slices, len(volumes)
+    size = (recipe.size, recipe.size) if begun is None else begun.shape[1:]
     scale = codec(recipe.scale, torch.device(device))
-    known_x = torch.zeros(batch, k, size, size, dtype=torch.float64, device=device)
+    known_x = torch.zeros(batch, k, *size, dtype=torch.float64, device=device)
     is_known = torch.zeros(k, dtype=torch.bool)
     for place, slices in enumerate(window):
         if slices is not None:
             known_x[:, place] = scale.encode(torch.from_numpy(slices).to(device)).double()
             is_known[place] = True
     mask = is_known.to(device)[None, :, None, None]
-    positions = torch.full((batch,), last_mm, dtype=torch.float32, device=device)
+    positions = torch.as_tensor(last_mm, dtype=torch.float32, device=device).expand(batch)
     channels = k if recipe.joint else 1
-    noise = SliceNoise(seed, volumes, index, (channels, size, size), device)
+    noise = SliceNoise(seed, volumes, index, (channels, *size), device)
     extra = 0 if above is None else above.shape[1]
-    fixed = SliceNoise(seed, volumes, index, (k + extra, size, size), device)(0, KNOWN)
+    fixed = SliceNoise(seed, volumes, index, (k + extra, *size), device)(0, KNOWN)
     if above is not None:
         seen = enlarged(torch.from_numpy(above).to(device), recipe.above)
         known_x = torch.cat([known_x, scale.encode(seen).double()], dim=1)
@@ -319,7 +375,10 @@ def _sample_slice(
             slices[:, wanted], sigmas_of[:, wanted] = x[:, 0], sigma
             return denoiser(slices, sigmas_of, positions)[:, wanted : wanted + 1]
 
-    x = _sampled(settings, recipe, denoise, float(sigmas[0]) * noise(0, INITIAL), sigmas, noise, impose)
+    x = float(sigmas[0]) * noise(0, INITIAL)
+    if begun is not None:
+        x = x + scale.encode(torch.from_numpy(begun).to(device)).double()[:, None]
+    x = _sampled(settings, recipe, denoise, x, sigmas, noise, impose)
     return scale.decode(x[:, wanted if recipe.joint else 0]).cpu().numpy()
 
 

@@ -52,15 +52,9 @@ def fill_scan(
     says so; `name` is the checkpoint's, for the header. For the rest see `fill_volume`. Raises `UserError` as that
     does, and for a scan on another grid.
     """
-    grid = Grid.of(model.recipe.size, model.recipe.spacing_mm)
     volume, missing = with_even_slices(reading.volume)
-    source, how = reading.source, []
-    if not grid.holds(volume):
-        if not resample:
-            raise _off_grid(volume, model, "resample=True brings it there")
-        volume, missing = on_grid(volume, missing, grid)
-        how = [f"all slices resampled to {_mm(model)} mm"]
-        source = source.after(Step(how[0], RESAMPLED))
+    volume, missing, steps = on_models_grid(model, volume, missing, resample)
+    source, how = reading.source.after(*steps), [step.text for step in steps]
     volume = fill_volume(
         model,
         volume,
@@ -89,6 +83,20 @@ def _off_grid(volume: Volume, model: Denoiser | Pyramid, remedy: str) -> UserErr
 
 def _mm(model: Denoiser | Pyramid) -> str:
     return " x ".join(f"{s:g}" for s in model.recipe.spacing_mm)
+
+
+def on_models_grid(
+    model: Denoiser | Pyramid, volume: Volume, missing: Collection[int], resample: bool
+) -> tuple[Volume, tuple[int, ...], tuple[Step, ...]]:
+    """An even volume on the model's grid, which of its slices are missing there (see `on_grid`), and what was done for
+    it. Raises `UserError` for a volume on another grid where it may not `resample`."""
+    grid = Grid.of(model.recipe.size, model.recipe.spacing_mm)
+    if grid.holds(volume):
+        return volume, tuple(missing), ()
+    if not resample:
+        raise _off_grid(volume, model, "resample=True brings it there")
+    step = Step(f"all slices resampled to {_mm(model)} mm", RESAMPLED)
+    return *on_grid(volume, missing, grid), (step,)
 
 
 def with_even_slices(volume: Volume) -> tuple[Volume, tuple[int, ...]]:

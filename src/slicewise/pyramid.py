@@ -163,7 +163,7 @@ def _level(
     dz, size, more = level.recipe.spacing_mm[0], level.recipe.size, level.recipe.slices - 1
     drawn = np.full((*above.shape[:2], size, size), HU_MIN, np.int16)
     for z, hu in known.items():
-        drawn[:, z] = _means(hu, size)
+        drawn[:, z] = pooled_slice(hu, size)
     first, last = (min(known), max(known)) if known else (0, -1)
     inner = slice(first, last + 1)
     missing = [z - first for z in range(first, last + 1) if z not in known]
@@ -201,11 +201,11 @@ def _plan(
     if not plan.recipe.whole:
         return np.stack(list(chain(plan, settings, seed, volumes, device=device)), axis=1)
     return whole_heads(
-        plan, settings, seed, volumes, {z: _means(hu, plan.recipe.size) for z, hu in known.items()}, device
+        plan, settings, seed, volumes, {z: pooled_slice(hu, plan.recipe.size) for z, hu in known.items()}, device
     )
 
 
-def _means(hu: np.ndarray, size: int) -> np.ndarray:
+def pooled_slice(hu: np.ndarray, size: int) -> np.ndarray:
     """A slice (H, W) on so many pixels, int16 HU, as training sees it."""
     return round_hu(pooled(torch.from_numpy(hu.copy())[None, None], len(hu) // size)[0, 0].numpy())
 

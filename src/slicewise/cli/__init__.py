@@ -57,6 +57,14 @@ GROUPS = (
         },
     ),
     (
+        "Find what is not normal (research use)",
+        "anomaly",
+        {
+            "anomaly": ("Anomaly", "draw what a scan would look like if it were normal, and score the difference"),
+            "anomaly-reference": ("AnomalyReference", "measure what normal heads leave, for anomaly to compare with"),
+        },
+    ),
+    (
         "Look at and convert",
         "volumes",
         {
@@ -100,7 +108,8 @@ Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 
 """
 FOOT = """\
 Settings come from flags, then --config FILE (TOML), then --preset NAME, then defaults.
-Results go to stdout, progress to stderr; info, prepare, generate, evaluate, push, pull and deidentify take --json.
+Results go to stdout, progress to stderr; info, prepare, generate, evaluate, anomaly, push, pull and deidentify take
+--json.
 Exit status: 0 done, 1 bad input (one line on stderr), 2 bad usage, 130 stopped by Ctrl-C.
 """
 

@@ -1,7 +1,7 @@
 """Tissue labels as a DICOM Segmentation (PS3.3 A.51) of the CT series that they belong to, and back; by highdicom."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,39 @@ def write_segmentation(labels: Path, series: Path, out: Path, names: Path | None
     Raises `UserError` where a file is missing or damaged, where labels and series are not on one grid, where a label
     has no name, and where `out` is there or cannot be written.
     """
+    found_labels = read_label_map(labels)
+    named = label_names(names or labels.with_name("labels.json"))
+    return write_segments(found_labels.hu, found_labels.positions, named, series, out, labels)
+
+
+def write_segments(
+    voxels: np.ndarray,
+    positions: np.ndarray,
+    named: Mapping[int, str],
+    series: Path,
+    out: Path,
+    labels: object = "labels",
+    series_uid: str = "",
+    description: str = "Tissue labels",
+) -> tuple[str, ...]:
+    """`write_segmentation` of labels at hand: whole numbers (Z, Y, X), the positions of their slices (as in `Volume`)
+    and what the numbers are called; errors call them `labels`."""
     if out.exists():
         raise UserError(f"{out}: is there already; give a new name, or remove it first")
-    found = one_series(series)
+    found = one_series(series, series_uid)
     reading = load(found).volume
     files = {tuple(s.position): s.path for s in found.slices}
     if len({s.path for s in found.slices}) != len(reading.hu) or len(files) != len(reading.hu):
         raise UserError(f"{series}: a series of one file a slice, each at its own place, is expected")
-    found_labels = read_label_map(labels)
-    voxels, positions = found_labels.hu, found_labels.positions
     if voxels.shape != reading.hu.shape or np.abs(positions - reading.positions).max() > 0.01:
         raise UserError(f"{labels}: not on the grid of {series}: {voxels.shape} voxels against {reading.hu.shape}")
-    named = label_names(names or labels.with_name("labels.json"))
     present = [int(v) for v in np.unique(voxels) if v]
     unnamed = [v for v in present if v not in named]
     if unnamed or not present:
         what = f"no name for label {unnamed[0]}" if unnamed else "no label in it"
         raise UserError(f"{labels}: {what}; give names=FILE, a JSON file of names and labels")
     sources = [pydicom.dcmread(files[tuple(p)]) for p in reading.positions]
-    dataset = _segmentation(voxels, [(v, named[v]) for v in present], sources)
+    dataset = _segmentation(voxels, [(v, named[v]) for v in present], sources, description)
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as stream:
@@ -68,7 +82,9 @@ def write_segmentation(labels: Path, series: Path, out: Path, names: Path | None
     return tuple(named[v] for v in present)
 
 
-def _segmentation(voxels: np.ndarray, segments: list[tuple[int, str]], sources: Sequence[pydicom.Dataset]) -> Any:
+def _segmentation(
+    voxels: np.ndarray, segments: list[tuple[int, str]], sources: Sequence[pydicom.Dataset], description: str
+) -> Any:
     try:
         import highdicom
     except ModuleNotFoundError:
@@ -105,7 +121,7 @@ def _segmentation(voxels: np.ndarray, segments: list[tuple[int, str]], sources: 
         manufacturer_model_name="slicewise",
         software_versions=slicewise.__version__,
         device_serial_number=slicewise.__version__,
-        series_description="Tissue labels",
+        series_description=description,
     )
     dataset.update(copied(sources[0], ("SyntheticData", "ContributingEquipmentSequence", *PATIENT)))
     if any(source.get("SyntheticData") == "YES" for source in sources):
