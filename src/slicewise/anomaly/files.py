@@ -26,10 +26,10 @@ from slicewise.anomaly.page import page
 from slicewise.anomaly.run import Anomalies, summary
 from slicewise.anomaly.settings import AnomalySettings
 from slicewise.errors import UserError
+from slicewise.io.atomic import write_whole
 from slicewise.io.dicom_seg import write_segments
 from slicewise.io.dicom_write import SyntheticOrigin, series_header, write_series
 from slicewise.io.nifti import write_nifti
-from slicewise.montage import write_whole
 from slicewise.volume import RAS_TO_LPS, Volume
 
 RESEARCH_USE = "research use"

@@ -1,14 +1,15 @@
 """The page on what was found in a scan: one HTML file without outside assets."""
 
 import base64
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slicewise.anomaly.run import Anomalies
 from slicewise.hu import BRAIN
-from slicewise.montage import png
-from slicewise.pages import template
+from slicewise.reporting.montage import png
+from slicewise.reporting.pages import template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ def page(found: Anomalies, told: dict[str, Any]) -> str:
         ("draws", str(told["settings"]["draws"])),
     ]
     facts = [(str(k), str(v)) for k, v in {**told, **told["settings"]}.items() if not isinstance(v, list | dict)]
-    made: str = template("anomaly.html").render(
+    made: str = template(Path(__file__).with_suffix(".html")).render(
         headline=headline, picture=picture, regions=rows, slices=slices, facts=facts, use=told["use"]
     )
     return made

@@ -11,7 +11,7 @@ import numpy as np
 from slicewise.anomaly.score import DEPTHS, TISSUES, bins, slice_scores, volume_score
 from slicewise.anomaly.settings import AnomalySettings
 from slicewise.errors import UserError
-from slicewise.montage import write_whole
+from slicewise.io.atomic import write_whole
 
 KIND = "slicewise anomaly reference"
 CELLS = len(TISSUES) * DEPTHS

@@ -26,10 +26,9 @@ from slicewise.diffusion.denoiser import Denoiser
 from slicewise.errors import UserError, output_errors
 from slicewise.fill import on_models_grid
 from slicewise.hu import HU_MAX, HU_MIN, round_hu
-from slicewise.io.atomic import atomic_file
+from slicewise.io.atomic import atomic_file, write_whole
 from slicewise.io.dicom import Reading
 from slicewise.io.provenance import Provenance
-from slicewise.montage import write_whole
 from slicewise.pyramid import Pyramid
 from slicewise.volume import Volume
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from slicewise.anomaly.settings import AnomalySettings
-from slicewise.cli.output import print_json, print_left_out, print_notes
+from slicewise.cli.output import print_json, print_notes, print_skipped
 from slicewise.cli.parse import PLAIN
 from slicewise.release import CHECKPOINT
 
@@ -131,7 +131,7 @@ class AnomalyReference:
         from slicewise.settings import write_settings
 
         found = open_set(self.data, self.split)
-        print_left_out(self, found.left_out)
+        print_skipped(self, found.skipped)
         with processes(self.device) as process, counting_bar(True) as bar:
             device = str(process.device)
             model = load_generator(self.checkpoint, core_dtype(process.device), device)
