@@ -15,13 +15,14 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from slicewise import cli
+from slicewise import cli, release
 from slicewise.cli.parse import field_docs, unfilled
 from slicewise.data.phantom import PhantomSettings
 from slicewise.data.settings import PrepareSettings
 from slicewise.errors import UserError
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
+from slicewise.pyramid import load_pyramid
 from slicewise.sampling import GenerateSettings
 from slicewise.settings import fill, preset, presets, read_table, write_settings
 from slicewise.training.settings import DenoiserTraining, GANTraining, ICNetTraining, SliceVAETraining
@@ -67,7 +68,7 @@ def test_help_answers_without_what_commands_need():
     """`slicewise --help` needs no tyro, and no command's help what the command computes with."""
     code = """
 import sys
-from slicewise import cli
+from slicewise import cli, release
 def call(*argv):
     try:
         cli.main(argv)
@@ -190,6 +191,19 @@ def _json(capsys, *argv) -> dict:
     """What a command prints with --json, which is all that it prints on stdout."""
     assert _main(*argv, "--json") == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_info_tells_the_levels_of_a_pyramid(capsys):
+    """The released checkpoint is one."""
+    cli.main(["info", str(release.CHECKPOINT), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    levels = load_pyramid(release.CHECKPOINT).levels
+    assert found["parameters"] == sum(p.numel() for level in levels for p in level.network.parameters())
+    cli.main(["info", str(release.CHECKPOINT)])
+    shown = capsys.readouterr().out
+    assert "pyramid with " in shown
+    assert "levels 1:\n" in shown
+    assert "levels 2:\n" in shown
 
 
 def test_info_and_prepare_print_json(tmp_path, capsys):

@@ -77,9 +77,15 @@ def _store(path: Path) -> dict[str, Any]:
 def _checkpoint(path: Path) -> dict[str, Any]:
     from slicewise.baselines.sampling import KINDS, build_baseline
     from slicewise.checkpoint import kind_of, load_model
+    from slicewise.pyramid import KIND, load_pyramid
 
-    network, meta = load_model(path, KINDS, build_baseline) if kind_of(path) in KINDS else load_model(path)
-    return {"kind": "checkpoint", "parameters": sum(p.numel() for p in network.parameters()), "about": meta}
+    if kind_of(path) == KIND:
+        pyramid = load_pyramid(path)
+        networks, meta = [level.network for level in pyramid.levels], pyramid.meta
+    else:
+        network, meta = load_model(path, KINDS, build_baseline) if kind_of(path) in KINDS else load_model(path)
+        networks = [network]
+    return {"kind": "checkpoint", "parameters": sum(p.numel() for n in networks for p in n.parameters()), "about": meta}
 
 
 def _volume(reading: Reading) -> dict[str, Any]:
@@ -117,8 +123,11 @@ def _about(volume: Mapping[str, Any]) -> str:
 def _lines(values: Mapping[str, Any], indent: str = "") -> str:
     lines = []
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             lines += [f"{indent}{key}:", _lines(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):  # the levels of a pyramid
+            for number, one in enumerate(value, 1):
+                lines += [f"{indent}{key} {number}:", _lines(one, indent + "  ")]
         else:
             lines.append(f"{indent}{key}: {value}")
     return "\n".join(lines)
