@@ -121,7 +121,7 @@ def test_what_cannot_be_filled_is_one_line(pyramid, levels, head):  # noqa: F811
         (head, [2], {"above_mm": -5.0}, "how much is missing"),
         (deep, [14], {}, "down to 55 mm below the vertex"),
         (deep, [], {"complete": ["down"]}, "down to 55 mm below the vertex"),
-        (Volume.regular(head.hu, (4.0, 6.0, 6.0)), [2], {}, "even axial slices of 32 pixels"),
+        (Volume.regular(head.hu, (4.0, 6.0, 6.0)), [2], {}, "even axial slices, 32 x 32 pixels"),
     ):
         with pytest.raises(UserError, match=words):
             fill_volume(pyramid, volume, missing, chain=FEW, **options)
