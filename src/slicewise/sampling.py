@@ -25,9 +25,9 @@ class ChainSettings:
     """Noise levels of a denoiser alone."""
     plan_steps: int = 30
     """Noise levels of a pyramid's plan, which is sampled whole."""
-    draw_steps: int = 8
+    draw_steps: int = 5
     """Noise levels of what draws after a plan, which needs few: most of a slice is decided by then."""
-    draw_sigma: float = 1.5
+    draw_sigma: float = 0.25
     """Second noise level of what draws after a plan, in units of x: the plan has decided what shows above it, so that
     one step leads there from the highest."""
     spacing: Literal["karras", "geometric"] = "geometric"
