@@ -1,7 +1,7 @@
 """A pyramid's drawer judged as such: held-out heads drawn after their own true plans, with more and fewer evaluations.
 
     python bench/drawer.py DRAWER --store STORE [--count 12] [--steps 4 6 8 12 20] [--above-sigma 0.005]
-                           [--sampler dpmpp_2m] [--out drawn.png]
+                           [--draw-sigma 1.5] [--sampler dpmpp_2m] [--out drawn.png]
 
 DRAWER is a run folder or weights of `slicewise train --above`, or a pyramid, whose last level is taken; STORE holds
 heads that it has not seen (all splits are used). Prints one Markdown table, means over heads, and writes a picture: the
@@ -10,8 +10,7 @@ first head and what was drawn after its plan, a row for each number of evaluatio
 Within the true brain: error of its mean; root mean square difference to the true head (a drawn head has noise and sulci
 of its own, so that even a perfect one differs); "grain", standard deviation of a voxel against the mean of its 3 x 3;
 the share of voxels below 15 HU, which are fluid. The Fréchet distance of axial slices is to those of the same heads
-themselves: 0 is reached, but few heads make it large where slices are right and others. Processor seconds are one
-thread's.
+themselves: 0 for a copy, and larger for fewer heads. Processor seconds are one thread's.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from slicewise.checkpoint import kind_of, load_denoiser
 from slicewise.data.store import open_store
 from slicewise.data.windows import pooled
 from slicewise.hu import BRAIN, WHOLE, round_hu
-from slicewise.metrics.features import efficientnet_lite0, plane_features
+from slicewise.metrics.features import Extractor, efficientnet_lite0, plane_features
 from slicewise.metrics.frechet import frechet_of_features
 from slicewise.metrics.tissue import brain_mask
 from slicewise.pyramid import KIND, load_pyramid
@@ -48,9 +47,9 @@ def figures(hu: np.ndarray, true: np.ndarray, mask: np.ndarray) -> list[float]:
     return [error.mean(), float(np.sqrt(np.mean(error**2))), grain[0][mask].std() / grain[1][mask].std(), fluid]
 
 
-def features(heads: np.ndarray, spacing: tuple[float, float, float]) -> list[np.ndarray]:
+def features(heads: np.ndarray, spacing: tuple[float, float, float], extractor: Extractor) -> list[np.ndarray]:
     """Features of the middle axial slices of heads (N, Z, Y, X), in each of `WINDOWS`."""
-    found = plane_features([Volume.regular(hu, spacing) for hu in heads], efficientnet_lite0(), list(WINDOWS))
+    found = plane_features([Volume.regular(hu, spacing) for hu in heads], extractor, list(WINDOWS))
     return [found["axial", window] for window in WINDOWS]
 
 
@@ -66,7 +65,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12, 20])
     parser.add_argument("--above-sigma", type=float, default=ChainSettings.above_sigma)
-    parser.add_argument("--sampler", default="auto")
+    parser.add_argument("--draw-sigma", type=float, default=ChainSettings.draw_sigma)
+    parser.add_argument("--sampler", default=ChainSettings.sampler)
     parser.add_argument("--out", type=Path, default=Path("drawn.png"))
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,14 +83,15 @@ def main() -> None:
     titles = ["evaluations", "processor s a head", "brain's mean, HU", "difference, HU", "grain, of true"]
     titles += ["fluid, of true", "Fréchet, whole range", "Fréchet, brain window"]
     print(f"| {' | '.join(titles)} |\n|{' ---: |' * len(titles)}")
-    settings = replace(ChainSettings(slices=shortest), above_sigma=a.above_sigma, sampler=a.sampler)
-    own = features(heads, volumes[0].spacing)
+    settings = ChainSettings(a.sampler, slices=shortest, above_sigma=a.above_sigma, draw_sigma=a.draw_sigma)
+    extractor, spacing = efficientnet_lite0(), volumes[0].spacing
+    own = features(heads, spacing, extractor)
     for steps in a.steps:
         began = time.process_time()
         chosen = replace(settings, draw_steps=steps)
         drawn = np.stack(list(chain(drawer, chosen, 0, range(len(heads)), above=plans)), axis=1)
         seconds = (time.process_time() - began) / len(heads)
-        far = [frechet_of_features(*pair) for pair in zip(features(drawn, volumes[0].spacing), own)]
+        far = [frechet_of_features(*pair) for pair in zip(features(drawn, spacing, extractor), own)]
         found = np.mean([figures(*each) for each in zip(drawn, heads, masks)], axis=0)
         print(
             f"| {steps} | {seconds:.1f} | {found[0]:+.2f} | {found[1]:.1f} | {found[2]:.2f} | {found[3]:.2f} | "

@@ -1,7 +1,7 @@
 """Plans of a pyramid judged as such: how far heads of 32 x 32 pixels lie from held-out ones, before anything is drawn.
 
     python bench/plan.py PLAN [PLAN ...] --store STORE [--count 48] [--steps 30] [--guide PLAN --guidance 1.5 2]
-                         [--gaussian] [--out plans.png]
+                         [--sampler dpmpp_2m] [--gaussian] [--out plans.png]
 
 Each PLAN is a run folder or weights of `slicewise train --network unet3d`, or a pyramid; STORE is the prepared store
 that it was trained on, whose val and test heads (of other persons, where the store was made of label maps) are the
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--sampler", default=ChainSettings.sampler)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gaussian", action="store_true")
     parser.add_argument("--guide", type=Path)
@@ -150,7 +151,7 @@ def main() -> None:
     made = {}
     for name, plan in plans.items():
         began = time.monotonic()
-        chain = ChainSettings(plan_steps=a.steps)
+        chain = ChainSettings(a.sampler, plan_steps=a.steps)
         parts = [whole_heads(plan, chain, a.seed, range(n, min(n + 8, a.count)), {}) for n in range(0, a.count, 8)]
         made[name] = np.concatenate(parts).astype(np.float32)
         label = f"{name}, step {plan.meta['step']}" if name != "Gaussian" else name

@@ -138,11 +138,11 @@ def _noised(
             continue
         made = here.copy()
         rows, columns = _about_head(here) if level.recipe.above else (slice(None), slice(None))
+        cut = np.ascontiguousarray(here[:, rows, columns])
+        seen = None if above is None else _coarse(above, rows, columns, level.recipe.above)
         chain = _chain(settings, settings.noise)
         for begin in range(0, len(inside), settings.batch):
             some = inside[begin : begin + settings.batch]
-            seen = None if above is None else _coarse(above, rows, columns, level.recipe.above)
-            cut = np.ascontiguousarray(here[:, rows, columns])
             made[some, rows, columns] = noised_and_back(level, chain, key, cut, some, start_mm, device, seen)
             progress(begin + len(some))
         above = made
@@ -189,5 +189,5 @@ def _span(occupied: Any) -> slice:
 
 def _coarse(above: np.ndarray, rows: slice, columns: slice, times: int) -> np.ndarray:
     """The same part of a level whose pixels are so many times as large."""
-    y, x = (slice((s.start or 0) // times, None if s.stop is None else s.stop // times) for s in (rows, columns))
+    y, x = (slice(s.start // times, s.stop // times) for s in (rows, columns))
     return np.ascontiguousarray(above[:, y, x])

@@ -5,12 +5,13 @@ in the same tissue at the same depth. Arrays are (Z, Y, X), axial slices, superi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from slicewise.metrics.tissue import BONE_HU, brain_mask
+from slicewise.data.resample import disc
+from slicewise.metrics.tissue import BONE_HU, brain_mask, depth
 
 # Tissues of a head whose residuals are judged, each by its own kind: brain away from the skull, brain at it (where
 # residuals are large, since a skull that is off by a pixel is off by a thousand HU), and the skull about the brain.
@@ -53,31 +54,17 @@ class Region:
 def tissue_map(hu: np.ndarray, spacing: tuple[float, float, float], slices: Sequence[int]) -> np.ndarray:
     """uint8 (Z, Y, X): 0 where residuals are not judged, else 1 + the place in `TISSUES`; 0 outside `slices`."""
     _, dy, dx = spacing
-    brain = ndimage.binary_closing(brain_mask(hu, spacing), _disc(6.0, dy, dx))
+    brain = ndimage.binary_closing(brain_mask(hu, spacing), disc(6.0, dy, dx)[None])
     brain = np.stack([ndimage.binary_fill_holes(plane) for plane in brain])
-    from_brain = _distance(~brain, dy, dx)
-    into_brain = _distance(brain, dy, dx)
-    bone = ndimage.binary_closing(hu > BONE_HU, _disc(4.0, dy, dx)) & ~brain & (from_brain <= SKULL_MM)
+    from_brain = depth(~brain, dy, dx)
+    into_brain = depth(brain, dy, dx)
+    bone = ndimage.binary_closing(hu > BONE_HU, disc(4.0, dy, dx)[None]) & ~brain & (from_brain <= SKULL_MM)
     found = np.zeros(hu.shape, np.uint8)
     found[brain] = np.where(into_brain[brain] > EDGE_MM, 1, 2)
     found[bone] = 3
     outside = np.ones(len(hu), bool)
     outside[list(slices)] = False
     found[outside] = 0
-    return found
-
-
-def _distance(mask: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """Distance to the nearest voxel of the same slice that is not in the mask, mm; infinite where there is none."""
-    planes = [ndimage.distance_transform_edt(m, (dy, dx)) if not m.all() else np.full(m.shape, np.inf) for m in mask]
-    return np.stack(planes)
-
-
-def _disc(radius_mm: float, dy: float, dx: float) -> np.ndarray:
-    """A disc in the axial plane, (1, y, x), at least a cross."""
-    ry, rx = max(1, round(radius_mm / dy)), max(1, round(radius_mm / dx))
-    y, x = np.mgrid[-ry : ry + 1, -rx : rx + 1]
-    found: np.ndarray = ((y / ry) ** 2 + (x / rx) ** 2 <= 1.0)[None]
     return found
 
 
@@ -118,8 +105,8 @@ def studentised(
 def bins(tissue: np.ndarray, depth_mm: np.ndarray) -> np.ndarray:
     """int64 (Z, Y, X): the place of every voxel's tissue and depth in a table of a normal reference, -1 where nothing
     is judged; `depth_mm` (Z,) is how far each slice lies below the vertex."""
-    depth = np.clip(depth_mm / DEPTH_MM, 0, DEPTHS - 1).astype(int)
-    return np.where(tissue > 0, (tissue.astype(int) - 1) * DEPTHS + depth[:, None, None], -1)
+    place = np.clip(depth_mm / DEPTH_MM, 0, DEPTHS - 1).astype(int)
+    return np.where(tissue > 0, (tissue.astype(int) - 1) * DEPTHS + place[:, None, None], -1)
 
 
 def slice_scores(z: np.ndarray, tissue: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
@@ -165,16 +152,16 @@ def find_regions(
                 continue
             marked[box][part] = kind
             places = np.argwhere(part) + [s.start for s in box]
-            y, x = (float(places[:, axis].mean()) for axis in (1, 2))
+            z_mean, y_mean, x_mean = places.mean(axis=0).tolist()
             region = Region(
                 number=0,
                 denser=sign > 0,
                 cm3=float(part.sum() * voxel),
-                centre=(float(places[:, 0].mean()), y, x),
+                centre=(z_mean, y_mean, x_mean),
                 slices=(int(places[:, 0].min()), int(places[:, 0].max())),
                 residual_hu=float(residual[box][part].mean()),
                 peak_z=float(sign * np.max(sign * z[box][part])),
             )
             found.append((float(np.abs(z[box][part]).sum()), region))
     ordered = [region for _, region in sorted(found, key=lambda one: -one[0])]
-    return marked, tuple(Region(**{**vars(r), "number": n}) for n, r in enumerate(ordered, 1))
+    return marked, tuple(replace(region, number=n) for n, region in enumerate(ordered, 1))

@@ -157,7 +157,7 @@ def body_mask(volume: Volume, margin_mm: float = 0.0) -> np.ndarray:
     """
     dz, dy, dx = volume.spacing
     tissue = volume.hu > HEAD_HU
-    opened = ndimage.binary_opening(tissue, _disc(3.0, dy, dx)[None])
+    opened = ndimage.binary_opening(tissue, disc(3.0, dy, dx)[None])
     labels, count = ndimage.label(opened)
     if count == 0:
         return tissue
@@ -174,10 +174,10 @@ def body_mask(volume: Volume, margin_mm: float = 0.0) -> np.ndarray:
         ]
         body |= np.isin(rest, small)
     filled = np.stack([ndimage.binary_fill_holes(plane) for plane in body])
-    return ndimage.binary_dilation(filled, _disc(margin_mm, dy, dx)[None]) if margin_mm else filled
+    return ndimage.binary_dilation(filled, disc(margin_mm, dy, dx)[None]) if margin_mm else filled
 
 
-def _disc(radius_mm: float, dy: float, dx: float) -> np.ndarray:
+def disc(radius_mm: float, dy: float, dx: float) -> np.ndarray:
     """A disc in the axial plane, at least a cross of one pixel."""
     ry, rx = max(1, round(radius_mm / dy)), max(1, round(radius_mm / dx))
     y, x = np.mgrid[-ry : ry + 1, -rx : rx + 1]

@@ -122,4 +122,5 @@ def _multistep(
 
 def nfe(sampler: str, steps: int) -> int:
     """Evaluations of the denoiser for one slice with `steps` noise levels."""
-    return {"pc": 2 * steps, "pc_noisy": 2 * steps, "heun": 2 * steps - 1}.get(sampler, steps)
+    once, twice = ("dpmpp_2m", "dpmpp_2m_sde"), ("pc", "pc_noisy")
+    return {**dict.fromkeys(once, steps), **dict.fromkeys(twice, 2 * steps), "heun": 2 * steps - 1}[sampler]

@@ -112,8 +112,8 @@ def brain_mask(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarra
         return np.zeros(hu.shape, bool)
     smooth = ndimage.gaussian_filter(np.clip(coarse, -200.0, 300.0), (0, 0.5, 0.5))
     soft = (smooth > SOFT.lo) & (smooth < SOFT.hi) & _walled_in(bone, sy, sx)
-    core = _largest(_depth(soft, sy, sx) > _CORE_MM)
-    brain = soft & (_depth(~core, sy, sx) <= _REGROW_MM)
+    core = _largest(depth(soft, sy, sx) > _CORE_MM)
+    brain = soft & (depth(~core, sy, sx) <= _REGROW_MM)
     fine = brain.repeat(fy, axis=1).repeat(fx, axis=2)[:, : hu.shape[1], : hu.shape[2]]
     found: np.ndarray = fine & _soft_off_bone(hu, spacing)
     return found
@@ -319,20 +319,20 @@ def _walled_in(bone: np.ndarray, sy: float, sx: float) -> np.ndarray:
     return seen >= 6
 
 
-def _depth(mask: np.ndarray, sy: float, sx: float) -> np.ndarray:
+def depth(mask: np.ndarray, sy: float, sx: float) -> np.ndarray:
     """Distance in mm of every mask voxel to the nearest voxel outside, within its slice; 0 outside the mask, and
     infinite in a slice that is all mask."""
-    depth = np.zeros(mask.shape, np.float32)
+    found = np.zeros(mask.shape, np.float32)
     for z, section in enumerate(mask):
-        depth[z] = np.inf if section.all() else ndimage.distance_transform_edt(section, sampling=(sy, sx))
-    return depth
+        found[z] = np.inf if section.all() else ndimage.distance_transform_edt(section, sampling=(sy, sx))
+    return found
 
 
 def _soft_off_bone(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Soft tissue at full resolution: in range after light smoothing, and more than 2 mm from bone within its slice."""
     sigma = [max(0.5, 1.0 / step) for step in spacing[1:]]
     smooth = ndimage.gaussian_filter(np.clip(hu, -200, 300).astype(np.float32), (0, *sigma))
-    far = _depth(hu <= BONE_HU, *spacing[1:]) > _OFF_BONE_MM
+    far = depth(hu <= BONE_HU, *spacing[1:]) > _OFF_BONE_MM
     found: np.ndarray = far & (smooth > SOFT.lo) & (smooth < SOFT.hi)
     return found
 
