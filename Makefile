@@ -43,7 +43,7 @@ tools:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[evaluate]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -34,7 +34,7 @@ from skimage.transform import warp
 from slicewise.data.store import first_head_slice, open_store
 from slicewise.diffusion.denoiser import Denoiser
 from slicewise.fill import fill_volume
-from slicewise.hu import BRAIN, round_hu
+from slicewise.hu import BONE_HU, BRAIN, round_hu
 from slicewise.metrics.estimate import mean_interval
 from slicewise.metrics.tissue import brain_mask
 from slicewise.pyramid import Pyramid, load_generator
@@ -42,7 +42,6 @@ from slicewise.release import CHECKPOINT
 from slicewise.runtime import core_dtype
 from slicewise.volume import Volume
 
-BONE_HU = 300
 FLOW_WINDOW = (-100.0, 200.0)
 
 

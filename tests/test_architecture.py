@@ -49,6 +49,7 @@ LIGHT = (
 # Tensors are what they are about.
 TORCH_IO = (
     "slicewise.io.tensors", "slicewise.data.windows", "slicewise.data.heads", "slicewise.metrics.inception",
+    "slicewise.metrics.efficientnet",
     "slicewise.metrics.resnet",
     "slicewise.data.phantom.fields", "slicewise.data.phantom.parts", "slicewise.data.phantom.real",
     "slicewise.data.phantom.scanner", "slicewise.data.phantom.tissue", "slicewise.data.phantom.warp",

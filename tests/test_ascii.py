@@ -150,7 +150,7 @@ def test_a_model_of_a_window_sees_its_head_end_although_its_air_is_as_dense_as_t
     known = Known(lambda hu, mm: np.full_like(hu, 40 if 1 <= round(float(mm[0]) / DZ) <= 5 else -1000), recipe)
     found = _run(known, FAST)
     assert [int(s.min()) for s in found] == [-10, *[40] * 5, -10]
-    assert len(trim(found[:, 0], most=recipe.scale.air)) == 5
+    assert len(trim(found[:, 0], air_hu=recipe.scale.air)) == 5
 
 
 def test_a_head_that_began_with_a_real_slice_ends_at_the_first_slice_of_air():

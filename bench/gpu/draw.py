@@ -54,7 +54,7 @@ def draw(
                 break
         if len(made) > SHORTEST:
             for hu in np.stack(made, axis=1):
-                head = np.ascontiguousarray(trim(hu, most=denoiser.recipe.scale.air))
+                head = np.ascontiguousarray(trim(hu, air_hu=denoiser.recipe.scale.air))
                 yield Volume.regular(head, denoiser.recipe.spacing_mm)
         if time.monotonic() > until:
             return

@@ -284,30 +284,30 @@ def _slices_above(above: np.ndarray, z: int) -> np.ndarray:
     return np.stack([above[:, n] if 0 <= n < above.shape[1] else air for n in range(z - 1, z + 2)], axis=1)
 
 
-def is_air(slices: np.ndarray, most: float = AIR_HU) -> np.ndarray:
-    """Which of int16 HU (B, H, W) are slices of air, bool (B,): next to nothing in them is denser than `most` HU.
+def is_air(slices: np.ndarray, air_hu: float = AIR_HU) -> np.ndarray:
+    """Which of int16 HU (B, H, W) are slices of air, bool (B,): next to nothing in them is denser than `air_hu`.
 
     Stricter than `hu.shows_head`, which scans need: a generated slice has no head holder, and the crown is small.
     """
-    found: np.ndarray = (slices > most).mean(axis=(1, 2)) < END_FRACTION
+    found: np.ndarray = (slices > air_hu).mean(axis=(1, 2)) < END_FRACTION
     return found
 
 
-def trim(hu: np.ndarray, begun: bool = False, most: float = AIR_HU) -> np.ndarray:
+def trim(hu: np.ndarray, begun: bool = False, air_hu: float = AIR_HU) -> np.ndarray:
     """The head in generated slices (Z, Y, X), in the order of generation (see `head_extent`); where the head had
     `begun` with a real slice, those up to the first slice of air. Where that is fewer than two, which are no volume,
     and no head had begun, all slices."""
     if begun:
-        air = is_air(hu, most)
+        air = is_air(hu, air_hu)
         return hu[: int(np.argmax(air))] if air.any() else hu
-    first, end = head_extent(hu, most)
+    first, end = head_extent(hu, air_hu)
     return hu if end - first < 2 else hu[first:end]
 
 
-def head_extent(hu: np.ndarray, most: float = AIR_HU) -> tuple[int, int]:
+def head_extent(hu: np.ndarray, air_hu: float = AIR_HU) -> tuple[int, int]:
     """First slice of the head in (Z, Y, X) and the one after its last: the first `SHORTEST` or more in a row that are
     not air (see `is_air`), or the most in a row there are; (0, 0) where all are air."""
-    air = is_air(hu, most)
+    air = is_air(hu, air_hu)
     edges = np.flatnonzero(np.diff(np.concatenate([[True], air, [True]]).astype(int)))
     runs = list(zip(edges[::2].tolist(), edges[1::2].tolist()))
     heads = [run for run in runs if run[1] - run[0] >= SHORTEST] or sorted(runs, key=lambda run: run[0] - run[1])

@@ -353,7 +353,7 @@ def _chains(
     made = [hu for stack in stacks for hu in stack]
     if settings.chain.slices:
         return made
-    return [trim(hu, begun=start is not None, most=denoiser.recipe.scale.air) for hu in made]
+    return [trim(hu, begun=start is not None, air_hu=denoiser.recipe.scale.air) for hu in made]
 
 
 def _shares(numbers: list[int], threads: int) -> list[list[int]]:

@@ -22,6 +22,9 @@ TRUE_AIR_HU = -1000
 AIR_HU = -500
 # What is denser is head: skin and all in it. Foam and most of a head holder lie between air and this.
 HEAD_HU = -300
+# What is denser is bone: above any soft tissue or acute blood, and low enough that a thin skull still counts where it
+# shares its voxels with brain.
+BONE_HU = 200
 # A slice with less of its area in the head shows a head holder or noise.
 _HEAD_SHARE = 0.02
 

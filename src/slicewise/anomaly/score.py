@@ -11,7 +11,8 @@ import numpy as np
 from scipy import ndimage
 
 from slicewise.data.resample import disc
-from slicewise.metrics.tissue import BONE_HU, brain_mask, depth
+from slicewise.hu import BONE_HU
+from slicewise.metrics.tissue import brain_mask, depth
 
 # Tissues of a head whose residuals are judged, each by its own kind: brain away from the skull, brain at it (where
 # residuals are large, since a skull that is off by a pixel is off by a thousand HU), and the skull about the brain.

@@ -14,11 +14,10 @@ from scipy.spatial import ConvexHull, QhullError
 
 from slicewise.data.resample import body_mask
 from slicewise.errors import UserError
-from slicewise.hu import Window
+from slicewise.hu import BONE_HU, Window
 from slicewise.volume import Volume
 
 FAT = Window(-140.0, -40.0)
-BONE_HU = 250
 # Fat of the orbits that marks their roof, and how far from bone it counts: skin before the forehead is fat as well.
 ORBITAL_FAT_MM2 = 150.0
 OFF_BONE_MM = 4.0

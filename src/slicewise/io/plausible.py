@@ -6,13 +6,12 @@ still look like heads. What the histogram shows is said, not mended.
 
 import numpy as np
 
-from slicewise.hu import AIR_HU, HU_CODES, HU_MAX, HU_MIN, Window
+from slicewise.hu import AIR_HU, BONE_HU, HU_CODES, HU_MAX, HU_MIN, Window
 
 # Where the peaks may lie. Scanners that cannot store less put all air at -1024; muscle and brain make the other peak.
 AIR_PEAK = Window(HU_MIN, -900)
 TISSUE_PEAK = Window(0, 62)
-# Compact bone; of all that is denser than air a head has 5 % and more of it.
-BONE_HU = 250
+# Of all that is denser than air, 5 % and more are bone in a head.
 LEAST_BONE = 0.01
 # Denser than any bone but teeth and metal.
 TOO_DENSE_HU = 2200

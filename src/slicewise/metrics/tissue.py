@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from slicewise.hu import BRAIN, Window
+from slicewise.hu import BONE_HU, BRAIN, Window
 
-# Denser than any soft tissue or acute blood, and low enough that a thin skull in a 5 mm slice still counts as bone.
-BONE_HU = 200.0
 # Intracranial soft tissue after light smoothing: above fat, and up to fresh blood.
 SOFT = Window(-25.0, 110.0)
 TISSUES = ("csf", "grey", "white")

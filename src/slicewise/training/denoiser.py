@@ -409,7 +409,7 @@ class DenoiserTrainer:
         denoiser = replace(denoiser, recipe=replace(self.recipe, max_slices=longest))
         few = ChainSettings(steps=12, plan_steps=12)
         made = chain(denoiser, few, seed=0, volumes=[0], device=str(self.process.device))
-        hu = trim(np.stack([slices[0] for slices in made]), most=self.recipe.scale.air)
+        hu = trim(np.stack([slices[0] for slices in made]), air_hu=self.recipe.scale.air)
         denoiser.network.train()
         if self.process.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
