@@ -17,7 +17,8 @@ def test_sym6_is_the_orthogonal_filter_with_six_vanishing_moments():
         assert (h[2 * k :] * h[: 12 - 2 * k]).sum() == pytest.approx(expected, abs=1e-10)
     highpass = h[::-1] * (-1.0) ** np.arange(12)
     moments = [(highpass * (np.arange(12) / 11) ** m).sum() for m in range(7)]
-    assert np.allclose(moments[:6], 0, atol=1e-10) and abs(moments[6]) > 1e-6
+    assert np.allclose(moments[:6], 0, atol=1e-10)
+    assert abs(moments[6]) > 1e-6
     # Least asymmetric of its family: nearly linear phase, so one centre stands for all frequencies.
     frequency = np.linspace(0.01, 0.8, 50)
     response = (h * np.exp(-1j * frequency[:, None] * np.arange(12))).sum(axis=1)
@@ -70,7 +71,8 @@ def test_gradients_pass_through_augmentation():
 def test_no_probability_no_change_and_every_number_is_drawn_all_the_same():
     geometry, gain, offset = _draw(20, 0.0, 32)
     assert torch.equal(geometry, torch.eye(3)[:2].repeat(20, 1, 1))
-    assert (gain == 1.0).all() and (offset == 0.0).all()
+    assert (gain == 1.0).all()
+    assert (offset == 0.0).all()
     one, other = (Draws(0, range(20), 0, 0, AUGMENT) for _ in range(2))
     ada.draw(one, torch.tensor(0.0), 32), ada.draw(other, torch.tensor(0.7), 32)
     assert torch.equal(one.uniform(1), other.uniform(1)), "a draw takes as much of the stream at any probability"
@@ -150,5 +152,6 @@ def test_probability_climbs_while_overfitting_and_falls_back():
     assert p == pytest.approx(5000 * 64 / 500_000)
     p = adjusted(p, 0.5, images=64, ramp_images=500_000)
     assert p == pytest.approx(4999 * 64 / 500_000)
-    assert adjusted(0.0, -1.0, 64, 100) == 0.0 and adjusted(0.9, 1.0, 64, 100) == 1.0
+    assert adjusted(0.0, -1.0, 64, 100) == 0.0
+    assert adjusted(0.9, 1.0, 64, 100) == 1.0
     assert adjusted(0.3, 0.6, 64, 100) == 0.3, "on target"

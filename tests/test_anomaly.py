@@ -89,7 +89,8 @@ def test_a_noised_slice_is_denoised_given_its_true_neighbours():
     for got, z in zip(made, (0, 2, 3)):
         np.testing.assert_allclose(got, (above[z] + above[z + 2]) / 2, atol=2.0)
     x, sigma, position = stub.seen[0]
-    assert sigma[:, 1].tolist() == pytest.approx([0.2] * 3) and float(sigma[:, [0, 2]].max()) < 0.001
+    assert sigma[:, 1].tolist() == pytest.approx([0.2] * 3)
+    assert float(sigma[:, [0, 2]].max()) < 0.001
     assert position.tolist() == [15.0, 25.0, 30.0], "of the window's last slice, below the vertex"
     noise = x[:, 1] - torch.from_numpy(HUScale().encode(hu[[0, 2, 3]]))
     assert float(noise.std()) == pytest.approx(0.2, rel=0.1)
@@ -130,7 +131,8 @@ def test_a_plan_takes_a_head_that_begins_below_the_vertex(pyramid, head):
     with pytest.raises(UserError, match=r"AnomalySettings\.above_mm"):
         pseudo_normal(pyramid, part, NOISING)
     made = pseudo_normal(pyramid, part, replace(NOISING, above_mm=10.0))
-    assert made.shape == part.hu.shape and (made[1] != part.hu[1]).any()
+    assert made.shape == part.hu.shape
+    assert (made[1] != part.hu[1]).any()
 
 
 def test_parts_of_a_slice_are_whole_multiples_for_the_network():
@@ -179,7 +181,8 @@ def test_a_slice_scores_its_cubic_centimetre_that_stands_out_most():
     z[1, 0, :20], z[1, 1, :5] = -6.0, 6.0
     tissue[2, 1:] = 0
     scores = slice_scores(z, tissue, spacing)
-    assert scores[:2] == pytest.approx([0.0, 3.0]) and np.isnan(scores[2])
+    assert scores[:2] == pytest.approx([0.0, 3.0])
+    assert np.isnan(scores[2])
     assert volume_score(scores) == pytest.approx(3.0)
 
 
@@ -189,9 +192,14 @@ def test_regions_are_told_apart_by_sign_and_size():
     z[2, 5, 5] = 8.0
     marked, regions = find_regions(z, z * 3, (5.0, 2.0, 2.0), 4.0, 0.3)
     assert [(r.number, r.denser, r.slices) for r in regions] == [(1, True, (1, 2)), (2, False, (3, 3))]
-    assert regions[0].cm3 == pytest.approx(32 * 0.02) and regions[0].centre == (1.5, 5.5, 5.5)
-    assert regions[0].peak_z == 8.0 and regions[1].peak_z == -7.0 and regions[1].residual_hu == pytest.approx(-21.0)
-    assert (marked == 1).sum() == 32 and (marked == 2).sum() == 16 and marked[5, 0, 0] == 0
+    assert regions[0].cm3 == pytest.approx(32 * 0.02)
+    assert regions[0].centre == (1.5, 5.5, 5.5)
+    assert regions[0].peak_z == 8.0
+    assert regions[1].peak_z == -7.0
+    assert regions[1].residual_hu == pytest.approx(-21.0)
+    assert (marked == 1).sum() == 32
+    assert (marked == 2).sum() == 16
+    assert marked[5, 0, 0] == 0
 
 
 def test_brain_its_border_and_the_skull_are_judged_apart(head):
@@ -199,8 +207,10 @@ def test_brain_its_border_and_the_skull_are_judged_apart(head):
     tissue = tissue_map(fine.hu, fine.spacing, range(1, 11))
     assert not tissue[[0, 11]].any()
     middle = tissue[6]
-    assert middle[32, 32] == 1 and set(np.unique(middle)) == {0, 1, 2, 3}
-    assert (fine.hu[6][middle == 3] > 500).mean() > 0.9 and (fine.hu[6][middle == 1] < 100).all()
+    assert middle[32, 32] == 1
+    assert set(np.unique(middle)) == {0, 1, 2, 3}
+    assert (fine.hu[6][middle == 3] > 500).mean() > 0.9
+    assert (fine.hu[6][middle == 1] < 100).all()
     spoilt = fine.hu.copy()
     spoilt[6, 30:34, 30:34] = 400  # what is as dense as bone within the brain is judged with it
     assert (tissue_map(spoilt, fine.spacing, range(1, 11))[6, 30:34, 30:34] == 1).all()
@@ -225,8 +235,11 @@ def test_z_scores_of_normal_heads_are_standard_in_every_tissue():
     z = np.stack([reference.z(h.studentised, h.cells) for h in heads])
     for kind in range(1, len(TISSUES) + 1):
         inside = np.broadcast_to(heads[0].tissue == kind, z.shape)
-        assert abs(z[inside].mean()) < 0.01 and z[inside].std() == pytest.approx(1.0, abs=0.01)
-    assert reference.heads == 8 and len(reference.volumes) == 8 and len(reference.slices) == 64
+        assert abs(z[inside].mean()) < 0.01
+        assert z[inside].std() == pytest.approx(1.0, abs=0.01)
+    assert reference.heads == 8
+    assert len(reference.volumes) == 8
+    assert len(reference.slices) == 64
 
 
 def test_a_normal_head_is_scored_by_the_others_alone():
@@ -327,12 +340,17 @@ def test_a_series_gives_series_maps_regions_and_a_page_that_refer_to_it(whole, n
     out = tmp_path / "out"
     _anomaly(tmp_path / "scan", out, normal, *_flags(whole, z=0.5))
     said = capsys.readouterr().out
-    assert "score" in said and "of 5 normal heads" in said and "research use only" in said
+    assert "score" in said
+    assert "of 5 normal heads" in said
+    assert "research use only" in said
     told = json.loads((out / "anomaly.json").read_text())
     assert "not a diagnosis" in told["use"] or "nothing here is a diagnosis" in told["use"]
-    assert told["regions"] and 0 < told["p"] <= 1 and len(told["slices"]) == 9
+    assert told["regions"]
+    assert 0 < told["p"] <= 1
+    assert len(told["slices"]) == 9
     page = (out / "report.html").read_text()
-    assert "research use" in page and "data:image/png" in page
+    assert "research use" in page
+    assert "data:image/png" in page
     pseudo, residual = (read_volume(out / "nifti" / f"{n}.nii.gz").volume for n in ("pseudo-normal", "residual"))
     expected = np.clip(_changed(head, 4).hu.astype(int) - pseudo.hu, -1024, 3071)
     assert np.abs(residual.hu - expected).max() <= 1
@@ -341,16 +359,20 @@ def test_a_series_gives_series_maps_regions_and_a_page_that_refer_to_it(whole, n
         made = [pydicom.dcmread(f) for f in sorted((out / "dicom" / name).iterdir())]
         assert len(made) == 9
         for ds, source in zip(made, scan):
-            assert ds.StudyInstanceUID == first.StudyInstanceUID and ds.PatientID == "P1"
-            assert ds.FrameOfReferenceUID == first.FrameOfReferenceUID and ds.SyntheticData == "YES"
-            assert "research use" in ds.DerivationDescription and "research use" in ds.SeriesDescription
+            assert ds.StudyInstanceUID == first.StudyInstanceUID
+            assert ds.PatientID == "P1"
+            assert ds.FrameOfReferenceUID == first.FrameOfReferenceUID
+            assert ds.SyntheticData == "YES"
+            assert "research use" in ds.DerivationDescription
+            assert "research use" in ds.SeriesDescription
             (referred,) = ds.SourceImageSequence
             assert referred.ReferencedSOPInstanceUID == pydicom.dcmread(source).SOPInstanceUID
     segments = pydicom.dcmread(out / "dicom" / "regions.dcm")
     assert all("research use" in s.SegmentLabel for s in segments.SegmentSequence)
     assert segments.FrameOfReferenceUID == first.FrameOfReferenceUID
     uids = {i.ReferencedSOPInstanceUID for s in segments.ReferencedSeriesSequence for i in s.ReferencedInstanceSequence}
-    assert uids <= {pydicom.dcmread(f).SOPInstanceUID for f in scan} and uids
+    assert uids <= {pydicom.dcmread(f).SOPInstanceUID for f in scan}
+    assert uids
     z = nibabel.load(out / "nifti" / "z.nii.gz")
     np.testing.assert_allclose(z.affine, nibabel.load(out / "nifti" / "residual.nii.gz").affine, atol=1e-4)
     # Again, with another threshold: nothing is drawn anew, and what was written is replaced.
@@ -372,7 +394,9 @@ def test_a_run_goes_on_from_the_draws_that_are_there(pyramid, head, tmp_path, mo
     told: list[tuple[int, int]] = []
     (first,) = run.drawn(pyramid, "abc", head, replace(NOISING, draws=1), tmp_path)
     three = run.drawn(pyramid, "abc", head, replace(NOISING, draws=3), tmp_path, progress=lambda *at: told.append(at))
-    assert made == [0, 1, 2] and told[-1] == (18, 18) and told == sorted(told)
+    assert made == [0, 1, 2]
+    assert told[-1] == (18, 18)
+    assert told == sorted(told)
     np.testing.assert_array_equal(three[0], first)
     (tmp_path / "001.npy").write_bytes((tmp_path / "001.npy").read_bytes()[:500])  # cut off
     again = run.drawn(pyramid, "abc", head, replace(NOISING, draws=3), tmp_path)

@@ -109,19 +109,27 @@ def test_slices_are_those_below_the_vertex_and_air_fills_a_column(tmp_path):
         put_volume(tmp_path, volume, id=f"h{i}", patient=f"p{i}", split="train", vertex_slice=1)
     slices = _slices(open_store(tmp_path))
     recipe = recipe_of(slices.heads, HUScale())
-    assert len(slices) == 5 + 3 and recipe.max_slices == 5 and recipe.size == 16
+    assert len(slices) == 5 + 3
+    assert recipe.max_slices == 5
+    assert recipe.size == 16
 
     def hu(slices: Slices, number: int) -> np.ndarray:
         return slices.hu(torch.tensor([number]))[0, 0].numpy()
 
-    assert np.array_equal(hu(slices, 4), heads[0][5]) and np.array_equal(hu(slices, 5), heads[1][1])
+    assert np.array_equal(hu(slices, 4), heads[0][5])
+    assert np.array_equal(hu(slices, 5), heads[1][1])
     padded = replace(slices, length=6)
-    assert len(padded) == 12 and np.array_equal(hu(padded, 8), heads[1][3])
-    assert (hu(padded, 9) == HU_MIN).all() and (hu(padded, 5) == HU_MIN).all()
+    assert len(padded) == 12
+    assert np.array_equal(hu(padded, 8), heads[1][3])
+    assert (hu(padded, 9) == HU_MIN).all()
+    assert (hu(padded, 5) == HU_MIN).all()
     column = HUScale().decode_codes(padded.column(1)[:, 0].numpy())
-    assert np.array_equal(column[:3], heads[1][1:]) and (column[3:] == HU_MIN).all()
+    assert np.array_equal(column[:3], heads[1][1:])
+    assert (column[3:] == HU_MIN).all()
     cut = replace(slices, length=2)
-    assert len(cut) == 4 and np.array_equal(hu(cut, 1), heads[0][2]) and np.array_equal(hu(cut, 2), heads[1][1])
+    assert len(cut) == 4
+    assert np.array_equal(hu(cut, 1), heads[0][2])
+    assert np.array_equal(hu(cut, 2), heads[1][1])
 
 
 def test_a_batch_is_a_function_of_its_key_and_rounds_back_to_the_data(toy_store):
@@ -135,7 +143,8 @@ def test_a_batch_is_a_function_of_its_key_and_rounds_back_to_the_data(toy_store)
         assert np.abs(nearest - x).max() <= 0.51, "half a HU of dequantisation"
     flipped = slices.batch(3, 5, range(6), flip=True)
     turned = [bool((a - b.flip(-1)).abs().max() < 1.01 / 2047) for a, b in zip(flipped, whole)]
-    assert any(turned) and not all(turned)
+    assert any(turned)
+    assert not all(turned)
 
 
 # Training ----------------------------------------------------------------------------------------------------------
@@ -148,7 +157,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, toy_store, runs, tmp_path):
     half = _state(tmp_path / "run")
     train(toy_store, tmp_path / "run", settings)
     assert _memory(tmp_path / "run") == _memory(runs[kind])
-    assert _same(_state(tmp_path / "run"), _state(runs[kind])) and not _same(half, _state(runs[kind]))
+    assert _same(_state(tmp_path / "run"), _state(runs[kind]))
+    assert not _same(half, _state(runs[kind]))
     assert _same(load_file(tmp_path / "run" / "weights.safetensors"), load_file(runs[kind] / "weights.safetensors"))
     for name in ("config.toml", "env.json", "weights.json", "stats.jsonl"):
         assert (tmp_path / "run" / name).is_file()
@@ -209,20 +219,24 @@ def test_a_finished_vae_that_goes_on_fits_its_columns_anew_and_keeps_their_lengt
     assert after["vae.columns_mean"].shape == before["vae.columns_mean"].shape == (7, 8 * 16)
     assert not torch.equal(after["vae.columns_factor"], before["vae.columns_factor"])
     baseline = load_baseline(tmp_path / "run")
-    assert baseline.recipe.max_slices == 6 and baseline.meta["step"] == 8
+    assert baseline.recipe.max_slices == 6
+    assert baseline.meta["step"] == 8
 
 
 def test_gan_regularisers_and_augmentation_take_part(toy_store, runs, tmp_path):
     lines = _lines(runs["stylegan2"])
     assert {"loss_g", "loss_d", "r1", "path_length", "augment", "sign"} <= lines[0].keys()
     memory = _memory(runs["stylegan2"])
-    assert memory["path_mean"] > 0 and 0 < memory["probability"] <= 1 and abs(memory["sign"]) <= 2
+    assert memory["path_mean"] > 0
+    assert 0 < memory["probability"] <= 1
+    assert abs(memory["sign"]) <= 2
     assert "path_length" not in _lines(runs["stylegan3"])[0]
     trainer = GANTrainer(toy_store, tmp_path, GAN2, ALONE)
     real = trainer.slices.batch(0, 0, range(4))
     trainer.probability = torch.tensor(0.9)
     seen = trainer._augmented(real, 0, 3)
-    assert not torch.allclose(seen, real, atol=1e-2) and torch.equal(seen, trainer._augmented(real, 0, 3))
+    assert not torch.allclose(seen, real, atol=1e-2)
+    assert torch.equal(seen, trainer._augmented(real, 0, 3))
     trainer.probability = torch.tensor(0.0)
     assert torch.allclose(trainer._augmented(real, 0, 3), real, atol=2e-5)
     never = GANTrainer(toy_store, tmp_path, replace(GAN2, ada_target=0.0), ALONE)
@@ -258,9 +272,11 @@ def test_slices_are_mixed_of_two_latents_as_often_as_stated(mixing, toy_store, t
     trainer = GANTrainer(toy_store, tmp_path, replace(GAN2, mixing=mixing), ALONE)
     styles, _ = trainer._styles(0, gan._G, range(16))
     alike = (styles == styles[:, :1]).all(dim=2)
-    assert alike[:, 0].all() and alike[:, -1].all().item() is (mixing == 0.0)
+    assert alike[:, 0].all()
+    assert alike[:, -1].all().item() is (mixing == 0.0)
     if mixing:
-        assert not alike[:, -1].any() and alike.sum(dim=1).unique().numel() > 2, "crossovers at many layers"
+        assert not alike[:, -1].any(), "crossovers at many layers"
+        assert alike.sum(dim=1).unique().numel() > 2, "crossovers at many layers"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -347,7 +363,8 @@ def test_settings_that_cannot_work_are_said_before_anything_is_written(train, ch
     base = VAE if train is train_slice_vae else GAN2
     with pytest.raises(UserError, match=what) as caught:
         train(toy_store, tmp_path / "run", replace(base, **change))
-    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_gan_takes_sizes_that_are_powers_of_two_and_a_vae_two_heads(tmp_path):
@@ -382,16 +399,20 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(toy_store, tmp_path,
 def test_generate_draws_baselines_and_a_run_goes_on(kind, runs, tmp_path):
     out, settings = tmp_path / "out", replace(PLAIN, chain=ChainSettings(slices=5))
     about = generate(runs[kind], out, replace(settings, count=1))
-    assert kind in about["way"].replace(" ", "-").lower() and about["nfe_per_slice"] == 1
+    assert kind in about["way"].replace(" ", "-").lower()
+    assert about["nfe_per_slice"] == 1
     first = read_volume(out / "dicom" / "volume-0000").volume
     generate(runs[kind], out, settings)
     volumes = [read_volume(out / "dicom" / f"volume-000{i}").volume for i in range(2)]
-    assert np.array_equal(volumes[0].hu, first.hu) and not np.array_equal(volumes[0].hu, volumes[1].hu)
-    assert volumes[0].hu.shape == (5, 16, 16) and np.allclose(volumes[0].spacing, TOY_SPACING)
+    assert np.array_equal(volumes[0].hu, first.hu)
+    assert not np.array_equal(volumes[0].hu, volumes[1].hu)
+    assert volumes[0].hu.shape == (5, 16, 16)
+    assert np.allclose(volumes[0].spacing, TOY_SPACING)
     stored = np.asarray(nibabel.load(out / "nifti" / "volume-0001.nii.gz").dataobj)
     assert np.array_equal(np.sort(stored, axis=None), np.sort(volumes[1].hu, axis=None))
     header = pydicom.dcmread(next((out / "dicom" / "volume-0001").iterdir()))
-    assert header.SyntheticData == "YES" and kind.split("-")[0] in str(header.to_json_dict()).lower()
+    assert header.SyntheticData == "YES"
+    assert kind.split("-")[0] in str(header.to_json_dict()).lower()
     # A volume is a function of seed and number alone.
     baseline = load_baseline(runs[kind])
     assert np.array_equal(draw_volume(baseline, 0, 1, 5), volumes[1].hu)
@@ -402,7 +423,8 @@ def test_the_slices_of_a_gan_are_independent_and_as_many_as_asked(runs):
     baseline = load_baseline(runs["stylegan2"])
     assert len(draw_volume(baseline, 0, 0)) == 8 == baseline.recipe.max_slices
     long = draw_volume(baseline, 0, 0, 20)
-    assert len(long) == 20 and np.array_equal(long[:5], draw_volume(baseline, 0, 0, 5))
+    assert len(long) == 20
+    assert np.array_equal(long[:5], draw_volume(baseline, 0, 0, 5))
     with pytest.raises(UserError, match="slices=20: a slice VAE draws heads of 9"):
         draw_volume(load_baseline(runs["slice-vae"]), 0, 0, 20)
 
@@ -443,9 +465,11 @@ def test_commands_train_and_generate(toy_store, tmp_path, capsys):
     flags = "--count 1 --calibrate off --no-report --device cpu".split()
     assert _main("generate", "--checkpoint", tmp_path / "vae", "--out", tmp_path / "volumes", *flags) == 0
     assert (tmp_path / "volumes" / "dicom" / "volume-0000").is_dir()
-    assert _main("info", tmp_path / "gan") == 0 and "stylegan2 with" in capsys.readouterr().out
+    assert _main("info", tmp_path / "gan") == 0
+    assert "stylegan2 with" in capsys.readouterr().out
     calibrated = ("--out", tmp_path / "other", "--calibrate", "after")
     assert _main("generate", "--checkpoint", tmp_path / "vae", *calibrated) == 1
     assert "add --calibrate off" in capsys.readouterr().err
     assert _main("train-gan", tmp_path / "absent", "--out", tmp_path / "other") == 1
-    assert "no prepared data" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert "no prepared data" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -50,7 +50,8 @@ def test_voxels_outside_the_window_keep_their_hu_exactly(output):
     outside = (hu <= -150) | (hu >= 150)
     np.testing.assert_array_equal(result[outside], hu[outside])
     assert np.abs(result - hu)[~outside].max() > 5
-    assert result[~outside].min() >= -150 and result[~outside].max() <= 150
+    assert result[~outside].min() >= -150
+    assert result[~outside].max() <= 150
 
 
 @pytest.mark.parametrize("gain, offset", [(1 / 1.3, 0), (1 / 0.7, 0), (1.0, 20), (1.0, -20), (0.8, 20), (1.4, -20)])
@@ -73,7 +74,8 @@ def test_slices_are_calibrated_alone_and_in_any_leading_shape():
     net = make_net("residual")
     hu, previous = rng.normal(30, 50, (2, 3, 33, 35))
     together = calibrate_slice(net, hu, previous)
-    assert together.dtype == np.float64 and together.shape == hu.shape
+    assert together.dtype == np.float64
+    assert together.shape == hu.shape
     for b in range(3):
         alone = calibrate_slice(net, hu[b].astype(np.float32), previous[b])
         assert alone.shape == hu[b].shape

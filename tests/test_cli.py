@@ -57,7 +57,9 @@ def _fails(capsys, *argv) -> str:
     """The one line that a command with bad input says; status 1 and nothing else on stderr."""
     assert _main(*argv) == 1
     err = capsys.readouterr().err.strip()  # a progress bar may have ended before it
-    assert "\n" not in err and err.startswith(f"slicewise {argv[0]}: ") and "Traceback" not in err
+    assert "\n" not in err
+    assert err.startswith(f"slicewise {argv[0]}: ")
+    assert "Traceback" not in err
     return err
 
 
@@ -124,7 +126,8 @@ def test_every_flag_has_a_text_of_its_own(command):
 def test_flags_are_explained_by_the_docs_of_their_fields(command, flag, text, capsys):
     _main(command, "--help")
     out = " ".join(capsys.readouterr().out.split())
-    assert flag in out and text in out
+    assert flag in out
+    assert text in out
 
 
 @pytest.mark.parametrize(
@@ -139,9 +142,13 @@ def test_what_follows_from_the_data_is_no_flag(command, flags, capsys):
 
 
 def test_exit_status_of_bad_usage(capsys):
-    assert _main() == 2 and _main("nonsense") == 2
-    assert _main("train") == 2 and _main("info", "x", "--no-such-flag") == 2
-    assert _main("study") == 2 and _main("study", "nonsense") == 2 and _main("study", "--help") == 0
+    assert _main() == 2
+    assert _main("nonsense") == 2
+    assert _main("train") == 2
+    assert _main("info", "x", "--no-such-flag") == 2
+    assert _main("study") == 2
+    assert _main("study", "nonsense") == 2
+    assert _main("study", "--help") == 0
     assert _main("prepare", "--out", "store") == 2
     assert "name one or more INPUTS" in capsys.readouterr().err
 
@@ -157,7 +164,9 @@ def test_a_shell_reads_its_completion(shell, tmp_path, capsys):
     script = tmp_path / "slicewise"
     script.write_text(capsys.readouterr().out)
     text = script.read_text()
-    assert "train-icnet" in text and "draw-128" in text and "sigma.std" in text
+    assert "train-icnet" in text
+    assert "draw-128" in text
+    assert "sigma.std" in text
     if program := shutil.which(shell):
         assert subprocess.run([program, "-n", script]).returncode == 0
 
@@ -213,13 +222,16 @@ def test_info_and_prepare_print_json(tmp_path, capsys):
     write_nifti(Volume.regular(hu, (5.0, 8.0, 8.0)), tmp_path / "in" / "head.nii.gz")
     (tmp_path / "in" / "broken.nii.gz").write_bytes(b"no NIfTI")
     found = _json(capsys, "info", tmp_path / "in")
-    assert found["kind"] == "volumes" and found["volumes"][0]["shape"] == [12, 32, 32]
+    assert found["kind"] == "volumes"
+    assert found["volumes"][0]["shape"] == [12, 32, 32]
     assert "broken" in found["skipped"][0]["source"]
     prepare = ["prepare", tmp_path / "in", "--out", tmp_path / "store", "--size", "32", "--workers", "1"]
     report = _json(capsys, *prepare, "--trust-hu")
-    assert len(report["prepared"]) == 1 and "broken" in report["skipped"][0]["source"]
+    assert len(report["prepared"]) == 1
+    assert "broken" in report["skipped"][0]["source"]
     found = _json(capsys, "info", tmp_path / "store")
-    assert found["kind"] == "store" and [v["id"] for v in found["volumes"]] == report["prepared"]
+    assert found["kind"] == "store"
+    assert [v["id"] for v in found["volumes"]] == report["prepared"]
 
 
 # Settings ----------------------------------------------------------------------------------------------------------
@@ -261,7 +273,8 @@ def test_train_hands_all_that_was_typed_to_its_processes(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(runtime, "run_processes", lambda count, arguments: handed.append((count, arguments)) or 0)
     typed = ["train", "store", "--out", "run", "--processes", "2", "--preset", "tiny-64", "--batch", "8"]
-    assert _main(*typed) == 0 and handed == [(2, typed)]
+    assert _main(*typed) == 0
+    assert handed == [(2, typed)]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +300,9 @@ def test_a_bad_file_is_one_line(text, what, taken, tmp_path, capsys):
     file = tmp_path / "bad.toml"
     file.write_bytes(text.encode("latin-1"))
     err = _fails(capsys, "train", "store", "--out", tmp_path / "run", "--config", file)
-    assert re.search(what, err) and "bad.toml" in err and not taken
+    assert re.search(what, err)
+    assert "bad.toml" in err
+    assert not taken
 
 
 def test_bad_flags_of_settings(taken, tmp_path, capsys):
@@ -298,7 +313,8 @@ def test_bad_flags_of_settings(taken, tmp_path, capsys):
     assert "--config needs a value" in _fails(capsys, *base, "--config")
     assert "companding 'mu' is unknown" in _fails(capsys, *base, "--scale.companding", "mu")
     assert "nothing to set in info" in _fails(capsys, "info", "x", "--preset", "tiny-64")
-    assert _main(*base, "--batch", "many") == 2 and _main(*base, "--network", "gan") == 2
+    assert _main(*base, "--batch", "many") == 2
+    assert _main(*base, "--network", "gan") == 2
     assert not taken
 
 
@@ -388,7 +404,8 @@ def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_st
     command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
     command += ["--save-minutes", "0"]
     status, err = _signalled(command, run, how)
-    assert err.count("stopped; the same command goes on") == 1 and "Traceback" not in err
+    assert err.count("stopped; the same command goes on") == 1
+    assert "Traceback" not in err
     assert status == (130 if how == signal.SIGINT else -signal.SIGKILL)
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
     command[command.index("--processes") + 1] = "1"
@@ -402,7 +419,9 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-minutes", "0"]
     status, err = _signalled(command, run, signal.SIGINT)
-    assert status == 130 and "stopped; the same command goes on" in err and "Traceback" not in err
+    assert status == 130
+    assert "stopped; the same command goes on" in err
+    assert "Traceback" not in err
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
     assert 1 <= step < 4000
     assert _main("train", toy_store.path, "--out", run, *TINY, "--steps", str(step + 2)) == 0

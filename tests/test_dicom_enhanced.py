@@ -34,7 +34,8 @@ def enhanced(volume: Volume, file: Path, synthetic=ORIGIN, **options) -> pydicom
 def test_enhanced_ct_reads_back_the_same(tmp_path, make, syntax):
     volume = make()
     ds = enhanced(volume, tmp_path / "e.dcm", syntax=syntax)
-    assert ds.file_meta.TransferSyntaxUID == SYNTAXES[syntax] and ds.SOPClassUID.name == "Enhanced CT Image Storage"
+    assert ds.file_meta.TransferSyntaxUID == SYNTAXES[syntax]
+    assert ds.SOPClassUID.name == "Enhanced CT Image Storage"
     np.testing.assert_array_equal(ds.pixel_array.astype(int) + HU_MIN, volume.hu)
     back = read_volume(tmp_path / "e.dcm").volume
     np.testing.assert_array_equal(back.hu, volume.hu)
@@ -60,13 +61,17 @@ def test_enhanced_header(tmp_path):
     frame = ds.PerFrameFunctionalGroupsSequence[2]
     np.testing.assert_array_equal(frame.PlanePositionSequence[0].ImagePositionPatient, volume.positions[2])
     assert frame.FrameContentSequence[0].DimensionIndexValues == [1, 3]
-    assert (ds.ContentDate, ds.ContentTime) == ("20240229", "123015") and ds[0x0008001C].value == "YES"
-    assert "seed 7" in ds.ImageComments and "Synthesizing" in str(ds.ContributingEquipmentSequence)
+    assert (ds.ContentDate, ds.ContentTime) == ("20240229", "123015")
+    assert ds[0x0008001C].value == "YES"
+    assert "seed 7" in ds.ImageComments
+    assert "Synthesizing" in str(ds.ContributingEquipmentSequence)
     series = pydicom.dcmread(
         write_series(volume, tmp_path / "s", synthetic=ORIGIN, patient_id="syn-1")[0], stop_before_pixels=True
     )
-    assert ds.StudyInstanceUID == series.StudyInstanceUID and ds.FrameOfReferenceUID == series.FrameOfReferenceUID
-    assert ds.SeriesInstanceUID != series.SeriesInstanceUID and ds.SOPInstanceUID != series.SOPInstanceUID
+    assert ds.StudyInstanceUID == series.StudyInstanceUID
+    assert ds.FrameOfReferenceUID == series.FrameOfReferenceUID
+    assert ds.SeriesInstanceUID != series.SeriesInstanceUID
+    assert ds.SOPInstanceUID != series.SOPInstanceUID
     assert b"SECRET" not in (tmp_path / "e.dcm").read_bytes()
 
 
@@ -117,7 +122,8 @@ def test_compressed_series_hold_the_same(tmp_path, syntax):
     np.testing.assert_array_equal(back.hu, volume.hu)
     for a, b in zip(plain, packed):
         one, other = pydicom.dcmread(a), pydicom.dcmread(b)
-        assert other.file_meta.TransferSyntaxUID == SYNTAXES[syntax] and one.SOPInstanceUID == other.SOPInstanceUID
+        assert other.file_meta.TransferSyntaxUID == SYNTAXES[syntax]
+        assert one.SOPInstanceUID == other.SOPInstanceUID
         assert other.LossyImageCompression == "00"
         np.testing.assert_array_equal(one.pixel_array, other.pixel_array)
         np.testing.assert_array_equal(
@@ -149,7 +155,8 @@ def test_the_export_command_writes_both(tmp_path, capsys):
     assert pydicom.dcmread(tmp_path / "e.dcm").SOPClassUID.name == "Enhanced CT Image Storage"
     with pytest.raises(SystemExit):
         cli.main(["export", str(tmp_path / "in"), "--out", str(tmp_path / "other"), "--syntax", "jpeg"])
-    assert "--syntax jpeg: unknown; choose" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert "--syntax jpeg: unknown; choose" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_requests_leave_nothing(tmp_path):

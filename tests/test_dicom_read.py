@@ -113,7 +113,8 @@ def test_padding_is_air_and_no_clipping(tmp_path):
         save(ct_slice(stored, (0, 0, 5.0 * k), PixelPaddingValue=-1500), tmp_path / f"{k}")
     reading = load(scan(tmp_path).series[0])
     assert reading.volume.hu[0].tolist() == [[-1024, -1024, -1024, -1024], [-1023, 40, 3071, 3071]]
-    assert reading.clipped.voxels == 2 and "2 voxels of 3072 HU clipped" in reading.notes[-1]
+    assert reading.clipped.voxels == 2
+    assert "2 voxels of 3072 HU clipped" in reading.notes[-1]
 
 
 def test_padding_range_and_padding_above_the_stored_bits(tmp_path):
@@ -140,7 +141,8 @@ def test_padding_that_could_be_tissue_counts_only_at_the_border(tmp_path):
     for k in range(2):
         save(ct_slice(plane, (0, 0, 5.0 * k), PixelPaddingValue=0), tmp_path / f"{k}")
     hu = read_series(tmp_path).hu[0]
-    assert hu[0, 3] == hu[5, 0] == -1024 and hu[4, 4] == 0
+    assert hu[0, 3] == hu[5, 0] == -1024
+    assert hu[4, 4] == 0
 
 
 @pytest.mark.parametrize("place", [np.s_[0, 3:6], np.s_[-1, 3:6], np.s_[3:6, 0], np.s_[3:6, -1]])
@@ -263,7 +265,8 @@ def test_oblique_and_flipped_stacks_keep_every_voxel_in_place(tmp_path, seed):
     assert (np.diff(volume.positions[:, 2]) < 0).all()
     for z in range(len(hu)):
         assert np.array_equal(volume.positions[z], places[volume.hu[z].tobytes()])
-    assert np.allclose(volume.row_axis, row, atol=1e-8) and np.allclose(volume.column_axis, column, atol=1e-8)
+    assert np.allclose(volume.row_axis, row, atol=1e-8)
+    assert np.allclose(volume.column_axis, column, atol=1e-8)
     assert volume.pixel_spacing == (0.5, 0.75)
     assert np.allclose(volume.slice_steps, 4.0, atol=1e-5)
 
@@ -282,7 +285,8 @@ def test_coronal_stack_becomes_axial(tmp_path):
         save(ds, tmp_path / f"{k}")
     volume = read_series(tmp_path)
     assert np.array_equal(volume.hu, hu.transpose(1, 0, 2))
-    assert np.allclose(volume.positions[:, 2], 30 - 0.5 * np.arange(7)) and np.allclose(volume.column_axis, [0, 1, 0])
+    assert np.allclose(volume.positions[:, 2], 30 - 0.5 * np.arange(7))
+    assert np.allclose(volume.column_axis, [0, 1, 0])
     assert volume.pixel_spacing == pytest.approx((2.0, 0.75))
 
 
@@ -307,7 +311,8 @@ def test_missing_slices(tmp_path):
     t = np.array([1 / 3, 2 / 3])[:, None, None]
     expected = (1 - t) * hu[2] + t * hu[5]
     assert np.abs(reading.volume.hu[3:5] - expected).max() <= 0.501
-    assert np.allclose(reading.volume.positions[:, 2], 100 - 5.0 * np.arange(9)) and "interpolated" in reading.notes[0]
+    assert np.allclose(reading.volume.positions[:, 2], 100 - 5.0 * np.arange(9))
+    assert "interpolated" in reading.notes[0]
     with pytest.raises(UserError, match="too wide"):
         write_stack(tmp_path / "wide", head(np.random.default_rng(7), 12), skip=(4, 5, 6))
         read_series(tmp_path / "wide", interpolate_missing=True)
@@ -318,7 +323,8 @@ def test_double_slices(tmp_path):
     write_stack(tmp_path, hu)
     save(ct_slice(hu[2], (-3.0, 4.0, 90.0)), tmp_path / "copy" / "again")
     reading = load(scan(tmp_path).series[0])
-    assert np.array_equal(reading.volume.hu, hu) and reading.notes == ("1 double slice dropped",)
+    assert np.array_equal(reading.volume.hu, hu)
+    assert reading.notes == ("1 double slice dropped",)
     save(ct_slice(hu[1], (-3.0, 4.0, 90.0)), tmp_path / "copy" / "again")
     with pytest.raises(UserError, match="two different images at one place"):
         load(scan(tmp_path).series[0])
@@ -398,7 +404,8 @@ def test_mixed_archive(tmp_path):
     skipped = []
     volumes = {r.volume.acquisition.series_uid: r.volume for r in read_volumes(heap, skipped.append)}
     assert all(np.array_equal(volumes[f"1.2.3.{i}"].hu, hu) for i, hu in enumerate(stacks))
-    assert volumes["1.2.3.2"].acquisition.patient_id == "P1" and len(skipped) == 8
+    assert volumes["1.2.3.2"].acquisition.patient_id == "P1"
+    assert len(skipped) == 8
     with pytest.raises(UserError, match="3 series where one was expected"):
         read_series(heap)
     assert np.array_equal(read_series(heap, series_uid="1.2.3.1").hu, stacks[1])
@@ -505,7 +512,8 @@ def test_bad_input_ends_in_one_line(tmp_path, case):
     make(tmp_path)
     with pytest.raises(UserError, match=words) as caught:
         read_series(tmp_path)
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("off", [[0.9, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0.9, 0], [1, 0, 0, 0.3, 0.954, 0]])
@@ -551,7 +559,8 @@ def test_tilt_and_uneven_steps_of_the_real_head_are_kept():
     headers = [pydicom.dcmread(f, stop_before_pixels=True) for f in (DATA / "ge-head").glob("*.dcm")]
     expected = sorted(([float(v) for v in h.ImagePositionPatient] for h in headers), key=lambda p: -p[2])
     assert np.array_equal(volume.positions, expected)
-    assert not volume.is_even and volume.acquisition.gantry_tilt_deg == 18.5
+    assert not volume.is_even
+    assert volume.acquisition.gantry_tilt_deg == 18.5
     assert volume.hu.min() == -1024
 
 

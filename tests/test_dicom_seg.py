@@ -56,7 +56,8 @@ def test_every_voxel_comes_back_where_it_was(head, tmp_path):
     first = next(iter(sources.values()))
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "SyntheticData"):
         assert ds[keyword].value == first[keyword].value
-    assert ds.SeriesInstanceUID != first.SeriesInstanceUID and ds.Modality == "SEG"
+    assert ds.SeriesInstanceUID != first.SeriesInstanceUID
+    assert ds.Modality == "SEG"
     assert ds.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Skull"
     assert ds.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == "99SLICEWISE"
 
@@ -76,7 +77,8 @@ def test_equal_labels_have_equal_uids(head, tmp_path):
     for name in "ab":
         write_segmentation(file, series, tmp_path / name)
     a, b = (pydicom.dcmread(tmp_path / name) for name in "ab")
-    assert a.SOPInstanceUID == b.SOPInstanceUID and a.SeriesInstanceUID == b.SeriesInstanceUID
+    assert a.SOPInstanceUID == b.SOPInstanceUID
+    assert a.SeriesInstanceUID == b.SeriesInstanceUID
 
 
 def test_names_are_those_of_the_phantom_and_snomed_knows_them():
@@ -116,4 +118,5 @@ def test_what_does_not_go_together_is_one_line(head, tmp_path):
         write_segmentation(file, series, tmp_path / "seg.dcm", tmp_path / "absent.json")
     with pytest.raises(UserError, match="not a NIfTI file"):
         write_segmentation(tmp_path / "labels.json", series, tmp_path / "seg.dcm")
-    assert not (tmp_path / "seg.dcm").exists() and not list(tmp_path.glob(".*"))
+    assert not (tmp_path / "seg.dcm").exists()
+    assert not list(tmp_path.glob(".*"))

@@ -97,15 +97,18 @@ def test_our_own_reader_gets_the_same_volume(tmp_path, make):
     np.testing.assert_allclose(back.row_axis, volume.row_axis, atol=1e-13)
     np.testing.assert_allclose(back.column_axis, volume.column_axis, atol=1e-13)
     assert back.pixel_spacing == volume.pixel_spacing
-    assert back.acquisition.kvp == volume.acquisition.kvp and back.acquisition.patient_id == "syn-1"
+    assert back.acquisition.kvp == volume.acquisition.kvp
+    assert back.acquisition.patient_id == "syn-1"
 
 
 def test_spacing_between_slices_only_where_it_is_one_number(tmp_path):
     even = pydicom.dcmread(write(all_codes_volume(), tmp_path / "even")[0])
     uneven = pydicom.dcmread(write(tilted_volume(), tmp_path / "uneven")[0])
-    assert float(even.SpacingBetweenSlices) == 5.0 and float(even.SliceThickness) == 5.0
+    assert float(even.SpacingBetweenSlices) == 5.0
+    assert float(even.SliceThickness) == 5.0
     assert "SpacingBetweenSlices" not in uneven
-    assert float(uneven.SliceThickness) == 7.0 and float(uneven.GantryDetectorTilt) == 18.5
+    assert float(uneven.SliceThickness) == 7.0
+    assert float(uneven.GantryDetectorTilt) == 18.5
 
 
 @given(st.floats(-5000, 5000))
@@ -120,12 +123,17 @@ def test_header_says_synthetic_and_what_made_it(tmp_path):
     for path in write(all_codes_volume(), tmp_path / "s"):
         d = pydicom.dcmread(path)
         assert d[0x0008001C].value == "YES"
-        assert str(d.PatientName).startswith("Synthetic^") and d.PatientID == "syn-1"
+        assert str(d.PatientName).startswith("Synthetic^")
+        assert d.PatientID == "syn-1"
         (equipment,) = d.ContributingEquipmentSequence
-        assert equipment.ManufacturerModelName == "head-128" and equipment.SoftwareVersions == "0.1.0"
+        assert equipment.ManufacturerModelName == "head-128"
+        assert equipment.SoftwareVersions == "0.1.0"
         assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109100"  # Synthesizing Equipment
         for text in (equipment.ContributionDescription, d.DerivationDescription):
-            assert "head-128" in text and "0.1.0" in text and "seed 7" in text and "volume 3" in text
+            assert "head-128" in text
+            assert "0.1.0" in text
+            assert "seed 7" in text
+            assert "volume 3" in text
         assert list(d.WindowCenterWidthExplanation) == ["BRAIN", "SUBDURAL", "BONE", "WHOLE RANGE"]
         assert list(map(float, d.WindowCenter)) == [30, 75, 600, 1024]
         assert list(map(float, d.WindowWidth)) == [80, 215, 2800, 4096]
@@ -144,7 +152,9 @@ def test_nothing_of_the_patient_is_carried_over(tmp_path):
     for folder, synthetic in (("a", ORIGIN), ("b", None)):
         for path in write(tilted_volume(), tmp_path / folder, synthetic):
             data = path.read_bytes()
-            assert b"SECRET" not in data and b"1.2.3." not in data and b"/secret" not in data
+            assert b"SECRET" not in data
+            assert b"1.2.3." not in data
+            assert b"/secret" not in data
 
 
 def test_real_volume_is_not_called_synthetic(tmp_path):
@@ -167,8 +177,10 @@ def test_uids_follow_origin_and_content(tmp_path):
     calibrated = all_codes_volume().hu.copy()
     calibrated[0, 0, 0] += 1 if calibrated[0, 0, 0] < HU_MAX else -1
     other = uids("calibrated", all_codes_volume().with_hu(calibrated))
-    assert other[0] == first[0] and other[2] == first[2], "same study and frame of reference"
-    assert other[1] != first[1] and other[3] != first[3], "another series"
+    assert other[0] == first[0], "same study and frame of reference"
+    assert other[2] == first[2], "same study and frame of reference"
+    assert other[1] != first[1], "another series"
+    assert other[3] != first[3], "another series"
     assert not set(uids("seed 8", origin=replace(ORIGIN, seed=8))) & set(first)
 
 
@@ -227,7 +239,8 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     before = {p: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(UserError, match=r"not empty") as info:
         write(tilted_volume(), folder)
-    assert "\n" not in str(info.value) and str(folder) in str(info.value)
+    assert "\n" not in str(info.value)
+    assert str(folder) in str(info.value)
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -243,7 +256,8 @@ def test_a_file_in_the_way_or_above(tmp_path):
         with pytest.raises(UserError) as info:
             write(all_codes_volume(), folder)
         assert "\n" not in str(info.value)
-    assert (tmp_path / "file").read_text() == "x" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "file").read_text() == "x"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
@@ -257,7 +271,8 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    assert done.stdout.startswith("USER") and done.stdout.count("\n") == 1, done.stderr
+    assert done.stdout.startswith("USER"), done.stderr
+    assert done.stdout.count("\n") == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

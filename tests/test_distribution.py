@@ -68,13 +68,16 @@ def test_slices_of_air_are_left_out_and_the_middle_one_stays() -> None:
     hu[2:7, 10:30, 12:28] = 40
     volume = Volume.regular(hu, (5.0, 2.0, 2.0))
     axial, middle = chosen_slices(volume, "axial", 10.0)
-    assert axial == [2, 3, 4, 5, 6] and axial[middle] == 4
+    assert axial == [2, 3, 4, 5, 6]
+    assert axial[middle] == 4
     coronal, middle = chosen_slices(volume, "coronal", 10.0)
-    assert coronal == [10, 15, 20, 25] and coronal[middle] == 20
+    assert coronal == [10, 15, 20, 25]
+    assert coronal[middle] == 20
     everything, _ = chosen_slices(volume, "sagittal", 0.0)
     assert everything == list(range(12, 28))
     air, middle = chosen_slices(Volume.regular(np.full_like(hu, -1000), (5.0, 2.0, 2.0)), "axial", 10.0)
-    assert air == [4] and middle == 0
+    assert air == [4]
+    assert middle == 0
 
 
 def mean_extractor() -> Extractor:
@@ -90,9 +93,11 @@ def test_middle_of_all_features_is_what_middle_slices_give_and_arrays_keep_every
     for key, features in found.items():
         np.testing.assert_allclose(features.rows[features.middle], middle[key][0], rtol=1e-5)
         again = features_from(features_arrays(found))[key]
-        assert (again.rows == features.rows).all() and again.middle == features.middle
+        assert (again.rows == features.rows).all()
+        assert again.middle == features.middle
     alone = all_features(volume, mean_extractor(), windows, 10.0, ["coronal"], whole=["axial"])
-    assert {plane for plane, _ in alone} == {"coronal"} and all(f.rows.shape == (1, 3) for f in alone.values())
+    assert {plane for plane, _ in alone} == {"coronal"}
+    assert all(f.rows.shape == (1, 3) for f in alone.values())
     np.testing.assert_allclose(alone["coronal", BRAIN].rows, middle["coronal", BRAIN], rtol=1e-5)
     measured = anatomy(volume)
     again = anatomy_from(anatomy_arrays(measured))
@@ -104,12 +109,14 @@ def test_middle_of_all_features_is_what_middle_slices_give_and_arrays_keep_every
 
 def test_cache_keeps_arrays_and_forgets_damaged_files(tmp_path: Path) -> None:
     cache, key = Cache(tmp_path / "cache"), key_of("a", b"b", np.arange(3))
-    assert key != key_of("a", b"b", np.arange(3.0)) and key != key_of("ab", b"", np.arange(3))
+    assert key != key_of("a", b"b", np.arange(3.0))
+    assert key != key_of("ab", b"", np.arange(3))
     assert cache.get(key) is None
     arrays = {"rows": np.arange(6.0).reshape(2, 3), "middle": np.array(1), "none": np.empty(0)}
     cache.put(key, arrays)
     np.testing.assert_equal(cache.get(key), arrays)
-    assert set(cache.get(key, ["rows"]) or ()) == {"rows"} and cache.get(key, ["absent"]) is None
+    assert set(cache.get(key, ["rows"]) or ()) == {"rows"}
+    assert cache.get(key, ["absent"]) is None
     file = next((tmp_path / "cache").rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-3])
     assert cache.get(key) is None
@@ -123,7 +130,8 @@ def test_cache_keeps_arrays_and_forgets_damaged_files(tmp_path: Path) -> None:
 def test_a_set_is_a_store_a_folder_or_a_run(toy_store: Store, tmp_path: Path) -> None:
     assert len(open_set(toy_store.path).members) == 6
     (validation,) = open_set(toy_store.path, "val").members
-    assert validation.name == "h5" and (validation.read().volume.hu == toy_head(5)).all()
+    assert validation.name == "h5"
+    assert (validation.read().volume.hu == toy_head(5)).all()
     for i in range(2):
         write_nifti(Volume.regular(toy_head(i), (5.0, 12.0, 12.0)), tmp_path / "set" / f"{i}.nii.gz")
     found = open_set(tmp_path / "set")

@@ -112,10 +112,12 @@ def test_every_number_is_there_with_interval_and_floor_and_is_what_its_definitio
         for name in names:
             e = row(found, name, window)
             assert np.isfinite([e.value, e.low, e.high, e.floor, e.floor_sd, e.same_n]).all(), name
-            assert e.floor_n == 4 and e.low <= e.value <= e.high
+            assert e.floor_n == 4
+            assert e.low <= e.value <= e.high
         for plane in ("Ax", "Cor", "Sag"):
             e = row(found, f"FID-{plane}", window, "all")
-            assert np.isfinite([e.value, e.low, e.high, e.floor, e.same_n]).all() and e.low < e.value < e.high
+            assert np.isfinite([e.value, e.low, e.high, e.floor, e.same_n]).all()
+            assert e.low < e.value < e.high
     real = [brainy_head(i) for i in range(8)]
     honest = [brainy_head(200 + i) for i in range(6)]
     # bMMD² over batches of 4: one batch of synthetic volumes, two of real ones.
@@ -127,12 +129,19 @@ def test_every_number_is_there_with_interval_and_floor_and_is_what_its_definitio
     assert row(found, "bMMD² of 4, biased", BRAIN, "").floor == pytest.approx(floor[0])
     for name in ("Grey matter", "Brain", "Head, air left out"):
         e = row(found, name, None, "")
-        assert 0 <= e.value < 60 and np.isfinite(e.floor)
+        assert 0 <= e.value < 60
+        assert np.isfinite(e.floor)
     step = quantity(found, "|Δ mean| between slices, brain")
-    assert step.n_real == 8 and step.n_synth == 6 and step.real_mean > 0 and step.low < step.difference < step.high
+    assert step.n_real == 8
+    assert step.n_synth == 6
+    assert step.real_mean > 0
+    assert step.low < step.difference < step.high
     pairs = quantity(found, "MS-SSIM of pairs, [-10, 70] HU")
-    assert pairs.n_real == 4 and pairs.n_synth == 3 and 0 < pairs.synth_mean < 1
-    assert found.audit is None and not found.notices
+    assert pairs.n_real == 4
+    assert pairs.n_synth == 3
+    assert 0 < pairs.synth_mean < 1
+    assert found.audit is None
+    assert not found.notices
 
 
 def test_outputs_say_the_same_and_need_nothing_from_outside(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -142,16 +151,24 @@ def test_outputs_say_the_same_and_need_nothing_from_outside(sets: dict[str, Path
         "distances.csv", "evaluation.html", "measurements.csv", "metrics.json", "tables.md",
     ]  # fmt: skip
     values = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert values["extractor"] == "pixels 6 x 6" and values["synth"]["count"] == 3 and values["real"]["count"] == 8
+    assert values["extractor"] == "pixels 6 x 6"
+    assert values["synth"]["count"] == 3
+    assert values["real"]["count"] == 8
     lines = list(csv.DictReader((tmp_path / "out" / "distances.csv").open()))
     assert len(lines) == len(values["distances"]) == len(found.distances)
     for line, value in zip(lines, values["distances"]):
-        assert line["name"] == value["name"] and float(line["value"]) == pytest.approx(value["value"], rel=1e-4)
+        assert line["name"] == value["name"]
+        assert float(line["value"]) == pytest.approx(value["value"], rel=1e-4)
     page, table = (tmp_path / "out" / "evaluation.html").read_text(), (tmp_path / "out" / "tables.md").read_text()
     fid = number(row(found, "FID-Ax").value)
-    assert fid in page and fid in table and "pixels 6 x 6" in page and "pixels 6 x 6" in table
-    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page, "one file, nothing from outside"
-    assert page.count("<svg") >= 5 and "too few for a floor" in page
+    assert fid in page
+    assert fid in table
+    assert "pixels 6 x 6" in page
+    assert "pixels 6 x 6" in table
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "one file, nothing from outside"
+    assert "<script" not in page, "one file, nothing from outside"
+    assert page.count("<svg") >= 5
+    assert "too few for a floor" in page
     if chromium() is not None:
         with browser() as opened:
             tab = opened.new_page()
@@ -177,7 +194,8 @@ def test_a_worse_set_is_told_from_an_honest_one(sets: dict[str, Path], tmp_path:
     assert quantity(bad, "Noise").difference > 4 > 1 > abs(quantity(good, "Noise").difference)
     assert quantity(bad, "NCC of neighbours, brain window").high < 0
     e = row(bad, "Brain", None, "")
-    assert e.value > 2 and e.same_n > e.floor + 3 * e.floor_sd
+    assert e.value > 2
+    assert e.same_n > e.floor + 3 * e.floor_sd
     assert row(bad, "FID-Ax").value > 1.5 * row(good, "FID-Ax").value
 
 
@@ -185,23 +203,32 @@ def test_audit_fails_a_generator_that_copies_and_passes_an_honest_one(sets: dict
     cache = tmp_path / "cache"
     options = {"train": sets["train"], "cache": cache, "progress": False}
     copied = evaluate(sets["real"], sets["copies"], QUICK, **options)
-    assert copied.audit is not None and not copied.audit.passed
+    assert copied.audit is not None
+    assert not copied.audit.passed
     assert {v.name for v in copied.audit.verdicts} == set(MEASURES)
     by_name = {v.name: v for v in copied.audit.verdicts}
     for name in ("slices, correlation", "volumes, correlation"):
-        assert not by_name[name].passed and by_name[name].below == 6
-    assert "FAILED" in sentence(copied.audit) and len(copied.audit.pairs) == 4
+        assert not by_name[name].passed
+        assert by_name[name].below == 6
+    assert "FAILED" in sentence(copied.audit)
+    assert len(copied.audit.pairs) == 4
     for pair in copied.audit.pairs:
         assert pair.synth[1:] == pair.train[1:], "every copy is traced to its original"
-        assert pair.synth_slice == pair.train_slice and pair.correlation > 0.95
+        assert pair.synth_slice == pair.train_slice
+        assert pair.correlation > 0.95
     write_evaluation(copied, tmp_path / "out")
     page = (tmp_path / "out" / "evaluation.html").read_text()
-    assert "FAILED" in page and copied.audit.pairs[0].train in page
+    assert "FAILED" in page
+    assert copied.audit.pairs[0].train in page
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["audit"]["passed"] is False
     honest = evaluate(sets["real"], sets["honest"], QUICK, **options)
-    assert honest.audit is not None and honest.audit.passed and sentence(honest.audit).startswith("passed")
+    assert honest.audit is not None
+    assert honest.audit.passed
+    assert sentence(honest.audit).startswith("passed")
     exact = evaluate(sets["real"], sets["train"], QUICK, **options)
-    assert exact.audit is not None and len(exact.audit.exact) == 10 and "voxel for voxel" in sentence(exact.audit)
+    assert exact.audit is not None
+    assert len(exact.audit.exact) == 10
+    assert "voxel for voxel" in sentence(exact.audit)
     with pytest.raises(UserError, match=r"8 of its volumes .* are in the training set"):
         evaluate(sets["real"], sets["honest"], QUICK, train=sets["real"], cache=cache, progress=False)
 
@@ -218,7 +245,8 @@ def test_what_was_computed_is_not_computed_again(
     monkeypatch.setattr("slicewise.evaluation.collect.anatomy", never)
     monkeypatch.setattr("slicewise.evaluation.collect.ms_ssim_legacy", never)
     again = evaluate(sets["real"], sets["honest"], QUICK, cache=tmp_path / "cache", progress=False)
-    assert again.distances == first.distances and repr(again.measurements) == repr(first.measurements)
+    assert again.distances == first.distances
+    assert repr(again.measurements) == repr(first.measurements)
 
 
 def test_features_of_another_extractor_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -247,11 +275,14 @@ def test_frechet_distance_of_streamed_slices_is_that_of_all_of_them(sizes: tuple
     e = found.estimate
     moments = [(v.mean(axis=0), np.cov(v.T)) for v in (np.concatenate(s) for s in sides)]
     assert e.value == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-9)
-    assert e.low < e.value < e.high and found.share == pytest.approx(1)
+    assert e.low < e.value < e.high
+    assert found.share == pytest.approx(1)
     assert (found.n_real, found.n_synth) == tuple(sum(len(v) for v in s) for s in sides)
     assert e.floor_n == sizes[0] // 2 if sizes[0] > 3 else np.isnan(e.floor)
     few = slices_estimate(lambda: iter(sides[0]), lambda: iter(sides[1]), sizes, d, rounds=20, components=2)
-    assert few.estimate.value == e.value and 0 < few.share < 1 and few.components == 2
+    assert few.estimate.value == e.value
+    assert 0 < few.share < 1
+    assert few.components == 2
 
 
 def test_interval_of_streamed_slices_sees_what_real_ones_never_do() -> None:
@@ -265,7 +296,8 @@ def test_interval_of_streamed_slices_sees_what_real_ones_never_do() -> None:
             lambda: iter(real), lambda: iter(synth), (10, 10), 6, rounds=400, components=components
         ).estimate
         widths.append(e.high - e.low)
-    assert widths[0] == pytest.approx(widths[1], rel=0.1) and widths[0] > 5
+    assert widths[0] == pytest.approx(widths[1], rel=0.1)
+    assert widths[0] > 5
 
 
 def test_floor_of_streamed_slices_is_that_of_two_halves() -> None:
@@ -280,7 +312,8 @@ def test_floor_of_streamed_slices_is_that_of_two_halves() -> None:
     pairs = list(combinations(range(4), 2))
     floors = [frechet_of_features(joined(real, p), joined(real, q)) for p in pairs for q in pairs if not {*p} & {*q}]
     same = [frechet_of_features(joined(real, p), joined(synth, q)) for p in pairs for q in pairs]
-    assert e.floor_n == 2 and min(abs(e.floor - f) for f in floors) < 1e-9 * e.floor
+    assert e.floor_n == 2
+    assert min(abs(e.floor - f) for f in floors) < 1e-9 * e.floor
     assert min(abs(e.same_n - s) for s in same) < 1e-9 * e.same_n
 
 
@@ -300,7 +333,8 @@ def test_memory_does_not_grow_with_the_set(sets: dict[str, Path], monkeypatch: p
 
     monkeypatch.setattr(Volume, "__post_init__", watched)
     evaluate(sets["real"], sets["train"], EvaluateSettings(rounds=10, batch=2, all_slices=False), progress=False)
-    assert len(alive) >= 18 and most <= 8
+    assert len(alive) >= 18
+    assert most <= 8
 
 
 def test_nifti_dicom_and_store_of_the_same_heads_give_the_same_numbers(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -308,7 +342,8 @@ def test_nifti_dicom_and_store_of_the_same_heads_give_the_same_numbers(sets: dic
     one, other = (
         evaluate(sets["real"], sets[k], quick, cache=tmp_path / "cache", progress=False) for k in ("dicom", "nifti")
     )
-    assert sorted(one.synth.digests) != [] and len(one.synth.names) == len(other.synth.names) == 3
+    assert sorted(one.synth.digests) != []
+    assert len(one.synth.names) == len(other.synth.names) == 3
     assert row(one, "FID-Ax").value == pytest.approx(row(other, "FID-Ax").value, rel=1e-5)
     assert quantity(one, "Brain").synth_mean == pytest.approx(quantity(other, "Brain").synth_mean, rel=1e-9)
 
@@ -320,7 +355,8 @@ def test_ms_ssim_takes_a_brighter_brain_for_the_same_structure() -> None:
     frame = Frame(hu.shape[1:], (5.0, 2.25, 2.25), len(hu))
     correct, _ = _similarities(hu, brighter, frame, BRAIN)
     other, _ = _similarities(hu, np.repeat(np.repeat(brainy_head(1), 2, axis=1), 2, axis=2), frame, BRAIN)
-    assert 0.99 < correct < 1 and other < 0.9
+    assert 0.99 < correct < 1
+    assert other < 0.9
 
 
 def test_resampled_heads_stay_at_their_depth(tmp_path: Path) -> None:
@@ -366,7 +402,8 @@ def test_second_scans_are_known_by_their_patients(tmp_path: Path) -> None:
     )
     assert others < itself
     fid = row(own, "FID-Ax"), row(one, "FID-Ax")
-    assert fid[0].value == fid[1].value and fid[0].floor > 1.5 * fid[1].floor
+    assert fid[0].value == fid[1].value
+    assert fid[0].floor > 1.5 * fid[1].floor
 
 
 def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -375,11 +412,13 @@ def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> Non
     again = store(tmp_path / "again", [brainy_head(100 + i) for i in range(3)])
     shared = evaluate(sets["real"], sets["honest"], quick, train=again, progress=False)
     assert any(n.startswith("3 patients (p000, …) are, by their names, in both") for n in shared.notices)
-    assert any("on both sides" in n for n in same.notices) and row(same, "FID-Ax").value == pytest.approx(0, abs=1e-6)
+    assert any("on both sides" in n for n in same.notices)
+    assert row(same, "FID-Ax").value == pytest.approx(0, abs=1e-6)
     bare = [np.where(brainy_head(i) > 100, brainy_head(i), np.int16(-1000)) for i in range(4)]
     empty = evaluate(sets["real"], store(tmp_path / "bare", bare), quick, progress=False)
     assert any("no brain found in 4 of 4" in n and "cannot be compared" in n for n in empty.notices)
-    assert not [r for r in empty.measurements if r.name == "Grey matter"] and np.isfinite(row(empty, "FID-Ax").value)
+    assert not [r for r in empty.measurements if r.name == "Grey matter"]
+    assert np.isfinite(row(empty, "FID-Ax").value)
     holes = tmp_path / "holes"
     for i in range(2):
         write_nifti(Volume.regular(brainy_head(i), SPACING), holes / f"{i}.nii")
@@ -406,7 +445,8 @@ def _fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     assert stop.value.code == 1
     err = capsys.readouterr().err.strip()
     last = err.splitlines()[-1]
-    assert last.startswith("slicewise evaluate: ") and "Traceback" not in err
+    assert last.startswith("slicewise evaluate: ")
+    assert "Traceback" not in err
     return last
 
 
@@ -439,14 +479,20 @@ def test_bad_input_is_one_line_and_writes_nothing(sets: dict[str, Path], tmp_pat
     quick = ["--rounds", "10", "--no-all-slices", "--out", str(out)]
     cli.main(["evaluate", str(sets["real"]), str(other), "--resample", *quick])
     printed = capsys.readouterr().out
-    assert "2 volumes were resampled onto 48 x 48" in printed and "FID-Ax" in printed
-    assert (out / "evaluation.html").is_file() and (out / "config.toml").is_file()
+    assert "2 volumes were resampled onto 48 x 48" in printed
+    assert "FID-Ax" in printed
+    assert (out / "evaluation.html").is_file()
+    assert (out / "config.toml").is_file()
 
 
 def test_numbers_are_printed_with_the_digits_they_deserve() -> None:
     assert [number(v) for v in (0.0, 12.3456, 0.012345, 1234.5, -3.21, float("nan"))] == [
         "0.00", "12.3", "0.0123", "1234", "−3.21", "–",
     ]  # fmt: skip
-    assert plus_minus(31.2345, 0.4567) == "31.23 ± 0.46" and plus_minus(1234.5, 56.7) == "1234 ± 57"
-    assert plus_minus(float("nan"), 1) == "–" and plus_minus(1.0, 0.0) == "1.00" and number(2.5, sign=True) == "+2.50"
-    assert interval(1.0, 2.0) == " (1.00 … 2.00)" and interval(float("nan"), 2.0) == ""
+    assert plus_minus(31.2345, 0.4567) == "31.23 ± 0.46"
+    assert plus_minus(1234.5, 56.7) == "1234 ± 57"
+    assert plus_minus(float("nan"), 1) == "–"
+    assert plus_minus(1.0, 0.0) == "1.00"
+    assert number(2.5, sign=True) == "+2.50"
+    assert interval(1.0, 2.0) == " (1.00 … 2.00)"
+    assert interval(float("nan"), 2.0) == ""

@@ -57,12 +57,14 @@ def test_every_form_of_output_is_written_and_read_again(sources, command, kind, 
     out = tmp_path / form
     cli.main([command, sources[kind], "--out", str(out)])
     said = capsys.readouterr().out
-    assert f"wrote {out}" in said and ("a real volume" in said) == (command == "calibrate" and kind != "synthetic")
+    assert f"wrote {out}" in said
+    assert ("a real volume" in said) == (command == "calibrate" and kind != "synthetic")
     if form.endswith(".png"):
         assert out.read_bytes()[:4] == b"\x89PNG"
         return
     back = read_volume(out).volume
-    assert back.hu.shape == (12, 32, 32) and np.allclose(back.spacing, (5.0, 6.0, 6.0))
+    assert back.hu.shape == (12, 32, 32)
+    assert np.allclose(back.spacing, (5.0, 6.0, 6.0))
     assert (np.array_equal(back.hu, toy_head(0, 12, 32))) == (command == "export")
     assert back.acquisition.synthetic == (kind == "synthetic")
 
@@ -81,7 +83,8 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_computed(
         cli.main(
             [command, sources["real"], "--out", str(tmp_path / what), *["--slice-mm", "5"] * (command == "export")]
         )
-    assert stop.value.code == 1 and what in capsys.readouterr().err
+    assert stop.value.code == 1
+    assert what in capsys.readouterr().err
 
 
 def test_how_far_a_brain_moved():
@@ -93,7 +96,8 @@ def test_how_far_a_brain_moved():
     moved = hu.copy()
     moved[6][hu[6] == 35] += 12
     mean, worst = brain_shift(before, before.with_hu(moved))
-    assert worst == pytest.approx(12) and mean == pytest.approx(1.0, abs=0.2)
+    assert worst == pytest.approx(12)
+    assert mean == pytest.approx(1.0, abs=0.2)
     assert brain_shift(before.with_hu(np.full_like(hu, -1000)), before) is None
 
 
@@ -118,7 +122,8 @@ if __name__ == "__main__":
     script.write_text(code)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     workers = [int(word) for word in parent.stdout.readline().split()[2:]]
-    assert len(workers) == 2 and all(_runs(pid) for pid in workers)
+    assert len(workers) == 2
+    assert all(_runs(pid) for pid in workers)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + 20
@@ -173,4 +178,5 @@ def test_what_follows_from_the_data_is_no_flag(capsys):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         out = capsys.readouterr().out
-        assert hidden not in out and hidden.split(".")[0] + "." in out
+        assert hidden not in out
+        assert hidden.split(".")[0] + "." in out

@@ -73,7 +73,8 @@ def test_pools_of_inception_are_those_of_the_fid_network(inception: InceptionV3)
 
     ones = torch.ones(1, 1, 4, 4)
     torch.testing.assert_close(_average(ones), ones)
-    assert inception.Mixed_7c.last and not inception.Mixed_7b.last
+    assert inception.Mixed_7c.last
+    assert not inception.Mixed_7b.last
     x = torch.randn(1, 2048, 8, 8)
     pooled = torch.nn.functional.max_pool2d(x, 3, 1, 1)
     with torch.no_grad():
@@ -87,7 +88,8 @@ def test_resnet_has_the_published_sizes(resnet: ResNet50) -> None:
     stages |= {"layer4": (2048, 7, 7), "out": (2048, 7, 7)}
     assert shapes(resnet, torch.zeros(1, 3, 224, 224), list(stages)[:-1]) == stages
     assert sum(p.numel() for p in resnet.parameters()) == 25_557_032 - 2048 * 1000 - 1000
-    assert resnet.layer2[0].conv1.stride == (1, 1) and resnet.layer2[0].conv2.stride == (2, 2)
+    assert resnet.layer2[0].conv1.stride == (1, 1)
+    assert resnet.layer2[0].conv2.stride == (2, 2)
 
 
 def test_weights_are_loaded_under_either_naming_and_give_the_networks_own_features(
@@ -122,7 +124,9 @@ def test_inception_weights_are_checked_by_hash_and_loaded(inception: InceptionV3
         x = torch.from_numpy(picture).expand(1, 3, -1, -1)
         expected = inception(2 * x - 1).mean(dim=(2, 3)).numpy()
     np.testing.assert_allclose(extractor([picture]), expected, rtol=1e-3, atol=1e-4)
-    assert extractor.features == 2048 and "Inception v3" in extractor.name and digest[:8] in extractor.name
+    assert extractor.features == 2048
+    assert "Inception v3" in extractor.name
+    assert digest[:8] in extractor.name
 
 
 def test_wrong_weights_are_one_line(tmp_path: Path) -> None:

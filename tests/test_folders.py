@@ -13,4 +13,5 @@ def test_each_kind_of_folder_is_known_by_a_file_of_its_own(tmp_path):
     assert not [f for f in folders if generated_series(f)], "nothing is made yet, or the file is a stranger's"
     (tmp_path / "volumes" / "dicom").mkdir()
     assert [generated_series(str(f)) for f in folders if generated_series(f)] == [tmp_path / "volumes" / "dicom"]
-    assert not is_store(tmp_path / "nothing") and generated_series(tmp_path / "store" / MANIFEST) is None
+    assert not is_store(tmp_path / "nothing")
+    assert generated_series(tmp_path / "store" / MANIFEST) is None

@@ -81,7 +81,8 @@ def test_as_many_series_as_asked_for_and_they_hold_the_chains_hu(run, checkpoint
         for hu, number in zip(made, batch):
             name = f"volume-{number:04d}"
             volume = read_volume(run / "dicom" / name).volume
-            assert np.array_equal(volume.hu, hu) and np.array_equal(read_nifti(run / f"nifti/{name}.nii.gz").hu, hu)
+            assert np.array_equal(volume.hu, hu)
+            assert np.array_equal(read_nifti(run / f"nifti/{name}.nii.gz").hu, hu)
             assert np.allclose(volume.spacing, SPACING)
     assert len(np.unique(made)) > 50, "the chain of this network makes something"
 
@@ -105,7 +106,8 @@ def test_chains_of_different_length_run_side_by_side_each_to_its_end():
 
     told = []
     made = _side_by_side([slices(3), slices(5)], told.append)
-    assert [m[0, :, 0, 0].tolist() for m in made] == [[0, 1, 2], [0, 1, 2, 3, 4]] and told == [1, 2, 3, 4, 5]
+    assert [m[0, :, 0, 0].tolist() for m in made] == [[0, 1, 2], [0, 1, 2, 3, 4]]
+    assert told == [1, 2, 3, 4, 5]
     assert [_shares(list(range(5)), n) for n in (1, 2, 8)] == [
         [[*range(5)]],
         [[0, 1, 2], [3, 4]],
@@ -122,9 +124,13 @@ def test_volumes_say_that_they_are_synthetic_and_of_different_patients(run):
 
 def test_generate_json_says_what_decided_the_voxels(run):
     said = json.loads((run / "generate.json").read_text())
-    assert said["model_step"] == 7 and said["nfe_per_slice"] == 3 and said["volumes"] == 3
-    assert said["settings"]["seed"] == 5 and said["settings"]["chain"]["slices"] == 3
-    assert len(said["model_sha256"]) == 64 and said["seconds_per_volume"] >= 0
+    assert said["model_step"] == 7
+    assert said["nfe_per_slice"] == 3
+    assert said["volumes"] == 3
+    assert said["settings"]["seed"] == 5
+    assert said["settings"]["chain"]["slices"] == 3
+    assert len(said["model_sha256"]) == 64
+    assert said["seconds_per_volume"] >= 0
 
 
 def test_a_run_goes_on_with_what_is_missing_only(run, checkpoint, tmp_path):
@@ -137,7 +143,8 @@ def test_a_run_goes_on_with_what_is_missing_only(run, checkpoint, tmp_path):
     told = []
     generate(checkpoint, out, replace(SETTINGS, count=4), progress=lambda *done: told.append(done))
     after = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in (out / "dicom").rglob("*.dcm")}
-    assert len(after) == 12 and told[-1] == (2, 0)
+    assert len(after) == 12
+    assert told[-1] == (2, 0)
     for file, (when, content) in before.items():
         assert after[file][1] == content, "the same voxels and UIDs, made again or not"
         assert (after[file][0] == when) == ("volume-0001" not in str(file))
@@ -188,9 +195,12 @@ def test_calibration_after_keeps_the_raw_volume_and_applies_icnet(run, checkpoin
     out = tmp_path / "out"
     generate(checkpoint, out, replace(SETTINGS, count=1, calibrate="after"), icnet)
     (name, raw, final), *rest = results(out, 1)
-    assert name == "volume-0000" and not rest and raw is not None
+    assert name == "volume-0000"
+    assert not rest
+    assert raw is not None
     expected = calibrate_volume(load_icnet(icnet), raw)
-    assert np.array_equal(final.hu, expected.hu) and not np.array_equal(final.hu, raw.hu)
+    assert np.array_equal(final.hu, expected.hu)
+    assert not np.array_equal(final.hu, raw.hu)
     uncalibrated = read_volume(run / "dicom" / "volume-0000").volume
     assert np.abs(raw.hu.astype(int) - uncalibrated.hu).max() <= 1  # another batch shape
 
@@ -232,7 +242,8 @@ def test_a_chain_from_a_real_slice_lies_in_its_place_and_holds_it_on_request_onl
     made, real = read_volume(tmp_path / "kept" / "dicom" / "volume-0000").volume, read_nifti(source)
     assert len(made.hu) == 4
     at = 0 if direction == "down" else 3
-    assert np.array_equal(made.hu[at], real.hu[4]) and made.acquisition.real_slices == (at,)
+    assert np.array_equal(made.hu[at], real.hu[4])
+    assert made.acquisition.real_slices == (at,)
     first = 4 if direction == "down" else 1
     np.testing.assert_allclose(made.positions, real.positions[first : first + 4], atol=1e-3)
     np.testing.assert_allclose(made.affine[:3, :3], real.affine[:3, :3], atol=1e-3)
@@ -242,7 +253,8 @@ def test_a_chain_from_a_real_slice_lies_in_its_place_and_holds_it_on_request_onl
             assert raw is None or raw.hu.shape == alone.hu.shape
             assert not any(np.array_equal(plane, other) for plane in alone.hu for other in real.hu)
         header = pydicom.dcmread(next((tmp_path / run / "dicom" / "volume-0000").iterdir()))
-        assert "no slice is in it" in header.DerivationDescription and "not a patient" not in str(header)
+        assert "no slice is in it" in header.DerivationDescription
+        assert "not a patient" not in str(header)
     assert read_nifti(tmp_path / "kept" / "nifti" / "volume-0000.nii.gz").acquisition.real_slices == (at,)
 
 
@@ -251,7 +263,8 @@ def test_a_synthetic_seed_makes_no_real_slice(checkpoint, tmp_path):
     seed = tmp_path / "first" / "dicom" / "volume-0000"
     generate(checkpoint, tmp_path / "out", replace(SETTINGS, count=1, seed_volume=seed, seed_slice=2, keep_seed=True))
     made = read_volume(tmp_path / "out" / "dicom" / "volume-0000").volume
-    assert np.array_equal(made.hu[0], read_volume(seed).volume.hu[2]) and made.acquisition.real_slices == ()
+    assert np.array_equal(made.hu[0], read_volume(seed).volume.hu[2])
+    assert made.acquisition.real_slices == ()
     headers = [pydicom.dcmread(f) for f in (tmp_path / "out" / "dicom" / "volume-0000").iterdir()]
     assert all(h.SyntheticData == "YES" and "not a patient" in h.DerivationDescription for h in headers)
 
@@ -275,10 +288,12 @@ def test_a_seed_volume_on_another_grid_is_refused_or_resampled(size, spacing, ch
     settings = replace(SETTINGS, count=1, seed_volume=source, seed_slice=3)
     with pytest.raises(UserError, match="resample_seed=True") as caught:
         generate(checkpoint, tmp_path / "out", settings)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
     generate(checkpoint, tmp_path / "out", replace(settings, resample_seed=True))
     made = read_volume(tmp_path / "out" / "dicom" / "volume-0000").volume
-    assert made.hu.shape == (3, SIZE, SIZE) and np.allclose(made.spacing, SPACING)
+    assert made.hu.shape == (3, SIZE, SIZE)
+    assert np.allclose(made.spacing, SPACING)
 
 
 def test_an_oblique_or_oblong_seed_volume_is_refused(checkpoint, tmp_path):

@@ -88,7 +88,8 @@ def test_a_parcel_gives_back_a_run_that_training_goes_on_from(parcel, run, toy_s
     assert parcel.pack([run], tmp_path / "out") == []
     (back,) = parcel.unpack(tmp_path / "out", tmp_path / "home")
     (before, about), (after, about_after) = (load_tensors(r / parcel.STATE) for r in (run, back))
-    assert about == about_after and before.keys() == after.keys()
+    assert about == about_after
+    assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype
         if name.startswith("adam.exp_avg."):
@@ -100,7 +101,8 @@ def test_a_parcel_gives_back_a_run_that_training_goes_on_from(parcel, run, toy_s
         else:
             assert torch.equal(after[name], tensor), name
     (weights, said), (weights_after, said_after) = (load_tensors(r / "weights.safetensors") for r in (run, back))
-    assert said == said_after and weights.keys() == weights_after.keys()
+    assert said == said_after
+    assert weights.keys() == weights_after.keys()
     assert all(torch.allclose(weights_after[name], w, rtol=2**-10, atol=1e-7) for name, w in weights.items())
     for name in parcel.NOTES:
         assert (back / name).read_bytes() == (run / name).read_bytes()
@@ -128,7 +130,8 @@ def test_a_parcel_comes_in_parts_and_a_damaged_one_is_refused(parcel, run, tmp_p
     parcel.pack([run], tmp_path)
     about = json.loads((tmp_path / "parcel.json").read_text())
     parts = [tmp_path / part["file"] for part in about["parts"]]
-    assert len(parts) > 1 and all(part.stat().st_size <= 20_000 for part in parts)
+    assert len(parts) > 1
+    assert all(part.stat().st_size <= 20_000 for part in parts)
     content = bytearray(parts[1].read_bytes())
     content[100] ^= 1
     parts[1].write_bytes(content)
@@ -167,16 +170,19 @@ def test_release_trains_draws_and_goes_on_from_its_parcel(parcel, tmp_path):
     module("release").main(["--home", str(tmp_path / "out2"), "--work", str(tmp_path / "home")])
     assert len(load_pyramid(tmp_path / "home" / "pyramid.safetensors").levels) == 2
     run = tmp_path / "home" / "draw-128"
-    assert (run / "volumes.png").read_bytes()[:4] == b"\x89PNG" and "Learning rate" in (run / "report.html").read_text()
+    assert (run / "volumes.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Learning rate" in (run / "report.html").read_text()
     assert load_denoiser(run).meta["step"] == number(rows(again)["last"]["step"])
-    assert again.rstrip().endswith("|") and (tmp_path / "out2" / "table.md").read_text().strip() in again
+    assert again.rstrip().endswith("|")
+    assert (tmp_path / "out2" / "table.md").read_text().strip() in again
 
 
 def test_studies_trains_models_side_by_side(tmp_path):
     out = ("--out", tmp_path / "out", "--work", tmp_path / "work")
     found = rows(script("studies.py", "--short", "--device", "cpu", *out))
     for name in ("sigma-0.001-1348", "slice-vae"):
-        assert number(found[name]["slices seen"]) > 0 and number(found[name]["volumes"]) == 1, found
+        assert number(found[name]["slices seen"]) > 0, found
+        assert number(found[name]["volumes"]) == 1, found
 
 
 def test_studies_has_all_the_models_of_the_figures():
@@ -198,7 +204,8 @@ def test_check_says_what_agrees_and_how_fast_it_is(tmp_path):
     """On the CPU it compares the CPU with itself: nothing but the bfloat16 core may differ."""
     text = script("check.py", "--short", "--device", "cpu", "--out", tmp_path)
     found = rows(text)
-    assert "(failed)" not in text and "(time over)" not in text, text
+    assert "(failed)" not in text, text
+    assert "(time over)" not in text, text
     assert found["Philox words"]["equal"] == found["normal"]["equal"] == "yes"
     exact, half = (found[f"denoiser, cpu {core}"] for core in ("float32", "bfloat16"))
     assert all(number(value) == 0 for value in exact.values() if value != "–")

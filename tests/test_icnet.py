@@ -83,11 +83,15 @@ def test_confine_bounds_a_correction_by_the_distance_to_the_border():
     for _ in range(50):
         gain, offset = rng.uniform(0.5, 2.0), rng.uniform(-0.4, 0.4)
         y = confine(x, gain * x + offset)
-        assert y[0] == -1 and y[-1] == 1
+        assert y[0] == -1
+        assert y[-1] == 1
         rise = torch.diff(y) / torch.diff(x)
-        assert 0.09 < rise.min() and rise.max() < 2.01
+        assert 0.09 < rise.min()
+        assert rise.max() < 2.01
     wild = confine(x, torch.from_numpy(rng.normal(0, 3, x.shape).astype(np.float32)))
-    assert wild.abs().max() <= 1 and wild[0] == -1 and wild[-1] == 1
+    assert wild.abs().max() <= 1
+    assert wild[0] == -1
+    assert wild[-1] == 1
     assert torch.equal(confine(x, x), x)
 
 
@@ -147,7 +151,9 @@ def test_batches_depend_on_seed_step_and_sample_alone(store, pairs):
     x, target = draw(pairs, SMALL, 7, 16)
     again, _ = draw(pairs, SMALL, 7, 16)
     np.testing.assert_array_equal(x, again)
-    assert x.shape == (16, 2, 32, 32) and target.shape == (16, 1, 32, 32) and x.dtype == target.dtype == np.float32
+    assert x.shape == (16, 2, 32, 32)
+    assert target.shape == (16, 1, 32, 32)
+    assert x.dtype == target.dtype == np.float32
     part, _ = draw_batch(pairs, SMALL, 7, range(5, 9))
     np.testing.assert_array_equal(x[5:9], part.numpy())
     from_disk = Pairs(Heads(store, "train", memory=0), SMALL.least_tissue)
@@ -164,7 +170,8 @@ def test_heads_that_come_meanwhile_give_pairs_too(store):
     before = pairs.upper()
     heads.take(store, names[2:])
     assert torch.equal(pairs.upper(), Pairs(Heads(store, "train", ids=names), SMALL.least_tissue).upper())
-    assert torch.equal(pairs.upper()[: len(before)], before) and len(pairs.upper()) > len(before)
+    assert torch.equal(pairs.upper()[: len(before)], before)
+    assert len(pairs.upper()) > len(before)
     last = torch.from_numpy(heads.ends) - 1
     assert not torch.isin(pairs.upper(), last).any(), "no pair of two heads"
 
@@ -194,11 +201,15 @@ def test_pairs_are_real_neighbours_and_undoing_the_distortion_gives_the_target(s
             offsets.append(150 * (gain * true[inside].mean() + offset - true[inside].mean()))
         np.testing.assert_array_equal(distorted[~inside], true[~inside])
     assert 20 <= at_air <= 60
-    assert 0.69 < min(gains) < 0.75 and 1.1 < max(gains) < 1.31
+    assert 0.69 < min(gains) < 0.75
+    assert 1.1 < max(gains) < 1.31
     if recipe == "paper":
-        assert upward == 0 and np.abs(offsets).max() < 1e-3
+        assert upward == 0
+        assert np.abs(offsets).max() < 1e-3
     else:
-        assert 50 < upward < 120 and -20.01 < min(offsets) < -15 and 15 < max(offsets) < 20.01
+        assert 50 < upward < 120
+        assert -20.01 < min(offsets) < -15
+        assert 15 < max(offsets) < 20.01
 
 
 @pytest.mark.parametrize("recipe, share", [("offset", 0.7), ("paper", 0.0)])
@@ -210,7 +221,8 @@ def test_a_share_of_slices_is_distorted_slightly(pairs, recipe, share):
     unclipped = (np.abs(whole[:, :1]) < 1).sum((1, 2, 3)) == (np.abs(target) < 1).sum((1, 2, 3))
     part = (moved[1] / moved[0])[unclipped]
     slight = part < 0.5
-    assert np.count_nonzero(unclipped) > 100 and slight.mean() == pytest.approx(share, abs=0.12)
+    assert np.count_nonzero(unclipped) > 100
+    assert slight.mean() == pytest.approx(share, abs=0.12)
     np.testing.assert_allclose(part[slight], 0.1, rtol=1e-3)
     np.testing.assert_allclose(part[~slight], 1.0)
 
@@ -224,14 +236,16 @@ def test_the_neighbour_drifts_as_far_as_it_is_said_to(pairs):
     fits = [np.polyfit(t[m], d[m], 1) for t, d in zip(true[:, 1], drifted[:, 1]) for m in [np.abs(t) < 0.7]]
     means = [150 * (d[m].mean() - t[m].mean()) for t, d in zip(true[:, 1], drifted[:, 1]) for m in [np.abs(t) < 1]]
     assert np.std([gain for gain, _ in fits]) == pytest.approx(0.05, rel=0.15)
-    assert np.std(means) == pytest.approx(5.0, rel=0.15) and abs(np.mean(means)) < 1.0
+    assert np.std(means) == pytest.approx(5.0, rel=0.15)
+    assert abs(np.mean(means)) < 1.0
 
 
 def test_training_learns_and_its_checkpoint_calibrates(store, tmp_path):
     settings = replace(SMALL, steps=90, batch=8, lr=3e-3, validations=2, validation_pairs=32, air_pairs=0.0)
     weights = train_icnet(store, tmp_path / "run", settings)
     net, meta = load_model(weights, ("icnet",))
-    assert meta["step"] == 90 and meta["data"] == store.fingerprint
+    assert meta["step"] == 90
+    assert meta["data"] == store.fingerprint
     stats = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
     assert [s["step"] for s in stats if "val_hu" in s] == [45, 90]
     assert meta["val_mae_hu"] == pytest.approx(stats[-1]["val_hu"], abs=1e-3)
@@ -269,9 +283,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(store, tmp_path):
     parts = train_icnet(store, tmp_path / "parts", SMALL)
     for file in ("weights.safetensors", "state/state.safetensors"):
         a, b = (load_tensors(p.parent / file)[0] for p in (whole, parts))
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
     a, b = ([s for s in map(json.loads, open(p.parent / "stats.jsonl")) if "val_hu" in s] for p in (whole, parts))
-    assert a == b and [s["step"] for s in a] == [4, 8, 12]
+    assert a == b
+    assert [s["step"] for s in a] == [4, 8, 12]
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -105,7 +105,8 @@ def test_data_without_their_offset_are_left_out_unless_trusted(tmp_path, kind, c
         prepared(tmp_path, source)
     assert not (tmp_path / "store").exists()
     report = prepared(tmp_path, source, trust_hu=True)
-    assert len(report.prepared) == 1 and "taken as HU though" in report.notes[0]
+    assert len(report.prepared) == 1
+    assert "taken as HU though" in report.notes[0]
     cli.main(["info", str(source)])
     assert "values may be no HU" in capsys.readouterr().out
 
@@ -146,13 +147,16 @@ def test_every_file_is_read_listed_or_counted(tmp_path):
         "loop": "read already", "same.dcm": "read already", "broken.dcm": "a link to nothing",
         "cut.zip": "cut or damaged", "three.tar.gz": "also in it: 1 .txt",
     }  # fmt: skip
-    assert reasons.keys() == words.keys() and all(text in reasons[name] for name, text in words.items())
+    assert reasons.keys() == words.keys()
+    assert all(text in reasons[name] for name, text in words.items())
     assert report.others == {".txt": 1}
     sources = {Path(record.source).name for record in open_store(tmp_path / "store").records}
     assert sources == {"good", "two.zip", "three.tar.gz", "link"}
     again = prepared(tmp_path, root, keep_sources=True)
-    assert again.prepared == () and len(again.already_done) == 4, "unpacked again, the files are the same"
-    assert list(tmp_path.glob("*")) and not list(outside.glob("*.zip")), "nothing was written by a member's name"
+    assert again.prepared == (), "unpacked again, the files are the same"
+    assert len(again.already_done) == 4, "unpacked again, the files are the same"
+    assert list(tmp_path.glob("*")), "nothing was written by a member's name"
+    assert not list(outside.glob("*.zip")), "nothing was written by a member's name"
     assert np.array_equal(read_volume(root / "two.zip").volume.hu, toy_head(1, 16, 32))
 
 
@@ -168,7 +172,9 @@ def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     (entry,) = find([tmp_path / "in"]).skipped
-    assert entry.source.endswith("locked") and "Permission denied" in entry.reason and entry.damaged
+    assert entry.source.endswith("locked")
+    assert "Permission denied" in entry.reason
+    assert entry.damaged
 
 
 @pytest.mark.parametrize("limit, value, words", [("MOST_FILES", 5, "more than 5 files"), ("MOST_BYTES", 9000, "0 GiB")])
@@ -176,7 +182,9 @@ def test_archives_have_limits_and_leave_nothing(tmp_path, monkeypatch, limit, va
     zipped(tmp_path / "big.zip", series(tmp_path / "in"))
     monkeypatch.setattr(files_module, limit, value)
     found = files_below([tmp_path / "big.zip"])
-    assert found.paths == [] and words in found.skipped[0].reason and found.skipped[0].damaged
+    assert found.paths == []
+    assert words in found.skipped[0].reason
+    assert found.skipped[0].damaged
 
 
 def test_a_bomb_is_stopped_while_it_unpacks(tmp_path, monkeypatch):
@@ -196,7 +204,8 @@ def test_an_id_that_names_nobody_is_warned_about_and_paths_tell_patients_apart(t
         series(tmp_path / "in" / f"p{number}" / "scan", number=number, PatientID="ANONYMOUS")
         nifti(tmp_path / "in" / f"q{number}" / "ct.nii.gz", toy_head(number, 16, 32))
     by_id = prepared(tmp_path, tmp_path / "in")
-    assert "ANONYMOUS stands for 3 studies" in by_id.warnings[0] and "patient_from=path" in by_id.warnings[0]
+    assert "ANONYMOUS stands for 3 studies" in by_id.warnings[0]
+    assert "patient_from=path" in by_id.warnings[0]
     patients = {r.patient for r in open_store(tmp_path / "store").records}
     assert len(patients) == 4, "three files of one name are three patients"
     prepare([tmp_path / "in"], tmp_path / "other", replace(SETTINGS, patient_from="path"), progress=False)
@@ -209,7 +218,9 @@ def test_one_id_over_clearly_different_heads_is_warned_about(tmp_path):
     series(tmp_path / "in" / "b", wide, number=1, PatientID="P7")
     series(tmp_path / "in" / "c", number=0, PatientID="P8", StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1")
     (warning,) = prepared(tmp_path, tmp_path / "in", fov_mm=400.0).warnings
-    assert "one patient's by ID" in warning and "mm wide" in warning and "patient_from=path" in warning
+    assert "one patient's by ID" in warning
+    assert "mm wide" in warning
+    assert "patient_from=path" in warning
 
 
 # --- Geometry -------------------------------------------------------------------------------------------------------
@@ -223,11 +234,13 @@ def test_directions_that_jitter_within_half_a_degree_are_one_series(tmp_path):
         )
         save(ds, tmp_path / "in" / f"{k}.dcm")
     (found,) = scan(tmp_path / "in").series
-    assert not found.problem and np.array_equal(load(found).volume.hu, toy_head(0, 16, 32))
+    assert not found.problem
+    assert np.array_equal(load(found).volume.hu, toy_head(0, 16, 32))
     ds = ct_slice(toy_head(0, 16, 32)[0], (0, 0, 5.0), ImageOrientationPatient=[1, 0, 0, 0, np.cos(0.02), np.sin(0.02)])
     save(ds, tmp_path / "in" / "x.dcm")  # 1.1 degrees
     found = scan(tmp_path / "in")
-    assert len(found.series[0].slices) == 16 and "another geometry" in found.skipped[0].reason
+    assert len(found.series[0].slices) == 16
+    assert "another geometry" in found.skipped[0].reason
 
 
 def test_a_decimal_comma_is_one_line_a_series_with_tag_and_value(tmp_path):
@@ -237,8 +250,10 @@ def test_a_decimal_comma_is_one_line_a_series_with_tag_and_value(tmp_path):
         assert data.count(b"6.0\\6.0 ") == 1 or data.count(b"6\\6 ") == 1
         file.write_bytes(data.replace(b"6.0\\6.0 ", b"6,0\\6,0 ").replace(b"6\\6 ", b"6,\\6"))
     (entry,) = scan(tmp_path / "in").skipped
-    assert "Pixel Spacing (0028,0030) is '6,0\\6,0', not 2 numbers" in entry.reason and "decimal point" in entry.reason
-    assert "(16 files)" in entry.reason and entry.source == str(tmp_path / "in")
+    assert "Pixel Spacing (0028,0030) is '6,0\\6,0', not 2 numbers" in entry.reason
+    assert "decimal point" in entry.reason
+    assert "(16 files)" in entry.reason
+    assert entry.source == str(tmp_path / "in")
 
 
 @pytest.mark.parametrize("which", ["qform", "pixdim", "none"])
@@ -285,11 +300,13 @@ def test_wide_holes_of_thin_slices_are_bridged_on_a_coarse_grid(tmp_path):
     with pytest.raises(UserError, match="a hole of 3 is too wide"):
         read_volume(source, interpolate_missing=True)
     reading = read_volume(source, interpolate_missing=True, grid_mm=5.0)
-    assert len(reading.volume.hu) == 40 and "3 missing slices interpolated" in reading.notes
+    assert len(reading.volume.hu) == 40
+    assert "3 missing slices interpolated" in reading.notes
     report = prepared(tmp_path, source, interpolate_missing=True, slice_mm=5.0)
     assert len(report.prepared) == 1
     part = prepare([source], tmp_path / "part", replace(SETTINGS, largest_part=True, min_slices=5), progress=False)
-    assert "the 20 slices" in part.notes[0] and open_store(tmp_path / "part").records[0].shape[0] == 7
+    assert "the 20 slices" in part.notes[0]
+    assert open_store(tmp_path / "part").records[0].shape[0] == 7
 
 
 # --- Tilt -----------------------------------------------------------------------------------------------------------
@@ -306,7 +323,8 @@ def test_kept_tilt_leaves_slices_as_they_were_scanned():
     """On a grid of the scan's own step along its normal, no slice is mixed with another; upright they are."""
     volume, along = tilted(), 6.0 * np.cos(np.deg2rad(20.0))
     kept = resample_volume(volume, Grid(48, 48 * 6.0, along, crop_air_above=False, keep_tilt=True))
-    assert np.allclose(kept.positions[:, :2], kept.positions[0, :2]) and np.allclose(kept.slice_steps, along)
+    assert np.allclose(kept.positions[:, :2], kept.positions[0, :2])
+    assert np.allclose(kept.slice_steps, along)
     held = volume.hu.mean(axis=(1, 2)) + 1000
     means = [(plane + 1000.0).sum() / volume.hu[0].size for plane in np.where(kept.hu == -1024, -1000, kept.hu)]
     assert np.allclose(means[: len(held)], held, atol=12)
@@ -327,7 +345,8 @@ def test_shear_is_told_where_it_shows(tmp_path):
     source = series(tmp_path / "in", ImageOrientationPatient=ds_tilt)
     assert any("keep_tilt=True" in note for note in prepared(tmp_path, source, min_coverage=0.3).notes)
     report = prepare([source], tmp_path / "kept", replace(SETTINGS, keep_tilt=True), progress=False)
-    assert len(report.prepared) == 1 and report.notes == ()
+    assert len(report.prepared) == 1
+    assert report.notes == ()
 
 
 # --- Splits ---------------------------------------------------------------------------------------------------------
@@ -368,7 +387,9 @@ def test_split_changes_shares_by_patient_and_new_data_follow(tmp_path, capsys):
     cli.main(["split", str(tmp_path / "s"), "--val", "0.3", "--test", "0.2", "--seed", "4"])
     store = open_store(tmp_path / "s")
     sizes = {split: len({r.patient for r in store.select(split)}) for split in ("train", "val", "test")}
-    assert sum(sizes.values()) == 40 and 6 <= sizes["val"] <= 18 and 3 <= sizes["test"] <= 14
+    assert sum(sizes.values()) == 40
+    assert 6 <= sizes["val"] <= 18
+    assert 3 <= sizes["test"] <= 14
     assert f"val    {2 * sizes['val']} volumes of {sizes['val']} patients" in capsys.readouterr().out
     assert {f.name: f.stat().st_mtime_ns for f in (tmp_path / "s" / "volumes").iterdir()} == before
     assert split_store(tmp_path / "s", (0.5, 0.3, 0.2), 4).fingerprint == store.fingerprint
@@ -383,4 +404,5 @@ def test_a_store_that_was_split_anew_takes_more_data(tmp_path):
     for number in range(1, 5):
         nifti(tmp_path / "in" / f"{number}" / "ct.nii", toy_head(number, 16, 32))
     report = prepared(tmp_path, tmp_path / "in")
-    assert report.splits == {"train": 5} and "split as the store is (1 0 0, seed 3)" in report.warnings[0]
+    assert report.splits == {"train": 5}
+    assert "split as the store is (1 0 0, seed 3)" in report.warnings[0]

@@ -39,8 +39,10 @@ def test_importing_costs_nothing():
 
 def test_citation_is_bibtex_of_paper_and_software():
     text = slicewise.citation()
-    assert text.count("{") == text.count("}") and text.count("@") == 2
-    assert "Intensity Calibration Network" in text and slicewise.__version__ in text
+    assert text.count("{") == text.count("}")
+    assert text.count("@") == 2
+    assert "Intensity Calibration Network" in text
+    assert slicewise.__version__ in text
 
 
 # --- Other libraries' images ---
@@ -79,7 +81,8 @@ def test_every_library_says_the_same_of_a_voxel():
     image = volume.to_nibabel()
     np.testing.assert_allclose((image.affine @ [x, y, z, 1])[:3] * [-1, -1, 1], expected)
     tensor = volume.to_monai()
-    assert tensor.shape == (1, 7, 6, 5) and tensor[0, x, y, z] == volume.hu[z, y, x]
+    assert tensor.shape == (1, 7, 6, 5)
+    assert tensor[0, x, y, z] == volume.hu[z, y, x]
     np.testing.assert_allclose((tensor.affine.numpy() @ [x, y, z, 1])[:3] * [-1, -1, 1], expected)
 
 
@@ -119,7 +122,8 @@ def test_workers_of_a_loader_share_the_seeds():
     made = slicewise.make_phantom(3, heads.settings)
     np.testing.assert_array_equal(first["image"][0].numpy(), made.volume.hu)
     np.testing.assert_array_equal(first["label"][0].numpy(), made.labels)
-    assert first["image"].dtype == torch.float32 and first["label"].dtype == torch.uint8
+    assert first["image"].dtype == torch.float32
+    assert first["label"].dtype == torch.uint8
 
 
 def test_volumes_in_memory_are_those_that_are_written(toy_store, tmp_path):
@@ -140,5 +144,6 @@ def test_the_readme_of_the_package_is_true(tmp_path):
     volume = _volume(tilted=False)
     slicewise.write_nifti(volume, tmp_path / "a.nii.gz")
     read = slicewise.read_volume(tmp_path / "a.nii.gz")
-    assert isinstance(read, slicewise.Volume) and np.array_equal(read.hu, volume.hu)
+    assert isinstance(read, slicewise.Volume)
+    assert np.array_equal(read.hu, volume.hu)
     assert Path(slicewise.release.ICNET).suffix == ".safetensors"

@@ -50,15 +50,21 @@ def test_a_generator_that_returns_training_volumes_with_noise_fails_and_an_hones
     copied = rng.permutation(16)[:8]
     copies = [np.clip(train[i] + rng.normal(0, 8, train[i].shape), -1024, 3071).astype(np.int16) for i in copied]
     caught, nearest = audit(copies, real, train, name)
-    assert not caught.passed and caught.below == 8 and len(caught.copies) == 8 and caught.p < LEVEL / len(MEASURES)
+    assert not caught.passed
+    assert caught.below == 8
+    assert len(caught.copies) == 8
+    assert caught.p < LEVEL / len(MEASURES)
     assert caught.distance_ratio < 0.6
     assert (nearest.volume.reshape(8, -1) == copied[:, None]).all(), "every copy is traced to its original"
     if name.startswith("slices"):
         assert (nearest.row.reshape(8, -1) == query_slices(12)).all()
     clean, _ = audit(honest, real, train, name)
-    assert clean.passed and not clean.copies and 0.8 < clean.distance_ratio < 1.25
+    assert clean.passed
+    assert not clean.copies
+    assert 0.8 < clean.distance_ratio < 1.25
     one, _ = audit([*honest[:7], copies[0]], real, train, name)
-    assert not one.passed and one.copies == (7,), "one copy among honest volumes is enough"
+    assert not one.passed, "one copy among honest volumes is enough"
+    assert one.copies == (7,), "one copy among honest volumes is enough"
 
 
 def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy() -> None:
@@ -68,7 +74,8 @@ def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy() -> None:
     for volume, patient in enumerate([0, 1, 0, 2, 3, 0]):
         row = rows[patient] + 0.02 * rng.standard_normal(40)
         nearest.add(row[None].astype(np.float32), volume, patient)
-    assert nearest.ratio[0] < 0.1 and nearest.volume[0] in (0, 2, 5)
+    assert nearest.ratio[0] < 0.1
+    assert nearest.volume[0] in (0, 2, 5)
 
 
 def test_nearest_and_second_nearest_are_those_of_a_full_search() -> None:
@@ -81,7 +88,8 @@ def test_nearest_and_second_nearest_are_those_of_a_full_search() -> None:
     for q, query in enumerate(queries):
         gaps = [np.linalg.norm(rows - query, axis=1) for rows in volumes]
         best = int(np.argmin([g.min() for g in gaps]))
-        assert found.first[q] == pytest.approx(gaps[best].min(), rel=1e-5) and found.volume[q] == best
+        assert found.first[q] == pytest.approx(gaps[best].min(), rel=1e-5)
+        assert found.volume[q] == best
         assert found.row[q] == gaps[best].argmin()
         others = [g.min() for g, p in zip(gaps, patients) if p != patients[best]]
         assert found.second[q] == pytest.approx(min(others), rel=1e-5)
@@ -97,10 +105,12 @@ def test_distance_of_pictures_is_their_correlation() -> None:
     block = to_unit(hu, ICNET).reshape(12, 48, 2, 48, 2).mean(axis=(2, 4)).reshape(12, -1)
     block -= block.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(slice_pictures(hu), block / np.linalg.norm(block, axis=1, keepdims=True), atol=1e-5)
-    assert volume_picture(hu).shape == (1, 16 * 32 * 32) and np.linalg.norm(volume_picture(hu)) == pytest.approx(1)
+    assert volume_picture(hu).shape == (1, 16 * 32 * 32)
+    assert np.linalg.norm(volume_picture(hu)) == pytest.approx(1)
     assert (slice_pictures(np.full((2, 50, 70), -1000, np.int16)) == 0).all(), "nothing to compare, and no NaN"
     small = volume_picture(hu[:5, :20, :20])
-    assert np.isfinite(small).all() and small.shape == (1, 16 * 32 * 32)
+    assert np.isfinite(small).all()
+    assert small.shape == (1, 16 * 32 * 32)
 
 
 def test_rank_test_counts_orderings() -> None:

@@ -62,7 +62,8 @@ def test_no_message_of_the_library_names_a_flag():
 
 
 def test_settings_are_found_in_messages():
-    assert len(NAMED) > 70 and ("ChainSettings", "direction") in NAMED
+    assert len(NAMED) > 70
+    assert ("ChainSettings", "direction") in NAMED
 
 
 @pytest.mark.parametrize("owner, field", NAMED, ids=".".join)

@@ -56,17 +56,21 @@ def test_radiological_convention_however_it_was_acquired(row, column):
     axial, coronal, sagittal = sections(acquire(row, column, HEIGHTS))
     assert at(axial, 45, 0) == pytest.approx(60, abs=3), "the patient's left at image right"
     assert at(axial, 0, -45) == pytest.approx(90, abs=3), "anterior up"
-    assert at(axial, -45, 0) == pytest.approx(30, abs=3) and at(axial, 0, 45) == pytest.approx(30, abs=3)
-    assert at(coronal, 45, 0) == pytest.approx(60, abs=3) and at(coronal, 0, -45) == pytest.approx(-50, abs=3)
+    assert at(axial, -45, 0) == pytest.approx(30, abs=3)
+    assert at(axial, 0, 45) == pytest.approx(30, abs=3)
+    assert at(coronal, 45, 0) == pytest.approx(60, abs=3)
+    assert at(coronal, 0, -45) == pytest.approx(-50, abs=3)
     assert at(sagittal, -45, 0) == pytest.approx(90, abs=3), "the face to the left"
-    assert at(sagittal, 0, -45) == pytest.approx(-50, abs=3) and at(sagittal, 0, 45) == pytest.approx(30, abs=3)
+    assert at(sagittal, 0, -45) == pytest.approx(-50, abs=3)
+    assert at(sagittal, 0, 45) == pytest.approx(30, abs=3)
 
 
 @pytest.mark.parametrize("row, column", ORIENTATIONS)
 def test_upright_moves_no_voxel_in_space(row, column):
     before = acquire(row, column, HEIGHTS)
     after = upright(before)
-    assert after.row_axis[0] > 0.99 and after.column_axis[1] > 0.99
+    assert after.row_axis[0] > 0.99
+    assert after.column_axis[1] > 0.99
     rng = np.random.default_rng(0)
     for _ in range(50):
         z, y, x = (rng.integers(n) for n in after.hu.shape)
@@ -90,7 +94,8 @@ def test_a_ball_stays_round_in_every_plane(heights, tilt):
         rows, columns = (np.flatnonzero(inside.any(axis=a)) for a in (1, 0))
         height, width = ((i[-1] - i[0] + 1) * section.pixel_mm for i in (rows, columns))
         # 166 mm across; half a slice of partial volume at either end.
-        assert height == pytest.approx(166, abs=6) and width == pytest.approx(166, abs=6), section.plane
+        assert height == pytest.approx(166, abs=6), section.plane
+        assert width == pytest.approx(166, abs=6), section.plane
         area = inside.sum() * section.pixel_mm**2
         assert area == pytest.approx(np.pi * 83**2, rel=0.04), section.plane
 
@@ -100,7 +105,8 @@ def test_sections_of_air_and_of_one_slice():
     assert all(np.isfinite(s.hu).all() and s.hu.size for s in sections(air))
     one = acquire((1, 0, 0), (0, 1, 0), [0.0])
     axial, coronal, _ = sections(one)
-    assert at(axial, 45, 0) == pytest.approx(60, abs=3) and coronal.hu.shape[0] >= 1
+    assert at(axial, 45, 0) == pytest.approx(60, abs=3)
+    assert coronal.hu.shape[0] >= 1
 
 
 def test_montage_shows_six_pictures_on_black(tmp_path):
@@ -110,12 +116,16 @@ def test_montage_shows_six_pictures_on_black(tmp_path):
     limits = [axes.images[0].get_clim() for axes in figure.axes]
     assert limits == [(-1024, 3071)] * 3 + [(BRAIN.lo, BRAIN.hi)] * 3
     texts = " ".join(t.get_text() for t in figure.texts)
-    assert "−10 … 70 HU" in texts and "−1024 … 3071 HU" in texts and "one" in texts
+    assert "−10 … 70 HU" in texts
+    assert "−1024 … 3071 HU" in texts
+    assert "one" in texts
     assert len(montage([volume, volume, volume], ["a", "b", "c"]).axes) == 18
     save_montage([volume], tmp_path / "new" / "m.png")
     pixels = image.imread(tmp_path / "new" / "m.png")[..., :3]
-    assert pixels.shape[0] > 600 and pixels.shape[1] > 900
-    assert pixels[:3].max() == 0 and pixels.max() > 0.9
+    assert pixels.shape[0] > 600
+    assert pixels.shape[1] > 900
+    assert pixels[:3].max() == 0
+    assert pixels.max() > 0.9
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m.png"]
 
 
@@ -145,5 +155,6 @@ def test_unwritable_path_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError) as info:
         save_montage([acquire((1, 0, 0), (0, 1, 0), HEIGHTS[::4])], tmp_path / "file" / "m.png")
-    assert "\n" not in str(info.value) and str(tmp_path / "file") in str(info.value)
+    assert "\n" not in str(info.value)
+    assert str(tmp_path / "file") in str(info.value)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -48,7 +48,8 @@ def test_fir_resampling_is_upfirdn(shape):
     grown, shrunk = slice(1, -1), slice(2, -1, 2)
     np.testing.assert_allclose(up, filtered(3, filtered(2, x, 2, grown), 2, grown), atol=1e-6)
     np.testing.assert_allclose(down, filtered(3, filtered(2, x, 1, shrunk), 1, shrunk), atol=1e-6)
-    assert up.shape[2:] == (2 * shape[0], 2 * shape[1]) and down.shape[2:] == (shape[0] // 2, shape[1] // 2)
+    assert up.shape[2:] == (2 * shape[0], 2 * shape[1])
+    assert down.shape[2:] == (shape[0] // 2, shape[1] // 2)
 
 
 @pytest.mark.parametrize("fir", [True, False])
@@ -70,7 +71,8 @@ def test_fourier_features_are_the_definition_and_do_not_lose_digits():
     phase = 2 * np.pi * values.double().numpy()[..., None] * w
     with torch.autocast("cpu", torch.bfloat16):
         result = layer(values)
-    assert result.dtype == torch.float32 and result.shape == (2, 2, 10)
+    assert result.dtype == torch.float32
+    assert result.shape == (2, 2, 10)
     np.testing.assert_allclose(result, np.concatenate([np.sin(phase), np.cos(phase)], -1), atol=1e-3)
     assert 10 < FourierFeatures(4000, 16.0).frequencies.std() < 22
     assert "frequencies" in layer.state_dict()
@@ -82,7 +84,9 @@ def test_shapes_for_any_window(k, condition):
     net = make(slices=k, condition=condition)
     x, noise, scalars = inputs(k, condition=condition)
     y = net(x, noise, scalars)
-    assert y.shape == x.shape and y.dtype == torch.float32 and y.isfinite().all()
+    assert y.shape == x.shape
+    assert y.dtype == torch.float32
+    assert y.isfinite().all()
     assert net(x[:, :, :8, :], noise, scalars).shape == (2, k, 8, 16)
     other = make(slices=k, condition=condition, in_channels=k + 1, out_channels=1)
     assert other(torch.cat([x, x[:, :1]], 1), noise, scalars).shape == (2, 1, 16, 16)

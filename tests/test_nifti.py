@@ -34,13 +34,17 @@ def test_round_trip_is_exact(tmp_path, suffix, shear):
     volume = tilted(Volume.regular(all_codes(), (5.0, 0.5, 0.75), origin=(-11.25, 8.5, 140.0)), shear)
     write_nifti(volume, tmp_path / f"v{suffix}")
     back = read_nifti(tmp_path / f"v{suffix}")
-    assert np.array_equal(back.hu, volume.hu) and back.hu.dtype == np.int16
+    assert np.array_equal(back.hu, volume.hu)
+    assert back.hu.dtype == np.int16
     assert np.array_equal(back.positions, volume.positions)
-    assert np.array_equal(back.row_axis, volume.row_axis) and np.array_equal(back.column_axis, volume.column_axis)
+    assert np.array_equal(back.row_axis, volume.row_axis)
+    assert np.array_equal(back.column_axis, volume.column_axis)
     assert back.pixel_spacing == volume.pixel_spacing
     header = nib.load(tmp_path / f"v{suffix}").header
-    assert header["sform_code"] == 1 and header["qform_code"] == (0 if shear else 1)
-    assert header.get_data_dtype() == np.int16 and header.get_slope_inter() in ((1, 0), (None, None))
+    assert header["sform_code"] == 1
+    assert header["qform_code"] == (0 if shear else 1)
+    assert header.get_data_dtype() == np.int16
+    assert header.get_slope_inter() in ((1, 0), (None, None))
     assert header.get_xyzt_units()[0] == "mm"
     assert [f.name for f in tmp_path.iterdir()] == [f"v{suffix}"]
 
@@ -72,7 +76,8 @@ def test_any_orientation_against_itk(tmp_path, seed):
     volume = read_nifti(tmp_path / "v.nii")
     itk = sitk.ReadImage(str(tmp_path / "v.nii"))
     assert (np.diff(volume.positions[:, 2]) < 0).all()
-    assert volume.row_axis[0] > 0.8 and volume.column_axis[1] > 0.8
+    assert volume.row_axis[0] > 0.8
+    assert volume.column_axis[1] > 0.8
     dy, dx = volume.pixel_spacing
     for z, y, x in rng.integers(0, volume.hu.shape, (20, 3)):
         place = volume.positions[z] + x * dx * volume.row_axis + y * dy * volume.column_axis
@@ -89,7 +94,8 @@ def test_scaled_floats_are_rounded_half_to_even(tmp_path):
     reading = load_nifti(tmp_path / "v.nii.gz")
     assert reading.volume.hu[0, 0].tolist() == [0, 2, 0, 2]
     assert reading.volume.hu[1, 1].tolist() == [-1024, -1024, 3071, 3071]
-    assert reading.clipped.voxels == 1 and len(reading.notes) == 2
+    assert reading.clipped.voxels == 1
+    assert len(reading.notes) == 2
 
 
 def test_slope_and_intercept(tmp_path):
@@ -169,7 +175,8 @@ def test_bad_input_ends_in_one_line(tmp_path, name):
     make(tmp_path / name)
     with pytest.raises(UserError, match=words) as caught:
         read_volume(tmp_path / name)
-    assert "\n" not in str(caught.value) and name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("code, mm", [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (4, 1.0), (2 + 8, 1.0)])
@@ -209,7 +216,8 @@ def test_bad_output(tmp_path):
 
 def test_patient_of_a_path():
     subject = patient_of("/data/sub-017/ses-1/sub-017_ses-1_ct.nii.gz")
-    assert subject.startswith("sub-017-") and subject == patient_of("/data/sub-017/ses-2/sub-017_ct.nii")
+    assert subject.startswith("sub-017-")
+    assert subject == patient_of("/data/sub-017/ses-2/sub-017_ct.nii")
     assert subject != patient_of("/other/sub-017/ses-1/sub-017_ses-1_ct.nii.gz"), "another data set"
     assert subject != patient_of("/data/sub-0170/ct.nii")
     assert patient_of("/data/1/ct.nii.gz") != patient_of("/data/2/ct.nii.gz")
@@ -222,7 +230,8 @@ def test_real_head_against_itk():
     sitk = pytest.importorskip("SimpleITK")
     path = DATA / "cranium" / "Cranium.nii.gz"
     volume, itk = read_nifti(path), sitk.ReadImage(str(path))
-    assert volume.hu.shape == (108, 256, 256) and volume.spacing == pytest.approx((1.5, 0.957, 0.957))
+    assert volume.hu.shape == (108, 256, 256)
+    assert volume.spacing == pytest.approx((1.5, 0.957, 0.957))
     assert volume.positions[0, 2] > volume.positions[-1, 2]
     for z, y, x in np.random.default_rng(0).integers(0, volume.hu.shape, (200, 3)):
         dy, dx = volume.pixel_spacing

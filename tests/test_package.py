@@ -139,7 +139,8 @@ def test_newest_entry_of_the_changelog_is_this_version():
     changelog = (ROOT / "CHANGELOG.md").read_text()
     released = str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["date-released"])
     newest = re.search(r"^## (\d\S*) - (\S+)$", changelog, re.M)
-    assert newest and newest.groups() == (slicewise.__version__, released)
+    assert newest
+    assert newest.groups() == (slicewise.__version__, released)
 
 
 def test_hooks_are_local_and_run_the_projects_own_tools():

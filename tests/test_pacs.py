@@ -130,7 +130,8 @@ def test_a_peer_is_asked_for_what_matches_and_no_more(servers, tmp_path, way):
     patients = [make_series(tmp_path / name, f"{way}-{name}") for name in ("a", "b")]
     push([tmp_path / "a", tmp_path / "b"], url, settings)
     (found,) = pull(url, Query(patient=patients[1]), tmp_path / "out", settings, dry_run=True).series
-    assert found.series == of(tmp_path / "b").SeriesInstanceUID and found.images in (SLICES, None)
+    assert found.series == of(tmp_path / "b").SeriesInstanceUID
+    assert found.images in (SLICES, None)
     assert not (tmp_path / "out").exists()
     nothing = [Query(patient="nobody"), Query(patient=patients[0], modality="MR"), Query(study="1.2.3.4.5")]
     for query in nothing:
@@ -220,12 +221,16 @@ def test_what_is_pulled_can_be_stripped_on_the_way(servers, tmp_path, way):
     again = pull(url, Query(study=study), tmp_path / "out", settings, deidentify=True)
     assert (again.fetched, again.there_before) == (0, SLICES)
     pulled = sorted((tmp_path / "out").rglob("*.dcm"))
-    assert len(pulled) == SLICES and len({p.parent for p in pulled}) == 1
+    assert len(pulled) == SLICES
+    assert len({p.parent for p in pulled}) == 1
     for path in pulled:
-        assert b"SECRET" not in path.read_bytes() and study not in str(path)
+        assert b"SECRET" not in path.read_bytes()
+        assert study not in str(path)
         ds = pydicom.dcmread(path)
-        assert ds.PatientIdentityRemoved == "YES" and path.stem == ds.SOPInstanceUID
-        assert path.parent.name == ds.SeriesInstanceUID and path.parent.parent.name == ds.StudyInstanceUID
+        assert ds.PatientIdentityRemoved == "YES"
+        assert path.stem == ds.SOPInstanceUID
+        assert path.parent.name == ds.SeriesInstanceUID
+        assert path.parent.parent.name == ds.StudyInstanceUID
     np.testing.assert_array_equal(read_volume(tmp_path / "out").volume.hu, read_volume(tmp_path / "in").volume.hu)
 
 
@@ -247,7 +252,8 @@ def test_from_a_run_through_a_pacs_into_a_store(servers, tmp_path, capsys):
     assert "sent 0 images, 24 were there" in capsys.readouterr().out
     assert main("pull", ORTHANC, "--patient", "SYN-RUN-1", "--out", tmp_path / "in", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "would pull  CT series 2.25." in out and "12 images" in out
+    assert "would pull  CT series 2.25." in out
+    assert "12 images" in out
     for n in range(2):
         assert main("pull", ORTHANC, "--patient", f"SYN-RUN-{n}", "--out", tmp_path / "in") == 0
         assert "1 series in" in capsys.readouterr().out
@@ -335,9 +341,11 @@ def test_a_push_that_is_cut_goes_on(servers, series, tmp_path, way):
     relay = Cutter(PORTS[way], limit=110_000, down=False)
     with pytest.raises(UserError, match="run it again later to go on") as info:
         push([many], relay.url(url), ONCE)
-    assert "\n" not in str(info.value) and relay.cuts == 1
+    assert "\n" not in str(info.value)
+    assert relay.cuts == 1
     report = push([many], url, ONCE)
-    assert len(report.sent) + len(report.there_before) == SLICES and report.sent
+    assert len(report.sent) + len(report.there_before) == SLICES
+    assert report.sent
     if way != "web":  # over DICOMweb all went in one request
         assert report.there_before
     pull(url, Query(patient=patient), tmp_path / "out", ONCE)
@@ -353,14 +361,16 @@ def test_a_pull_that_is_cut_shows_no_half_series_and_goes_on(servers, tmp_path, 
     with pytest.raises(UserError, match="run it again later to go on"):
         pull(relay.url(url), Query(patient=patient), tmp_path / "out", ONCE)
     kept = files(tmp_path / "out")
-    assert 0 < len(kept) < SLICES and all("/." in name and not name.endswith(".tmp") for name in kept)
+    assert 0 < len(kept) < SLICES
+    assert all("/." in name and not name.endswith(".tmp") for name in kept)
     for name in kept:
         assert len(pydicom.dcmread(tmp_path / "out" / name).PixelData) == 2 * 128 * 128
     with pytest.raises(UserError, match="no DICOM series"):
         read_volume(tmp_path / "out")
     report = pull(url, Query(patient=patient), tmp_path / "out", ONCE)
     assert (report.fetched, report.there_before) == (SLICES - len(kept), len(kept))
-    assert datasets(tmp_path / "out") == datasets(tmp_path / "many") and len(files(tmp_path / "out")) == SLICES
+    assert datasets(tmp_path / "out") == datasets(tmp_path / "many")
+    assert len(files(tmp_path / "out")) == SLICES
 
 
 @pytest.mark.parametrize("url", [ORTHANC, DCMTK], ids=["orthanc", "dcmtk"])
@@ -374,10 +384,12 @@ def test_a_move_that_is_cut_shows_no_half_series_and_goes_on(servers, tmp_path, 
             pull(url, Query(patient=patient), tmp_path / "out", behind)
         assert relay.cuts == 1
     kept = files(tmp_path / "out")
-    assert 0 < len(kept) < SLICES and all("/." in name and not name.endswith(".tmp") for name in kept)
+    assert 0 < len(kept) < SLICES
+    assert all("/." in name and not name.endswith(".tmp") for name in kept)
     report = pull(url, Query(patient=patient), tmp_path / "out", MOVE)
     assert (report.fetched, report.there_before) == (SLICES - len(kept), len(kept))
-    assert datasets(tmp_path / "out") == datasets(tmp_path / "many") and len(files(tmp_path / "out")) == SLICES
+    assert datasets(tmp_path / "out") == datasets(tmp_path / "many")
+    assert len(files(tmp_path / "out")) == SLICES
     # And one run gets over a cut by itself.
     again = PeerSettings(retries=5, backoff_s=0.01, timeout_s=5, receive_port=11300)
     with Cutter(11300, limit=110_000, down=False, at=peers.MOVE_PORT) as relay:
@@ -391,10 +403,12 @@ def test_one_run_gets_over_several_cuts(servers, tmp_path, way):
     url, _ = WAYS[way]
     patient = make_series(tmp_path / "many", f"cuts-{way}", size=128)
     relay = Cutter(PORTS[way], limit=90_000, down=False, times=2)
-    assert len(push([tmp_path / "many"], relay.url(url), QUICK).sent) <= SLICES and relay.cuts == 2
+    assert len(push([tmp_path / "many"], relay.url(url), QUICK).sent) <= SLICES
+    assert relay.cuts == 2
     relay = Cutter(PORTS[way], limit=90_000, down=True, times=2)
     pull(relay.url(url), Query(patient=patient), tmp_path / "out", QUICK)
-    assert relay.cuts == 2 and datasets(tmp_path / "out") == datasets(tmp_path / "many")
+    assert relay.cuts == 2
+    assert datasets(tmp_path / "out") == datasets(tmp_path / "many")
 
 
 @pytest.mark.parametrize("way", ["web", "orthanc-get"])
@@ -430,9 +444,11 @@ def test_a_pull_killed_in_the_middle_goes_on(servers, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     there = [name for name in files(out) if name.endswith(".dcm")]
-    assert 0 < len(there) < SLICES and all("/." in name for name in there)
+    assert 0 < len(there) < SLICES
+    assert all("/." in name for name in there)
     report = pull(ORTHANC, Query(patient=patient), out, ONCE)
-    assert report.there_before == len(there) and datasets(out) == datasets(tmp_path / "many")
+    assert report.there_before == len(there)
+    assert datasets(out) == datasets(tmp_path / "many")
 
 
 def test_a_full_disk_stops_a_pull_in_one_line(servers, series, tmp_path):
@@ -446,7 +462,9 @@ def test_a_full_disk_stops_a_pull_in_one_line(servers, series, tmp_path):
         )
         command = [sys.executable, "-c", code, "pull", url, "--patient", of(series).PatientID, "--out", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 1
+        assert "cannot write" in done.stderr
+        assert "Traceback" not in done.stderr
         assert files(out) == []
 
 
@@ -492,7 +510,8 @@ def test_tls_and_password(secured, series, tmp_path, monkeypatch, caplog):
     with pytest.raises(UserError, match=r"not a DICOM port|TLS") as info:
         push([series], "dicom://ORTHANC@localhost:4343", ONCE)
     assert "\n" not in str(info.value)
-    assert SECRET not in caplog.text and "wrong" not in caplog.text
+    assert SECRET not in caplog.text
+    assert "wrong" not in caplog.text
 
 
 def test_one_line_says_what_is_wrong_with_the_peer(servers, series, tmp_path, capsys):
@@ -512,7 +531,8 @@ def test_one_line_says_what_is_wrong_with_the_peer(servers, series, tmp_path, ca
         for command in (["push", series, "--to", url], ["pull", url, "--patient", "x", "--out", tmp_path / "out"]):
             assert main(*command, *flags) == 1
             err = capsys.readouterr().err.strip()
-            assert "\n" not in err and err.startswith(f"slicewise {command[0]}: {url.split('/wrong')[0]}"), err
+            assert "\n" not in err, err
+            assert err.startswith(f"slicewise {command[0]}: {url.split('/wrong')[0]}"), err
             assert what in err
     assert not (tmp_path / "out").exists()
     nobody = PeerSettings(retries=0, ae_title="NOBODY", receive_port=11200)
@@ -532,10 +552,13 @@ def test_proxies_and_their_passwords_stay_out_of_messages(net, series, monkeypat
     monkeypatch.setenv("http_proxy", f"http://someone:{SECRET}@127.0.0.1:9")
     with pytest.raises(UserError, match="the proxy that the environment names") as info:
         push([series], "http://pacs.example/dicom-web", ONCE)
-    assert SECRET not in str(info.value) and SECRET not in caplog.text
+    assert SECRET not in str(info.value)
+    assert SECRET not in caplog.text
 
 
 def test_nothing_listens_where_it_should_not(servers):
     """The peers take connections on all interfaces; here there is only loopback."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [line.split(": ")[1] for line in links] == ["lo"] and shutil.which("Orthanc") and os.geteuid() == 0
+    assert [line.split(": ")[1] for line in links] == ["lo"]
+    assert shutil.which("Orthanc")
+    assert os.geteuid() == 0

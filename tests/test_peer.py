@@ -72,7 +72,8 @@ def test_addresses(text, url, is_web, private):
 def test_bad_addresses_are_one_line_without_secrets(text):
     with pytest.raises(UserError) as info:
         parse_address(text)
-    assert "\n" not in str(info.value) and SECRET not in str(info.value)
+    assert "\n" not in str(info.value)
+    assert SECRET not in str(info.value)
 
 
 @settings(max_examples=50, deadline=None)
@@ -80,7 +81,8 @@ def test_bad_addresses_are_one_line_without_secrets(text):
 def test_no_text_as_an_address_does_more_than_be_refused(text):
     try:
         address = parse_address(text)
-        assert address.host and 0 < address.port < 65536
+        assert address.host
+        assert 0 < address.port < 65536
     except UserError as error:
         assert "\n" not in str(error) or "\n" in text
 
@@ -114,7 +116,8 @@ def test_bad_credentials_are_one_line_without_secrets(text, mode, what, tmp_path
     file.chmod(mode)
     with pytest.raises(UserError, match=what) as info:
         read_credentials(file, {})
-    assert "\n" not in str(info.value) and SECRET not in str(info.value)
+    assert "\n" not in str(info.value)
+    assert SECRET not in str(info.value)
 
 
 def test_credentials_do_not_cross_a_network_in_clear():
@@ -173,7 +176,8 @@ def test_only_whole_dicom_files_are_read_to_be_sent(series, tmp_path):
     assert [Path(i.path).name for i in found] == ["again.dcm", "1.dcm"]
     reasons = {Path(entry.source).name: entry.reason for entry in skipped}
     assert reasons.keys() == {"junk.dcm", "3.dcm", "2.dcm", "0.dcm"}
-    assert "truncated" in reasons["3.dcm"] and "same SOP Instance UID" in reasons["0.dcm"]
+    assert "truncated" in reasons["3.dcm"]
+    assert "same SOP Instance UID" in reasons["0.dcm"]
     assert "missing" in reasons["2.dcm"]
     with pytest.raises(UserError, match="no DICOM file to push here"):
         push([tmp_path / "notes.txt"], "http://127.0.0.1:9")
@@ -291,7 +295,8 @@ def test_refused_instances_are_named_and_the_rest_is_stored(series):
 
     with service(answer) as url, pytest.raises(UserError) as info:
         push([series], url, ONCE)
-    assert f"refused 1 of 4 files, the first {files[1]} (failure reason 0110H)" in str(info.value) and len(seen) == 4
+    assert f"refused 1 of 4 files, the first {files[1]} (failure reason 0110H)" in str(info.value)
+    assert len(seen) == 4
 
 
 def test_a_server_that_takes_little_at_once_gets_little(series):
@@ -334,7 +339,8 @@ def test_a_token_is_sent_and_shown_nowhere(series, monkeypatch, caplog):
 
     with service(answer) as url:
         push([series], url, ONCE)
-    assert set(sent) == {f"Bearer {SECRET}"} and SECRET not in caplog.text
+    assert set(sent) == {f"Bearer {SECRET}"}
+    assert SECRET not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -351,7 +357,8 @@ def test_a_token_is_sent_and_shown_nowhere(series, monkeypatch, caplog):
 def test_odd_answers_to_a_search_are_one_line(status, kind, body, what, tmp_path):
     with service(lambda *_: (status, kind, body)) as url, pytest.raises(UserError, match=what) as info:
         pull(url, Query(patient="x"), tmp_path / "out", ONCE)
-    assert "\n" not in str(info.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_server_that_does_not_page_does_not_hang(tmp_path):
@@ -376,7 +383,8 @@ def test_names_from_a_server_cannot_leave_the_folder(tag, value, tmp_path):
 @given(st.text(max_size=70))
 def test_a_uid_is_a_safe_name(text):
     if is_uid(text):
-        assert Path("folder", text).parent == Path("folder") and text not in (".", "..")
+        assert Path("folder", text).parent == Path("folder")
+        assert text not in (".", "..")
 
 
 def wado(files: list[bytes]) -> bytes:
@@ -407,7 +415,8 @@ def test_a_message_that_ends_early_leaves_whole_files_only(series, tmp_path, cut
         with pytest.raises(UserError, match="run it again"):
             pull(url, Query(study=study), tmp_path, ONCE)
         kept = [p for p in tmp_path.rglob("*") if p.is_file()]
-        assert len(kept) == 3 and all(p.parent.name == f".{one}.partial" for p in kept)
+        assert len(kept) == 3
+        assert all(p.parent.name == f".{one}.partial" for p in kept)
         assert pull(url, Query(study=study), tmp_path, ONCE).fetched == 1
     pulled = {p.name: pydicom.dcmread(p) for p in (tmp_path / study / one).iterdir()}
     assert pulled == {f"{ds.SOPInstanceUID}.dcm": ds for ds in headers_}
@@ -459,10 +468,12 @@ def test_user_identity_is_negotiated(series, monkeypatch):
         monkeypatch.setenv("SLICEWISE_PACS_PASSWORD", "wrong")
         with pytest.raises(UserError, match="rejects the association") as info:
             push([series], url, ONCE)
-        assert "wrong" not in str(info.value) and not got
+        assert "wrong" not in str(info.value)
+        assert not got
         monkeypatch.setenv("SLICEWISE_PACS_PASSWORD", SECRET)
         report = push([series], url, ONCE)
-        assert len(report.sent) == len(got) == 4 and not report.can_be_asked
+        assert len(report.sent) == len(got) == 4
+        assert not report.can_be_asked
         monkeypatch.delenv("SLICEWISE_PACS_USER")
         monkeypatch.delenv("SLICEWISE_PACS_PASSWORD")
         monkeypatch.setenv("SLICEWISE_PACS_TOKEN", "token")

@@ -55,8 +55,11 @@ def test_same_seed_same_head_and_other_seed_another() -> None:
 def test_grid_and_orientation() -> None:
     phantom = head(3)
     volume, labels = phantom.volume, phantom.labels
-    assert volume.hu.dtype == np.int16 and labels.dtype == np.uint8 and labels.shape == volume.hu.shape
-    assert volume.hu.shape[1:] == (128, 128) and 28 <= volume.hu.shape[0] <= 36
+    assert volume.hu.dtype == np.int16
+    assert labels.dtype == np.uint8
+    assert labels.shape == volume.hu.shape
+    assert volume.hu.shape[1:] == (128, 128)
+    assert 28 <= volume.hu.shape[0] <= 36
     assert volume.spacing == pytest.approx((5.0, 1.875, 1.875))
     assert np.all(np.diff(volume.positions[:, 2]) < 0)  # superior first
     z, y, x = {}, {}, {}
@@ -66,7 +69,9 @@ def test_grid_and_orientation() -> None:
     assert z["skull"] < z["eye"] < z["facial bone"]  # and the vertex in the first slices
     # The head begins within the first two slices and goes on to the last one.
     area = (labels > 0).sum((1, 2)) * 1.875**2 / 100
-    assert area[0] < 80 and area[2] > 5 and area[-1] > 100
+    assert area[0] < 80
+    assert area[2] > 5
+    assert area[-1] > 100
     for side in (labels[:, :, :64], labels[:, :, 64:]):
         assert (side == LABELS["eye"]).any()
 
@@ -91,7 +96,8 @@ def test_tissue_hu(name: str, low: float, high: float) -> None:
     for seed in (3, 4):
         phantom = head(seed, replace(SMALL, hardening=0.0))
         values = phantom.volume.hu[core(phantom, name)]
-        assert values.size > 10 and low < np.median(values) < high
+        assert values.size > 10
+        assert low < np.median(values) < high
 
 
 def test_every_slice_has_an_offset_of_its_own_where_asked_for() -> None:
@@ -103,7 +109,8 @@ def test_every_slice_has_an_offset_of_its_own_where_asked_for() -> None:
         if inside.sum() > 50:
             assert np.ptp(slices[inside]) <= 1, "one number for a slice, up to rounding"
             offsets.append(slices[inside].mean())
-    assert 0.7 < np.std(offsets) < 4.0 and abs(np.corrcoef(offsets[1:], offsets[:-1])[0, 1]) < 0.6
+    assert 0.7 < np.std(offsets) < 4.0
+    assert abs(np.corrcoef(offsets[1:], offsets[:-1])[0, 1]) < 0.6
     assert np.abs(change[without.volume.hu < -990]).max() <= 1, "air is air"
 
 
@@ -114,15 +121,19 @@ def test_grey_is_brighter_than_white_and_both_than_fluid() -> None:
     assert 3 < grey - white < 11  # 8 to 10.5 HU before the 5 mm slice and 1.9 mm pixel mix them
     assert fluid < white - 10
     described = phantom.description
-    assert 8 <= described["grey"] - described["white"] <= 10.5 and 4 <= described["csf"] <= 9
+    assert 8 <= described["grey"] - described["white"] <= 10.5
+    assert 4 <= described["csf"] <= 9
 
 
 def test_bone_and_air_reach_their_range() -> None:
     hu = head(3).volume.hu
-    assert np.percentile(hu[hu > 300], 99) > 1100 and hu.max() < 2600
+    assert np.percentile(hu[hu > 300], 99) > 1100
+    assert hu.max() < 2600
     # Beside the head: nose and occiput may come within a centimetre of the front and back borders.
     border = np.concatenate([hu[:, :, :6].ravel(), hu[:, :, -6:].ravel()])
-    assert abs(np.median(border) + 1000) < 3 and border.std() < 4 and hu.min() >= -1024
+    assert abs(np.median(border) + 1000) < 3
+    assert border.std() < 4
+    assert hu.min() >= -1024
 
 
 def test_all_structures_of_table_2() -> None:
@@ -158,7 +169,8 @@ def test_noise_filter_keeps_unit_variance() -> None:
 
 def test_slice_profile_averages() -> None:
     weights = scanner.slice_weights(5 / 3, 5.0)
-    assert weights.sum() == pytest.approx(1) and np.allclose(weights, weights[::-1])
+    assert weights.sum() == pytest.approx(1)
+    assert np.allclose(weights, weights[::-1])
     ramp = np.arange(21, dtype=np.float32)
     assert np.allclose(scanner.slice_matrix(np.array([7, 10]), 21, 5 / 3, 5.0) @ ramp, [7, 10], atol=1e-4)
 
@@ -203,7 +215,8 @@ def test_written_series_holds_the_same_head_and_resumes(tmp_path) -> None:  # ty
     slices = [pydicom.dcmread(f) for f in files]
     stored = np.stack([s.pixel_array * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices])
     assert np.array_equal(stored, head(3).volume.hu)
-    assert {s.PatientID for s in slices} == {"PHANTOM-00000003"} and slices[0].SyntheticData == "YES"
+    assert {s.PatientID for s in slices} == {"PHANTOM-00000003"}
+    assert slices[0].SyntheticData == "YES"
     assert np.allclose([s.ImagePositionPatient for s in slices], head(3).volume.positions)
     labels = nibabel.load(tmp_path / "labels" / "PHANTOM-00000003.nii.gz")
     assert np.array_equal(np.asarray(labels.dataobj).transpose(2, 1, 0), head(3).labels)
@@ -228,4 +241,5 @@ def test_workers_make_every_seed_in_one_thread_each(tmp_path, monkeypatch) -> No
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     write_each(partial(_note_threads, tmp_path), [4, 5, 9], 2, total=6)
     assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"4": "13", "5": "13", "9": "13"}
-    assert "OPENBLAS_NUM_THREADS" not in os.environ and os.environ["OMP_NUM_THREADS"] == "3"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == "3"

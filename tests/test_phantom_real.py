@@ -58,7 +58,8 @@ def settings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> PhantomS
 
 @pytest.fixture(scope="module")
 def person(settings: PhantomSettings) -> tuple[Parts, Fields]:
-    assert settings.anatomy and settings.cache
+    assert settings.anatomy
+    assert settings.cache
     return load_person(find_people(settings.anatomy, None, (2, 0, 0))[0], None, settings.cache)
 
 
@@ -85,7 +86,8 @@ def test_a_map_reads_alike_in_any_voxel_order_and_stands_upright(tmp_path: Path)
     assert np.array_equal(as_published.tissue, as_ras.tissue)
     eyes, stem = (np.argwhere(as_ras.mask(t)).mean(0)[::-1] for t in ("eye", "brain stem"))
     in_frame = [as_ras.axes @ (v - as_ras.origin) for v in (eyes, stem)]
-    assert in_frame[0][1] < -40 and abs(in_frame[0][0]) < 1  # eyes in front, in the middle
+    assert in_frame[0][1] < -40
+    assert abs(in_frame[0][0]) < 1
     assert in_frame[0][2] == pytest.approx(in_frame[1][2], abs=0.5)  # eyes and brain stem in one plane
     left = np.argwhere(as_ras.mask("left white matter")).mean(0)[::-1]
     assert (as_ras.axes @ (left - as_ras.origin))[0] > 15  # x to the patient's left
@@ -155,7 +157,9 @@ def test_bad_maps_end_in_one_line(tmp_path: Path, what: str, message: str) -> No
         file.write_bytes(file.read_bytes()[: 4000 if what == "cut" else 0])
     with pytest.raises(UserError) as caught:
         read_map(file, read_numbering())
-    assert message in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_folders_end_in_one_line(tmp_path: Path) -> None:
@@ -173,7 +177,8 @@ def test_bad_folders_end_in_one_line(tmp_path: Path) -> None:
 
 def test_other_numberings_come_from_a_table(tmp_path: Path) -> None:
     packaged = Path(real.__file__).with_name("brainweb.toml")
-    assert read_numbering(packaged)[2] == CODE["cortex"] and read_numbering()[2] == CODE["left white matter"]
+    assert read_numbering(packaged)[2] == CODE["cortex"]
+    assert read_numbering()[2] == CODE["left white matter"]
     table = tmp_path / "table.toml"
     for text, message in (
         ('"brian" = [1]', "unknown tissue 'brian'"),
@@ -197,7 +202,8 @@ def test_parts_that_no_map_names_are_where_they_belong(person: tuple[Parts, Fiel
         assert len(at) > 30, names
         return ((at[:, ::-1] - parts.origin) * 0.5 @ parts.axes.T).mean(0)
 
-    assert abs(middle("falx")[0]) < 1 and middle("falx")[2] > -10
+    assert abs(middle("falx")[0]) < 1
+    assert middle("falx")[2] > -10
     assert middle("tentorium")[1] > 20  # behind
     assert middle("lens")[1] < middle("vitreous")[1] - 4  # in front of the eye
     assert middle("pineal")[1] > middle("thalamus")[1] + 5
@@ -222,7 +228,9 @@ def test_cortex_is_shelled_by_its_distance_from_the_fluid(person: tuple[Parts, F
     fluid = np.isin(code, [PART["sulcus"], PART["cistern"], *(PART[f"sulcus {i}"] for i in range(len(SHELLS_MM)))])
     away = ndimage.distance_transform_edt(~fluid) * 0.5
     means = [away[code == PART[name]].mean() for name in ("cortex 0", "cortex 1", "cortex 2", "cortex")]
-    assert means == sorted(means) and means[0] < 0.8 and means[-1] > 1.2
+    assert means == sorted(means)
+    assert means[0] < 0.8
+    assert means[-1] > 1.2
 
 
 # --- tissue ---------------------------------------------------------------------------------------------------------
@@ -232,11 +240,14 @@ def test_tissues_are_correlated_as_in_people() -> None:
     drawn = [draw_tissues(np.random.default_rng(i)) for i in range(400)]
     column = {f.name: np.array([getattr(t, f.name) for t in drawn]) for f in dataclasses.fields(Tissues)}
     difference = column["grey"] - column["white"]
-    assert 5 < difference.min() and difference.max() < 12
+    assert 5 < difference.min()
+    assert difference.max() < 12
     assert np.corrcoef(column["blood"], column["grey"])[0, 1] > 0.4
     assert np.corrcoef(column["age"], column["sulci_mm"])[0, 1] > 0.5
     assert np.corrcoef(column["age"], column["leukoaraiosis"])[0, 1] > 0.4
-    assert column["csf"].min() >= 1 and column["csf"].max() <= 7 and np.ptp(column["age"]) > 60
+    assert column["csf"].min() >= 1
+    assert column["csf"].max() <= 7
+    assert np.ptp(column["age"]) > 60
 
 
 def test_tables_open_sulci_and_thicken_fat_without_a_voxel_changing() -> None:
@@ -247,14 +258,18 @@ def test_tables_open_sulci_and_thicken_fat_without_a_voxel_changing() -> None:
         return [float(hu[PART[f"cortex {i}"]]) for i in range(3)]
 
     assert fluid(0.0) == pytest.approx([t.grey] * 3)
-    assert fluid(0.8)[:2] == pytest.approx([t.csf + 2] * 2, abs=0.1) and fluid(0.8)[2] == pytest.approx(t.grey)
+    assert fluid(0.8)[:2] == pytest.approx([t.csf + 2] * 2, abs=0.1)
+    assert fluid(0.8)[2] == pytest.approx(t.grey)
     assert t.csf + 2 < fluid(0.6)[1] < t.grey
     thin, thick = (tables(dataclasses.replace(t, fat_mm=mm)) for mm in (3.0, 9.0))
     fat = [(label == LABELS["fat"]).sum() for _, label in (thin, thick)]
     assert fat[1] >= fat[0] + 5
     hu, label = tables(t)
-    assert (label[: len(PART)][1:] > 0).all() and set(label) <= set(LABELS.values())
-    assert hu[PART["vault"]] > 1000 and hu[PART["air"]] == -1000 and hu[PART["layer 0"]] < -50
+    assert (label[: len(PART)][1:] > 0).all()
+    assert set(label) <= set(LABELS.values())
+    assert hu[PART["vault"]] > 1000
+    assert hu[PART["air"]] == -1000
+    assert hu[PART["layer 0"]] < -50
 
 
 # --- deformation ----------------------------------------------------------------------------------------------------
@@ -264,11 +279,13 @@ def test_random_flows_fold_nowhere_and_run_backwards() -> None:
     for seed in range(3):
         velocity = warp.random_velocity(np.random.default_rng(seed), (60.0, 30.0, 14.0), (2.2, 1.2, 0.45))
         there = warp.exponential(velocity)
-        assert warp.jacobian(there).min() > 0.1 and 0.3 < there.std() < 4
+        assert warp.jacobian(there).min() > 0.1
+        assert 0.3 < there.std() < 4
         back = warp.exponential(-velocity)
         core = (slice(None), slice(6, -6), slice(6, -6), slice(6, -6))
         again = (there + warp.sample(back, warp.grid_mm() + there))[core]
-        assert again.abs().mean() < 0.05 and again.abs().max() < 1.0
+        assert again.abs().mean() < 0.05
+        assert again.abs().max() < 1.0
     assert not warp.exponential(torch.zeros(3, *warp.SHAPE)).any()
 
 
@@ -294,7 +311,8 @@ def volume_of(parts: Parts, fields: Fields, target: str, amount: float, *names: 
 def test_targets_move_what_they_name(person: tuple[Parts, Fields]) -> None:
     parts, fields = person
     ventricles = [volume_of(parts, fields, "ventricles", a, "ventricle") for a in (-1.0, 0.0, 2.0)]
-    assert ventricles[0] < 0.8 * ventricles[1] and ventricles[2] > 1.4 * ventricles[1]
+    assert ventricles[0] < 0.8 * ventricles[1]
+    assert ventricles[2] > 1.4 * ventricles[1]
     vault = [volume_of(parts, fields, "skull", a, "vault", "diploe") for a in (0.0, 2.0)]
     assert vault[1] > 1.15 * vault[0]
     brain = [volume_of(parts, fields, "skull", a, "white matter", "cortex") for a in (0.0, 2.0)]
@@ -312,7 +330,8 @@ def test_ventricle_size_follows_age_and_the_map(person: tuple[Parts, Fields]) ->
     )
     assert np.mean(old) > np.mean(young) + 0.3
     limits = np.log([0.6, 2.5]) * fields.ventricle_mm
-    assert limits[0] - 1e-6 <= min(young) and max(old) <= limits[1] + 1e-6
+    assert limits[0] - 1e-6 <= min(young)
+    assert max(old) <= limits[1] + 1e-6
 
 
 def test_registration_brings_two_persons_together_without_folds(tmp_path: Path) -> None:
@@ -323,7 +342,8 @@ def test_registration_brings_two_persons_together_without_folds(tmp_path: Path) 
     moved = warp.sample(torch.from_numpy(one.classes), warp.grid_mm() + flow).numpy()
     shown = warp.grid_mm()[2].numpy() > -60
     before, after = (((c - shifted) ** 2)[:, shown].mean() for c in (one.classes, moved))
-    assert after < 0.15 * before and warp.jacobian(flow).min() > 0.1
+    assert after < 0.15 * before
+    assert warp.jacobian(flow).min() > 0.1
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------
@@ -332,7 +352,8 @@ def test_registration_brings_two_persons_together_without_folds(tmp_path: Path) 
 def test_a_head_is_the_same_whatever_was_made_before_it(head: Phantom, settings: PhantomSettings) -> None:
     other = make_phantom(6, settings)
     again = make_phantom(5, settings)
-    assert np.array_equal(again.volume.hu, head.volume.hu) and np.array_equal(again.labels, head.labels)
+    assert np.array_equal(again.volume.hu, head.volume.hu)
+    assert np.array_equal(again.labels, head.labels)
     assert again.description == head.description
     n = min(len(other.labels), len(head.labels))
     assert (other.labels[:n] != head.labels[:n]).mean() > 0.02
@@ -340,7 +361,9 @@ def test_a_head_is_the_same_whatever_was_made_before_it(head: Phantom, settings:
 
 def test_labels_lie_on_the_head(head: Phantom) -> None:
     hu, labels = head.volume.hu, head.labels
-    assert labels.shape == hu.shape and labels.dtype == np.uint8 and head.volume.spacing == (5.0, 1.875, 1.875)
+    assert labels.shape == hu.shape
+    assert labels.dtype == np.uint8
+    assert head.volume.spacing == (5.0, 1.875, 1.875)
 
     def median(name: str) -> float:
         inside = ndimage.binary_erosion(labels == LABELS[name], np.ones((1, 3, 3)))
@@ -349,16 +372,19 @@ def test_labels_lie_on_the_head(head: Phantom) -> None:
     t = head.description
     assert median("white matter") == pytest.approx(t["white"], abs=2.5)
     assert median("ventricles") < median("white matter") - 8
-    assert median("muscle") == pytest.approx(t["muscle"], abs=8) and median("skull") > 500
+    assert median("muscle") == pytest.approx(t["muscle"], abs=8)
+    assert median("skull") > 500
     assert median("air") == -1000
     assert np.median(hu[:, :, :3]) == -1000
 
 
 def test_two_thirds_of_heads_are_morphs_and_say_so(settings: PhantomSettings, head: Phantom) -> None:
-    assert head.split == "train" and "phantom seed 5 of " in head.source
+    assert head.split == "train"
+    assert "phantom seed 5 of " in head.source
     drawn = [draw_descent(seed, settings) for seed in range(60)]
     morphs = [d.share for d in drawn if d.share]
-    assert 10 < len(morphs) < 35 and all(0.1 <= s <= 0.7 for s in morphs)  # of two persons half the pairs are one
+    assert 10 < len(morphs) < 35
+    assert all(0.1 <= s <= 0.7 for s in morphs)
     seed = next(i for i, d in enumerate(drawn) if d.share)
     assert f"{drawn[seed].share:.2f} of the way to {drawn[seed].other.name}" in make_phantom(seed, settings).source
 
@@ -382,7 +408,8 @@ def test_store_holds_heads_with_their_split_and_persons(
 ) -> None:
     store = store_phantoms(tmp_path / "store", 1, 5, settings)
     record = store.records[0]
-    assert record.split == "train" and record.source == head.source
+    assert record.split == "train"
+    assert record.source == head.source
     assert np.array_equal(store.hu(record), head.volume.hu)
     stamp = (store.path / record.file).stat().st_mtime_ns
     moved = dataclasses.replace(settings, cache=tmp_path / "elsewhere")  # where parts are kept changes no head
@@ -416,18 +443,23 @@ def image(**options: object) -> np.ndarray:
 
 def test_every_option_of_the_scanner_does_its_own() -> None:
     plain = image()
-    assert plain.shape == (10, 240, 240) and plain[2, 120, 120] == pytest.approx(30, abs=0.01)
+    assert plain.shape == (10, 240, 240)
+    assert plain[2, 120, 120] == pytest.approx(30, abs=0.01)
     assert plain[2, 2, 2] == pytest.approx(-1000, abs=0.01)
     hard = image(hardening=1.0) - plain
-    assert hard[2, 120, 186] > 0.4 and hard[6, 120, 120] < hard[2, 120, 120] - 1  # cupping; dark between dense bones
+    assert hard[2, 120, 186] > 0.4
+    assert hard[6, 120, 120] < hard[2, 120, 120] - 1
     moving = image(motion=1.0) - plain
     changed = np.abs(moving).max((1, 2)) > 1
     assert 1 <= changed.sum() <= 3
     metal = image(metal=1.0)
-    assert metal.max() > 2500 and np.abs(metal - plain)[:5].max() < 1
+    assert metal.max() > 2500
+    assert np.abs(metal - plain)[:5].max() < 1
     held = image(table=1.0)
     where = np.abs(held - plain) > 20
-    assert where.any((1, 2)).all() and plain[where].max() < -400 and np.nonzero(where)[1].min() > 100  # below
+    assert where.any((1, 2)).all()
+    assert plain[where].max() < -400
+    assert np.nonzero(where)[1].min() > 100
     thin = image(profile_mm=1.25)
     assert np.abs(np.diff(thin, axis=0))[4:8].max() > np.abs(np.diff(plain, axis=0))[4:8].max()
 
@@ -437,7 +469,9 @@ def test_kernels_trade_sharpness_for_noise() -> None:
     for kernel in ("soft", "standard", "bone"):
         edges.append(np.abs(np.diff(image(kernel=kernel)[2, 120])).max())
         levels.append((image(kernel=kernel, noise_hu=4.0) - image(kernel=kernel))[2, 100:140, 100:140].std())
-    assert edges == sorted(edges) and levels == sorted(levels) and levels[2] > 2.5 * levels[0]
+    assert edges == sorted(edges)
+    assert levels == sorted(levels)
+    assert levels[2] > 2.5 * levels[0]
 
 
 # --- pathology ------------------------------------------------------------------------------------------------------
@@ -460,8 +494,11 @@ def test_pathology_shows_in_hu_and_label(kind, person: tuple[Parts, Fields]) -> 
         kind.__name__.split("_")[0], "bleed" if "bleed" in kind.__name__ else kind.__name__
     )
     mine = labels == LABELS[name]
-    assert said and mine.sum() > 10 and new.sum() >= mine[new].sum() > 0
-    assert new.mean() < 0.05 and np.abs(hu - before[0])[new].mean() > 3
+    assert said
+    assert mine.sum() > 10
+    assert new.sum() >= mine[new].sum() > 0
+    assert new.mean() < 0.05
+    assert np.abs(hu - before[0])[new].mean() > 3
     if name == "bleed":
         assert 12 < np.median(hu[mine]) < 95
     if name != "fracture":

@@ -72,7 +72,8 @@ def test_denoise_is_the_formula_with_one_level_a_slice(dtype):
             f = np.tanh(x[b, k].numpy() / np.sqrt(s**2 + d**2)) + 0.1
             expected[b, k] = torch.from_numpy(d**2 / (s**2 + d**2) * x[b, k].numpy() + s * d / np.sqrt(s**2 + d**2) * f)
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-5)
-    assert seen["inputs"].dtype == torch.float32 and seen["noise"].dtype == torch.float32
+    assert seen["inputs"].dtype == torch.float32
+    assert seen["noise"].dtype == torch.float32
     torch.testing.assert_close(seen["noise"], (sigma.log() / 4).float())
     assert seen["condition"] is condition
 
@@ -164,5 +165,6 @@ def test_a_networks_error_costs_a_local_brain_few_hu():
 
     edm = change(lambda f: lambda x, noise, condition: torch.full_like(x, f))
     local = change(lambda f: _answers(f, 0.0, 20 * unit))
-    assert edm == pytest.approx(0.05 * float(c_out(levels, SIGMA_DATA)) / unit, rel=1e-4) and edm > 20
+    assert edm == pytest.approx(0.05 * float(c_out(levels, SIGMA_DATA)) / unit, rel=1e-4)
+    assert edm > 20
     assert local < 1.05

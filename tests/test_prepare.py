@@ -94,7 +94,8 @@ def test_a_linear_field_stays_linear_in_any_geometry(kind):
     points = positions[:, None, None] + y[..., None] * 1.5 * column + x[..., None] * 1.2 * row
     volume = Volume(np.rint(linear_field(points)).astype(np.int16), positions, row, column, (1.5, 1.2))
     out = resample_volume(volume, Grid(size=20, fov_mm=45.0, slice_mm=5.0, crop_air_above=False))
-    assert np.allclose(np.diff(out.positions, axis=0), [0, 0, -5]) and out.spacing == (5.0, 2.25, 2.25)
+    assert np.allclose(np.diff(out.positions, axis=0), [0, 0, -5])
+    assert out.spacing == (5.0, 2.25, 2.25)
     assert len(out.hu) >= 5
     y, x = np.mgrid[:20, :20] * 2.25
     for z in range(1, len(out.hu) - 1):
@@ -118,7 +119,8 @@ def test_tilted_volume_against_interpolation_through_its_affine():
         index = (place - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T
         inside = ((index >= 0) & (index <= np.array(hu.shape[::-1]) - 1)).all(axis=-1)
         expected = oracle(index[inside][:, ::-1])
-        assert inside.any() and np.abs(out.hu[z][inside] - expected).max() <= 2.0
+        assert inside.any()
+        assert np.abs(out.hu[z][inside] - expected).max() <= 2.0
 
 
 def test_a_volume_on_the_grid_already_is_not_touched():
@@ -128,7 +130,8 @@ def test_a_volume_on_the_grid_already_is_not_touched():
     assert np.allclose(centre_shift, 0, atol=0.3)  # the centroid of a noisy mask is not exactly the middle
     exact = ball()
     out = resample_volume(exact, Grid(size=40, fov_mm=160.0, slice_mm=5.0, crop_air_above=False))
-    assert np.allclose(out.positions, exact.positions) and np.array_equal(out.hu, exact.hu)
+    assert np.allclose(out.positions, exact.positions)
+    assert np.array_equal(out.hu, exact.hu)
 
 
 def test_thin_slices_are_averaged_and_nothing_is_lost():
@@ -138,7 +141,8 @@ def test_thin_slices_are_averaged_and_nothing_is_lost():
     out = resample_volume(Volume.regular(hu, (1.0, 4.0, 4.0)), Grid(24, 96.0, 5.0, crop_air_above=False))
     profile = out.hu[:, 12, 12].astype(float)
     assert 5.0 * profile.sum() == pytest.approx(600.0, rel=0.05)
-    assert 90 <= profile.max() <= 130 and np.count_nonzero(profile) <= 3
+    assert 90 <= profile.max() <= 130
+    assert np.count_nonzero(profile) <= 3
 
 
 def test_downsampling_does_not_alias():
@@ -153,8 +157,10 @@ def test_downsampling_does_not_alias():
 def test_air_outside_and_above():
     volume = ball()
     out = resample_volume(volume, Grid(size=60, fov_mm=300.0, slice_mm=5.0))
-    assert (out.hu[:, :10] == -1024).all() and (out.hu[:, :, -10:] == -1024).all()
-    assert (out.hu[0] > -300).any() and out.positions[0, 2] < volume.positions[0, 2]
+    assert (out.hu[:, :10] == -1024).all()
+    assert (out.hu[:, :, -10:] == -1024).all()
+    assert (out.hu[0] > -300).any()
+    assert out.positions[0, 2] < volume.positions[0, 2]
 
 
 @pytest.mark.parametrize("width, begins", [(5.0, 0), (4.9, 1)])
@@ -187,7 +193,8 @@ def test_ends_of_a_tilted_scan_that_show_half_a_head_are_left_away():
     strict = resample_volume(tilted, Grid(64, 192.0, 2.0, crop_air_above=False, min_coverage=0.95))
     loose = resample_volume(tilted, Grid(64, 192.0, 2.0, crop_air_above=False, min_coverage=0.3))
     area = [np.count_nonzero(plane > -300) for plane in strict.hu]
-    assert min(area) > 0.9 * max(area) and len(loose.hu) > len(strict.hu) + 4
+    assert min(area) > 0.9 * max(area)
+    assert len(loose.hu) > len(strict.hu) + 4
 
 
 def test_table_goes_and_ears_and_nose_stay():
@@ -210,7 +217,8 @@ def test_table_goes_and_ears_and_nose_stay():
     for z in range(8, 12):
         assert (cleaned[z][ear | nose] == 30).mean() > 0.95
     away = holder & (np.abs(x) < 60) & (y > 84)
-    assert (cleaned[:, away] == -1024).all() and (cleaned[0][holder] == -1024).all()
+    assert (cleaned[:, away] == -1024).all()
+    assert (cleaned[0][holder] == -1024).all()
     assert body_mask(volume.with_hu(head)).sum() == pytest.approx(body.sum(), rel=0.02)
 
 
@@ -236,10 +244,14 @@ def test_every_code_survives_the_store(tmp_path):
     volume = Volume.regular(hu, (5.0, 1.5, 1.25), origin=(-3.0, 7.0, 11.0))
     record = put_volume(tmp_path, volume, id="a", patient="p", split="train", source="here")
     store = open_store(tmp_path)
-    assert store.records == (record,) and store.select("train") == (record,) and store.select("val") == ()
-    assert np.array_equal(store.hu(record), hu) and store.hu(record).dtype == np.int16
+    assert store.records == (record,)
+    assert store.select("train") == (record,)
+    assert store.select("val") == ()
+    assert np.array_equal(store.hu(record), hu)
+    assert store.hu(record).dtype == np.int16
     back = store.volume(record)
-    assert np.allclose(back.affine, volume.affine) and np.array_equal(back.hu, hu)
+    assert np.allclose(back.affine, volume.affine)
+    assert np.array_equal(back.hu, hu)
     store.verify()
 
 
@@ -251,7 +263,8 @@ def test_fingerprint_knows_contents_and_splits_but_no_order(tmp_path):
     a, b = open_store(tmp_path / "a"), open_store(tmp_path / "b")
     assert a.fingerprint == b.fingerprint
     put_volume(tmp_path / "b", volumes[1], id="v0", patient="p0", split="train")
-    assert open_store(tmp_path / "b").fingerprint != a.fingerprint and len(open_store(tmp_path / "b").records) == 3
+    assert open_store(tmp_path / "b").fingerprint != a.fingerprint
+    assert len(open_store(tmp_path / "b").records) == 3
 
 
 def test_damaged_store(tmp_path):
@@ -263,7 +276,8 @@ def test_damaged_store(tmp_path):
     def complaint(words, check=lambda: open_store(tmp_path).hu(record)):
         with pytest.raises(UserError, match=words) as caught:
             check()
-        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
 
     file.write_bytes(whole[:-1000])
     complaint("damaged: it is cut")
@@ -313,7 +327,8 @@ def test_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
         put_volume(tmp_path, ball(), id="a", patient="p", split="train")
-    assert not list((tmp_path / "volumes").iterdir()) and not (tmp_path / "manifest.jsonl").exists()
+    assert not list((tmp_path / "volumes").iterdir())
+    assert not (tmp_path / "manifest.jsonl").exists()
 
 
 # --- Preparing ------------------------------------------------------------------------------------------------------
@@ -349,19 +364,23 @@ def test_prepare_an_archive(tmp_path, archive):
     report = prepare([archive], out, SETTINGS, progress=False)
     store = open_store(out)
     store.verify()
-    assert len(report.prepared) == len(store.records) == 5 and sum(report.splits.values()) == 5
+    assert len(report.prepared) == len(store.records) == 5
+    assert sum(report.splits.values()) == 5
     reasons = " | ".join(entry.reason for entry in report.skipped)
     for words in ("1 slice missing", "5 slices, fewer than 8", "so they are not HU", "not a DICOM file"):
         assert words in reasons
     assert len(report.skipped) == len(store.skipped) == 4
     for record in store.records:
-        assert store.hu(record).shape == record.shape and record.spacing_mm == (5.0, 5.0, 5.0)
+        assert store.hu(record).shape == record.shape
+        assert record.spacing_mm == (5.0, 5.0, 5.0)
         assert abs(float(np.median(store.hu(record)[6, 14:18, 14:18])) - 40) < 5
-        assert record.vertex_slice == 0 and (store.hu(record)[0] > -300).any()
+        assert record.vertex_slice == 0
+        assert (store.hu(record)[0] > -300).any()
     assert len({r.patient for r in store.records}) == 4
     everything = b"".join(f.read_bytes() for f in out.glob("*.json*"))
     assert not any(name in everything for name in (b"Miller", b"Smith", b"Jones"))
-    assert store.settings["size"] == 32 and "workers" not in store.settings
+    assert store.settings["size"] == 32
+    assert "workers" not in store.settings
 
 
 def test_a_second_run_does_only_what_is_new(tmp_path, archive):
@@ -370,21 +389,26 @@ def test_a_second_run_does_only_what_is_new(tmp_path, archive):
     before = {f.name: f.stat().st_mtime_ns for f in (out / "volumes").iterdir()}
     fingerprint, skipped = open_store(out).fingerprint, open_store(out).skipped
     again = prepare([archive], out, SETTINGS, progress=False)
-    assert again.prepared == () and len(again.already_done) == 5
+    assert again.prepared == ()
+    assert len(again.already_done) == 5
     assert {f.name: f.stat().st_mtime_ns for f in (out / "volumes").iterdir()} == before
-    assert open_store(out).fingerprint == fingerprint and open_store(out).skipped == skipped
+    assert open_store(out).fingerprint == fingerprint
+    assert open_store(out).skipped == skipped
     write_dicom(archive / "new", ball(seed=12), "New", "30")
     victim = next((out / "volumes").iterdir())
     victim.write_bytes(b"damaged")
     third = prepare([archive], out, SETTINGS, progress=False)
-    assert len(third.prepared) == 2 and len(third.already_done) == 4 and victim.stem in third.prepared
+    assert len(third.prepared) == 2
+    assert len(third.already_done) == 4
+    assert victim.stem in third.prepared
     store = open_store(out)
     store.verify()
     assert len(store.records) == 6
     other = tmp_path / "other"
     write_dicom(other, ball(seed=13), "Other", "31")
     prepare([other], out, SETTINGS, progress=False)
-    assert len(open_store(out).skipped) == 4 and len(open_store(out).records) == 7
+    assert len(open_store(out).skipped) == 4
+    assert len(open_store(out).records) == 7
 
 
 def test_stopped_in_the_middle(tmp_path, archive, monkeypatch):
@@ -421,13 +445,15 @@ def test_missing_slices_are_interpolated_on_request(tmp_path, archive):
     report = prepare(
         [archive / "hole"], tmp_path / "store", replace(SETTINGS, interpolate_missing=True), progress=False
     )
-    assert len(report.prepared) == 1 and "1 missing slice interpolated" in report.notes[0]
+    assert len(report.prepared) == 1
+    assert "1 missing slice interpolated" in report.notes[0]
     assert open_store(tmp_path / "store").records[0].notes[0] == "1 missing slice interpolated"
 
 
 def test_dry_run_writes_nothing(tmp_path, archive):
     report = prepare([archive], tmp_path / "store", SETTINGS, progress=False, dry_run=True)
-    assert len(report.prepared) == 7 and not (tmp_path / "store").exists()
+    assert len(report.prepared) == 7
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(
@@ -444,7 +470,8 @@ def test_dry_run_writes_nothing(tmp_path, archive):
 def test_nothing_to_prepare_leaves_nothing(tmp_path, archive, inputs, words):
     with pytest.raises(UserError, match=words) as caught:
         prepare([tmp_path / name for name in inputs], tmp_path / "store", SETTINGS, progress=False)
-    assert "\n" not in str(caught.value) and not (tmp_path / "store").exists()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
 
 
 def test_bad_outputs(tmp_path, archive):
@@ -466,12 +493,14 @@ def test_prepared_real_heads_keep_their_hu(tmp_path):
     out = tmp_path / "store"
     inputs = [DATA / "ge-head", DATA / "cranium" / "Cranium.nii.gz"]
     report = prepare(inputs, out, PrepareSettings(workers=1, remove_table=True, keep_sources=True), progress=False)
-    assert len(report.prepared) == 2 and report.skipped == ()
+    assert len(report.prepared) == 2
+    assert report.skipped == ()
     store = open_store(out)
     sources = {str(DATA / "ge-head"): read_series(inputs[0]), str(inputs[1]): read_nifti(inputs[1])}
     for record in store.records:
         hu, source = store.hu(record), sources[record.source]
-        assert record.shape[1:] == (128, 128) and 22 <= record.shape[0] <= 34
+        assert record.shape[1:] == (128, 128)
+        assert 22 <= record.shape[0] <= 34
         # A box well inside the brain, in patient space, 25 to 45 mm below the vertex.
         middle = np.array([record.origin_mm[0] + 120, record.origin_mm[1] + 120, record.origin_mm[2] - 45])
         prepared = hu[7:12, 54:74, 54:74]
@@ -487,8 +516,10 @@ def test_prepared_real_heads_keep_their_hu(tmp_path):
             if abs(p[2] + source.column_axis[2] * (middle[1] - p[1]) / source.column_axis[1] - middle[2]) < 12
         ]
         assert abs(float(prepared.mean()) - np.mean([plane.mean() for plane in planes])) < 2.0
-        assert prepared.std() < 12 and 15 < prepared.mean() < 45
-        assert all(np.count_nonzero(plane > -300) > 100 for plane in hu[1:]) and (hu[0] > -300).sum() > 25
+        assert prepared.std() < 12
+        assert 15 < prepared.mean() < 45
+        assert all(np.count_nonzero(plane > -300) > 100 for plane in hu[1:])
+        assert (hu[0] > -300).sum() > 25
 
 
 def test_a_store_holds_no_name_path_or_hash_that_can_be_guessed(tmp_path, archive):
@@ -505,12 +536,14 @@ def test_a_store_holds_no_name_path_or_hash_that_can_be_guessed(tmp_path, archiv
         for guess in ("Miller", "1.2.99 1.2.99.1"):
             assert hashlib.sha256(guess.encode()).hexdigest()[:8].encode() not in held
         key = private_folder(out) / KEY_FILE
-        assert key.stat().st_mode & 0o777 == 0o600 and key.read_bytes().strip() not in held
+        assert key.stat().st_mode & 0o777 == 0o600
+        assert key.read_bytes().strip() not in held
         assert "broken.dcm" in (private_folder(out) / "left_out.jsonl").read_text()
     first, second = (open_store(out) for out in stores)
     assert not {r.patient for r in first.records} & {r.patient for r in second.records}, "salted by store"
     assert {r.source for r in first.records} == {""}
-    assert sorted(r.split for r in first.records if r.patient) and len(first.records) == len(second.records) == 6
+    assert sorted(r.split for r in first.records if r.patient)
+    assert len(first.records) == len(second.records) == 6
     assert first.volume(first.records[0]).acquisition.source.endswith(first.records[0].id)
 
 
@@ -521,7 +554,8 @@ def test_a_store_without_its_key_takes_no_more(tmp_path, archive):
     key.unlink()
     with pytest.raises(UserError, match="restore it, or prepare into another folder"):
         prepare([archive], tmp_path / "store", SETTINGS, progress=False)
-    assert not key.exists() and len(open_store(tmp_path / "store").records) == 1
+    assert not key.exists()
+    assert len(open_store(tmp_path / "store").records) == 1
     key.write_bytes(held)
     assert len(prepare([archive], tmp_path / "store", SETTINGS, progress=False).prepared) == 4
     prepare([archive / "1"], tmp_path / "told", replace(SETTINGS, keep_sources=True), progress=False)
@@ -531,4 +565,5 @@ def test_a_store_without_its_key_takes_no_more(tmp_path, archive):
 def test_settings_file_is_plain_json(tmp_path, archive):
     prepare([archive / "0"], tmp_path / "store", SETTINGS, progress=False)
     saved = json.loads((tmp_path / "store" / "settings.json").read_text())
-    assert saved["fov_mm"] == 160.0 and saved["split"] == [0.5, 0.25, 0.25]
+    assert saved["fov_mm"] == 160.0
+    assert saved["split"] == [0.5, 0.25, 0.25]

@@ -56,10 +56,12 @@ def test_an_exported_scan_stays_in_its_patients_study(tmp_path, form):
     ds, back = first(tmp_path / form), read_volume(tmp_path / form)
     assert {name: str(ds[name].value) for name in STUDY} == STUDY
     assert (ds.SeriesDate, ds.SeriesTime) == (STUDY["StudyDate"], STUDY["StudyTime"])
-    assert ds.SeriesInstanceUID != "1.2.3.5" and "SyntheticData" not in ds
+    assert ds.SeriesInstanceUID != "1.2.3.5"
+    assert "SyntheticData" not in ds
     scanner, ours = ds.ContributingEquipmentSequence
     assert (scanner.Manufacturer, scanner.ManufacturerModelName) == ("MAKER", "Scanner 7")
-    assert scanner.PurposeOfReferenceCodeSequence[0].CodeValue == "109101" and ours.Manufacturer == "slicewise"
+    assert scanner.PurposeOfReferenceCodeSequence[0].CodeValue == "109101"
+    assert ours.Manufacturer == "slicewise"
     assert ours.ContributionDescription == "Exported by slicewise: HU unchanged"
     originals = {pydicom.dcmread(f).SOPInstanceUID for f in source.iterdir()}
     if form == "enhanced.dcm":
@@ -69,7 +71,8 @@ def test_an_exported_scan_stays_in_its_patients_study(tmp_path, form):
         files = [pydicom.dcmread(f) for f in sorted((tmp_path / form).iterdir())]
         assert all(len(f.SourceImageSequence) == 1 for f in files), "each slice names the one it is"
         named = [f.SourceImageSequence[0].ReferencedSOPInstanceUID for f in files]
-    assert set(named) == originals and len(named) == 12
+    assert set(named) == originals
+    assert len(named) == 12
     assert np.array_equal(back.volume.hu, toy_head(0, 12, 32))
 
 
@@ -96,8 +99,10 @@ def test_a_synthetic_volume_stays_synthetic_through_every_form(tmp_path, form):
     export(tmp_path / "in", "--out", tmp_path / form)
     export(tmp_path / form, "--out", tmp_path / "again")
     made, again = first(tmp_path / "in"), first(tmp_path / "again")
-    assert again.SyntheticData == "YES" and again.PatientID == "SYN-1"
-    assert again.StudyInstanceUID == made.StudyInstanceUID and again.FrameOfReferenceUID == made.FrameOfReferenceUID
+    assert again.SyntheticData == "YES"
+    assert again.PatientID == "SYN-1"
+    assert again.StudyInstanceUID == made.StudyInstanceUID
+    assert again.FrameOfReferenceUID == made.FrameOfReferenceUID
     assert ORIGIN.sentence() in again.DerivationDescription
     if form != "head.nii.gz":
         codes = [e.PurposeOfReferenceCodeSequence[0].CodeValue for e in again.ContributingEquipmentSequence]
@@ -114,7 +119,8 @@ def test_clipped_voxels_are_told_with_their_values_on_screen_in_header_and_by_in
         assert f"note      {said}" in capsys.readouterr().out
     for form in ("series", "enhanced.dcm"):
         text = str(first(tmp_path / form))
-        assert said in text and "HU unchanged" not in text
+        assert said in text
+        assert "HU unchanged" not in text
     assert [c.CodeValue for c in first(tmp_path / "series").DerivationCodeSequence] == ["113077"]
     assert said in json.loads((tmp_path / "head.json").read_text())["Description"]
     assert said in describe(facts(source))
@@ -123,8 +129,11 @@ def test_clipped_voxels_are_told_with_their_values_on_screen_in_header_and_by_in
 
 def test_clipped_adds_up():
     none, some, more = Clipped(), Clipped(3, 3100, 4000), Clipped(2, -1100, -1030)
-    assert none + some == some + none == some and some + more == Clipped(5, -1100, 4000) and not (none + none).voxels
-    assert Clipped.of(np.array([3071.6, 5000.2])) == Clipped(2, 3071, 5001) and Clipped.of(np.array([])) == none
+    assert none + some == some + none == some
+    assert some + more == Clipped(5, -1100, 4000)
+    assert not (none + none).voxels
+    assert Clipped.of(np.array([3071.6, 5000.2])) == Clipped(2, 3071, 5001)
+    assert Clipped.of(np.array([])) == none
 
 
 def test_another_patient_id_leads_nowhere_back(tmp_path):
@@ -133,9 +142,13 @@ def test_another_patient_id_leads_nowhere_back(tmp_path):
         export(source, "--out", tmp_path / form, "--patient-id", "STUDY-001")
         ds = first(tmp_path / form)
         text = str(ds)
-        assert ds.PatientID == "STUDY-001" and ds.PatientBirthDate == "" and "Source Image" not in text
+        assert ds.PatientID == "STUDY-001"
+        assert ds.PatientBirthDate == ""
+        assert "Source Image" not in text
         assert not [v for k, v in STUDY.items() if k not in ("PatientSex", "StudyDescription") and v in text]
-        assert ds.StudyDate == "20000101" and ds.StudyID and "MAKER" in text
+        assert ds.StudyDate == "20000101"
+        assert ds.StudyID
+        assert "MAKER" in text
 
 
 def test_no_two_sources_get_one_patient_id(tmp_path, capsys):
@@ -148,13 +161,15 @@ def test_no_two_sources_get_one_patient_id(tmp_path, capsys):
     real_series(tmp_path / "nameless", PatientID="")
     with pytest.raises(SystemExit):
         export(tmp_path / "nameless", "--out", tmp_path / "c")
-    assert "--patient-id" in capsys.readouterr().err and not (tmp_path / "c").exists()
+    assert "--patient-id" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_nifti_file_tells_its_origin_and_of_a_patient_nothing(tmp_path):
     export(real_series(tmp_path / "in"), "--out", tmp_path / "head.nii.gz")
     about = json.loads((tmp_path / "head.json").read_text())
-    assert about["SyntheticData"] is False and about["GeneratedBy"][0]["Name"] == "slicewise"
+    assert about["SyntheticData"] is False
+    assert about["GeneratedBy"][0]["Name"] == "slicewise"
     assert about["Description"] == "Exported by slicewise: HU unchanged"
     assert not [v for v in STUDY.values() if v in json.dumps(about).replace('"CT head"', "")]
     assert (
@@ -167,7 +182,8 @@ def test_a_nifti_file_tells_its_origin_and_of_a_patient_nothing(tmp_path):
     (tmp_path / "mine.json").write_text('{"my": "notes"}')
     with pytest.raises(UserError, match="not of slicewise"):
         write_volume(volume, tmp_path / "mine.nii", synthetic=ORIGIN, patient_id="SYN-1")
-    assert json.loads((tmp_path / "mine.json").read_text()) == {"my": "notes"} and not (tmp_path / "mine.nii").exists()
+    assert json.loads((tmp_path / "mine.json").read_text()) == {"my": "notes"}
+    assert not (tmp_path / "mine.nii").exists()
 
 
 def test_a_store_knows_what_is_synthetic(tmp_path):
@@ -176,7 +192,8 @@ def test_a_store_knows_what_is_synthetic(tmp_path):
         put_volume(tmp_path / "store", volume, id=name, patient=f"p{name}", split="train", synthetic=synthetic)
         export(f"{tmp_path / 'store'}:{name}", "--out", tmp_path / name)
         ds = first(tmp_path / name)
-        assert (ds.get("SyntheticData") == "YES") is synthetic and ds.PatientID == f"p{name}"
+        assert (ds.get("SyntheticData") == "YES") is synthetic
+        assert ds.PatientID == f"p{name}"
     assert [r.synthetic for r in open_store(tmp_path / "store").records] == [True, False]
 
 
@@ -198,7 +215,9 @@ def test_a_segmentation_lies_in_the_study_of_its_series(tmp_path):
         "FrameOfReferenceUID",
     ):
         assert str(ds[name].value) == STUDY[name], name
-    assert "SyntheticData" not in ds and ds.IssuerOfPatientID == "HERE" and "SeriesDate" in ds
+    assert "SyntheticData" not in ds
+    assert ds.IssuerOfPatientID == "HERE"
+    assert "SeriesDate" in ds
 
 
 def test_synthetic_volumes_have_a_date_a_pacs_can_search_and_stay_identical(tmp_path):
@@ -209,7 +228,8 @@ def test_synthetic_volumes_have_a_date_a_pacs_can_search_and_stay_identical(tmp_
     ds = first(tmp_path / "a.dcm")
     for name in ("StudyDate", "SeriesDate", "ContentDate"):
         assert ds[name].value == "20000101"
-    assert ds.StudyTime == ds.SeriesTime == "000000" and 0 < len(ds.StudyID) <= 16
+    assert ds.StudyTime == ds.SeriesTime == "000000"
+    assert 0 < len(ds.StudyID) <= 16
 
 
 # The slice that a chain went on from -------------------------------------------------------------------------------
@@ -229,15 +249,22 @@ def test_what_holds_real_voxels_says_so(tmp_path):
     volume, folder = kept_seed(tmp_path)
     files = [pydicom.dcmread(f) for f in sorted(folder.iterdir())]
     assert [f.SyntheticData for f in files] == ["NO"] + ["YES"] * 11
-    assert "SourceImageSequence" in files[0] and not any("SourceImageSequence" in f for f in files[1:])
+    assert "SourceImageSequence" in files[0]
+    assert not any("SourceImageSequence" in f for f in files[1:])
     for f in files:
-        assert "not a patient" not in str(f) and "slice 1 is" in f.DerivationDescription and f.ImageType[0] == "DERIVED"
-        assert not str(f.PatientName).startswith("Synthetic^") and "Åsa" not in str(f) and "P-17" not in str(f)
+        assert "not a patient" not in str(f)
+        assert "slice 1 is" in f.DerivationDescription
+        assert f.ImageType[0] == "DERIVED"
+        assert not str(f.PatientName).startswith("Synthetic^")
+        assert "Åsa" not in str(f)
+        assert "P-17" not in str(f)
         assert f.DerivationCodeSequence[0].CodeValue == "113090"
     back = read_volume(folder).volume
-    assert back.acquisition.real_slices == (0,) and "but for slice 0" in describe(facts(folder))
+    assert back.acquisition.real_slices == (0,)
+    assert "but for slice 0" in describe(facts(folder))
     judged = without_real_slices(back)
-    assert np.array_equal(judged.hu, volume.hu[1:]) and np.array_equal(judged.positions, volume.positions[1:])
+    assert np.array_equal(judged.hu, volume.hu[1:])
+    assert np.array_equal(judged.positions, volume.positions[1:])
     for form in ("v.nii.gz", "v.dcm"):
         export(folder, "--out", tmp_path / form)
         assert read_volume(tmp_path / form).volume.acquisition.real_slices == (0,)
@@ -251,7 +278,8 @@ def test_judges_leave_the_seed_slice_out(tmp_path):
     volume, folder = kept_seed(tmp_path)
     (member,) = open_set(folder).members
     reading = member.read()
-    assert np.array_equal(reading.volume.hu, volume.hu[1:]) and "1 seed slice of a real scan left out" in reading.notes
+    assert np.array_equal(reading.volume.hu, volume.hu[1:])
+    assert "1 seed slice of a real scan left out" in reading.notes
 
 
 def test_a_study_leaves_the_seed_slice_out(tmp_path):

@@ -106,8 +106,10 @@ def test_a_drawers_batch_holds_its_slices_and_those_about_the_wanted_one_as_the_
     batches = Batches(windows, settings, range(40))
     plan = batches.plan(3)
     made = batches.fill(plan)
-    assert made["clean"].shape == (40, 6, 32, 32) and made["sigma"].shape == made["wanted"].shape == (40, 6)
-    assert not made["wanted"][:, 3:].any() and float(made["sigma"][:, 3:].max()) <= settings.above_sigma
+    assert made["clean"].shape == (40, 6, 32, 32)
+    assert made["sigma"].shape == made["wanted"].shape == (40, 6)
+    assert not made["wanted"][:, 3:].any()
+    assert float(made["sigma"][:, 3:].max()) <= settings.above_sigma
     hu = settings.scale.decode(made["clean"].numpy())
     air = np.full((32, 32), -1024.0)
     seen = 0
@@ -139,7 +141,8 @@ def test_heads_come_out_on_the_finest_grid_whichever_batch_they_are_in(joined):
     pyramid = load_pyramid(joined)
     alone, among = draw(pyramid, CHAIN, 7, [2]), draw(pyramid, CHAIN, 7, [0, 2])
     one, first, second = alone[0].hu, among[0].hu, among[1].hu
-    assert first.shape == second.shape == (5, 32, 32) and second.dtype == np.int16
+    assert first.shape == second.shape == (5, 32, 32)
+    assert second.dtype == np.int16
     assert np.abs(one.astype(int) - second).max() <= 1, "up to a rounding"
     assert np.abs(first.astype(int) - second).mean() > 20
 
@@ -153,7 +156,8 @@ def test_a_drawer_follows_its_plan(joined):
     other = plan.copy()
     other[:, 3, 2:6, 2:6] = 60
     a, b = (np.stack(list(chain(drawer, CHAIN, 0, [0], above=p)), axis=1) for p in (plan, other))
-    assert np.array_equal(a[0, :2], b[0, :2]) and not np.array_equal(a[0, 2], b[0, 2])
+    assert np.array_equal(a[0, :2], b[0, :2])
+    assert not np.array_equal(a[0, 2], b[0, 2])
 
 
 def test_generate_takes_a_pyramid(levels, tmp_path):
@@ -163,7 +167,8 @@ def test_generate_takes_a_pyramid(levels, tmp_path):
     volumes = [volume for _, _, volume in results(tmp_path / "run", 2)]
     drawn = generate(tmp_path / "both.safetensors", tmp_path / "auto", replace(settings, count=1, calibrate="auto"))
     assert drawn["settings"]["calibrate"] == "off", "what follows a plan is not calibrated unless asked for"
-    assert [v.hu.shape for v in volumes] == [(5, 32, 32)] * 2 and volumes[0].spacing == (5.0, 6.0, 6.0)
+    assert [v.hu.shape for v in volumes] == [(5, 32, 32)] * 2
+    assert volumes[0].spacing == (5.0, 6.0, 6.0)
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
         seeded = replace(settings, seed_volume=tmp_path / "run" / "dicom" / "volume-0000")
         generate(tmp_path / "both.safetensors", tmp_path / "seeded", seeded)
@@ -189,7 +194,8 @@ def test_levels_that_do_not_fit_are_one_line(levels, tmp_path):
     for what, given in cases.items():
         with pytest.raises(UserError, match=what) as caught:
             join(given, tmp_path / "out.safetensors")
-        assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_pyramid_that_lost_a_level_is_one_line(joined, tmp_path):
@@ -222,11 +228,13 @@ def test_levels_that_no_network_takes_are_said(change, what, store, tmp_path):
 
 def test_a_plan_of_whole_heads_is_drawn_as_long_as_it_is(whole):
     pyramid = load_pyramid(whole)
-    assert pyramid.levels[0].recipe.whole and not pyramid.recipe.whole
+    assert pyramid.levels[0].recipe.whole
+    assert not pyramid.recipe.whole
     settings = FEW
     together = draw(pyramid, settings, 3, [0, 1])
     alone = draw(pyramid, settings, 3, [1])[0]
-    assert [h.known for h in together] == [(), ()] and 5 <= len(alone.hu) <= 12
+    assert [h.known for h in together] == [(), ()]
+    assert 5 <= len(alone.hu) <= 12
     np.testing.assert_allclose(together[1].hu.astype(int), alone.hu, atol=2)
     plans = whole_heads(pyramid.levels[0], settings, 3, [0, 1], {})
     first, end = head_extent(plans[1], pyramid.recipe.scale.air)
@@ -337,7 +345,8 @@ def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
     generate(whole, tmp_path / "out", settings)
     _, _, made = next(iter(results(tmp_path / "out", 1)))
     at = int(np.argmin(np.abs(made.positions[:, 2] - volume.positions[3, 2])))
-    assert 0 < at < len(made.hu) - 1 and made.acquisition.real_slices == (at,)
+    assert 0 < at < len(made.hu) - 1
+    assert made.acquisition.real_slices == (at,)
     np.testing.assert_array_equal(made.hu[at], volume.hu[3])
     assert made.is_even
 
@@ -358,7 +367,8 @@ def test_float16_halves_the_file_and_hardly_moves_a_head(levels, whole, tmp_path
     halved = join([plan, levels[1]], tmp_path / "half.safetensors", half=True)
     assert halved.stat().st_size < 0.62 * whole.stat().st_size  # the JSON in the header stays as long
     a, b = (draw(load_pyramid(path), FEW, 0, [0])[0].hu for path in (whole, halved))
-    assert a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 5
+    assert a.shape == b.shape
+    assert np.abs(a.astype(int) - b).mean() < 5
 
 
 def test_training_goes_on_from_the_level_that_fits(whole, store, tmp_path):
@@ -394,7 +404,8 @@ def test_generate_is_guided_by_an_earlier_checkpoint_of_the_same_levels(whole, j
     settings = GenerateSettings(count=1, chain=CHAIN, calibrate="off", nifti=False, guide=whole)
     plain = generate(whole, tmp_path / "plain", replace(settings, guide=None))
     same = generate(whole, tmp_path / "same", settings)
-    assert same["settings"]["guide"] and not plain["settings"]["guide"]
+    assert same["settings"]["guide"]
+    assert not plain["settings"]["guide"]
     hu = [next(iter(results(tmp_path / name, 1)))[2].hu for name in ("plain", "same")]
     np.testing.assert_array_equal(*hu)  # led away from itself nothing moves
     with pytest.raises(UserError, match="guide: its slices is 3 where the checkpoint's is 12"):

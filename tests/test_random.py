@@ -51,7 +51,8 @@ def test_draws_follow_the_counter_and_go_on_where_they_were():
     for i, sample in enumerate((3, 9)):
         key = ((2**40 + 5) % 2**32, 2**8)
         blocks = [_philox_by_big_integers((n, sample, 7, 11 * 16 + PREDICTOR), key) for n in range(3)]
-        assert first[i].tolist() == (blocks[0] + blocks[1])[:6] and second[i].tolist() == blocks[2][:3]
+        assert first[i].tolist() == (blocks[0] + blocks[1])[:6]
+        assert second[i].tolist() == blocks[2][:3]
 
 
 def test_large_draws_are_the_same_in_pieces_that_fit_a_cache():
@@ -63,20 +64,26 @@ def test_large_draws_are_the_same_in_pieces_that_fit_a_cache():
 def test_uniform_dither_and_integers_have_their_distributions():
     draws = Draws(1, range(50), 0, 0, TRAIN_ORDER)
     uniform, dither = draws.uniform(2000).numpy().ravel(), draws.dither(2000).numpy().ravel()
-    assert 0 <= uniform.min() and uniform.max() < 1 and stats.kstest(uniform, "uniform").pvalue > 1e-3
-    assert -0.5 < dither.min() and dither.max() < 0.5
+    assert 0 <= uniform.min()
+    assert uniform.max() < 1
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+    assert -0.5 < dither.min()
+    assert dither.max() < 0.5
     assert stats.kstest(dither, "uniform", args=(-0.5, 1)).pvalue > 1e-3
     counts = np.bincount(draws.integers(7, 2000).numpy().ravel(), minlength=7)
-    assert len(counts) == 7 and stats.chisquare(counts).pvalue > 1e-3
+    assert len(counts) == 7
+    assert stats.chisquare(counts).pvalue > 1e-3
     below = torch.arange(1, 51)[:, None]
     drawn = draws.integers(below, 300)
-    assert int(drawn.min()) == 0 and bool((drawn.amax(dim=1) == below[:, 0] - 1).all())
+    assert int(drawn.min()) == 0
+    assert bool((drawn.amax(dim=1) == below[:, 0] - 1).all())
 
 
 def test_a_volume_has_the_same_noise_in_any_batch():
     alone = SliceNoise(7, [5], 3, SHAPE)(2, PREDICTOR)
     among = SliceNoise(7, [9, 5, 0], 3, SHAPE)(2, PREDICTOR)
-    assert alone.shape == (1, *SHAPE) and alone.dtype == torch.float64
+    assert alone.shape == (1, *SHAPE)
+    assert alone.dtype == torch.float64
     assert torch.equal(alone[0], among[1])
 
 
@@ -95,7 +102,8 @@ def test_every_part_of_the_key_counts():
 def test_noise_is_standard_normal():
     x = SliceNoise(1, range(4), 0, (1, 64, 64))(0, INITIAL).numpy().ravel()
     assert stats.kstest(x, "norm").pvalue > 1e-3
-    assert stats.skew(x) == pytest.approx(0, abs=0.1) and stats.kurtosis(x) == pytest.approx(0, abs=0.2)
+    assert stats.skew(x) == pytest.approx(0, abs=0.1)
+    assert stats.kurtosis(x) == pytest.approx(0, abs=0.2)
     assert abs(np.mean(x[:-1] * x[1:])) < 5 / np.sqrt(x.size)
 
 

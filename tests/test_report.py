@@ -54,12 +54,14 @@ def reference() -> ReferenceStats:
 
 def test_measure_sees_what_was_put_in():
     stats = measure(head(0))
-    assert stats.scalars["grey"] == pytest.approx(36, abs=2) and stats.scalars["white"] == pytest.approx(27, abs=2)
+    assert stats.scalars["grey"] == pytest.approx(36, abs=2)
+    assert stats.scalars["white"] == pytest.approx(27, abs=2)
     assert stats.brain_histogram[3].sum() == pytest.approx(1, abs=0.01)
     assert (stats.brain_histogram[:3].sum(axis=0) <= stats.brain_histogram[3] + 1e-9).all()
     assert stats.head_histogram.sum() == pytest.approx(1, abs=1e-6)
     first = np.flatnonzero(np.isfinite(stats.profile))[0]
-    assert stats.depth_mm[first] == 0 and stats.depth_mm[first + 3] == pytest.approx(15)
+    assert stats.depth_mm[first] == 0
+    assert stats.depth_mm[first + 3] == pytest.approx(15)
 
 
 def test_a_set_is_the_sum_of_its_volumes():
@@ -82,17 +84,20 @@ def test_a_shift_and_a_jitter_show():
     moved = measure_reference(head(seed, shift=5.0, drift=3.0) for seed in range(2))
     for key in ("grey", "white", "brain"):
         assert moved.means[key] - reference().means[key] == pytest.approx(6.5, abs=1.0)
-    assert moved.mean_step == pytest.approx(3.0, abs=0.5) and reference().mean_step < 1.0
+    assert moved.mean_step == pytest.approx(3.0, abs=0.5)
+    assert reference().mean_step < 1.0
 
 
 def test_json_round_trip(tmp_path):
     reference().save(tmp_path / "new" / "reference.json")
     again = ReferenceStats.load(tmp_path / "new" / "reference.json")
-    assert again.to_json() == reference().to_json() and len(again.to_json()) < 20_000
+    assert again.to_json() == reference().to_json()
+    assert len(again.to_json()) < 20_000
     for key, value in reference().means.items():
         assert again.means[key] == pytest.approx(value, rel=1e-5)
     none = measure_reference([Volume.regular(np.full((4, 32, 32), -1000, np.int16), SPACING)])
-    assert none.without_brain == 1 and math.isnan(ReferenceStats.from_json(none.to_json()).means["grey"])
+    assert none.without_brain == 1
+    assert math.isnan(ReferenceStats.from_json(none.to_json()).means["grey"])
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["reference.json"]
 
 
@@ -166,9 +171,11 @@ def test_report_is_one_file_with_everything(tmp_path):
     html = out.read_text(encoding="utf-8")
     page = Page(html)
     assert page.open == [], "every tag is closed"
-    assert page.links and all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert page.links
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
     assert not re.search(r"url\((?!#)|@import", html)
-    assert page.images == 2 and "The first 2 of 3 volumes" in page.text
+    assert page.images == 2
+    assert "The first 2 of 3 volumes" in page.text
     assert "Every volume in this report is synthetic" in page.text
     for expected in (
         "ball-64 <0.1>",
@@ -180,10 +187,13 @@ def test_report_is_one_file_with_everything(tmp_path):
         "without calibration",
     ):
         assert expected in page.text, expected
-    assert "#010203" not in html and "var(--ink)" in html and "prefers-color-scheme: dark" in html
+    assert "#010203" not in html
+    assert "var(--ink)" in html
+    assert "prefers-color-scheme: dark" in html
     assert len(page.ids) == len(set(page.ids)), "drawings share no ids"
     named = set(re.findall(r"url\(#([^)]+)\)", html)) | {link[1:] for link in page.links if link.startswith("#")}
-    assert named and named <= set(page.ids), "and find their own"
+    assert named, "and find their own"
+    assert named <= set(page.ids), "and find their own"
 
 
 def cells(html, label):
@@ -201,7 +211,8 @@ def test_the_table_is_true(tmp_path):
     assert calibrated == f"{after.means['grey']:.1f} ± {after.stds['grey']:.1f}"
     assert known == f"{reference().means['grey']:.1f} ± {reference().stds['grey']:.1f}"
     assert float(difference) == pytest.approx(after.means["grey"] - reference().means["grey"], abs=0.051)
-    assert target == "reached" and float(raw.split()[0]) == pytest.approx(after.means["grey"] + 1.5, abs=0.7)
+    assert target == "reached"
+    assert float(raw.split()[0]) == pytest.approx(after.means["grey"] + 1.5, abs=0.7)
     *_, ratio, target = cells(html, "Step between slices")
     assert float(ratio.split()[0]) == pytest.approx(after.mean_step / reference().mean_step, abs=0.006)
     write_report(tmp_path / "bad.html", ((n, None, v) for n, v, _ in run_of(2)), reference(), RUN)
@@ -216,7 +227,8 @@ def test_report_without_raw_reference_or_brain(tmp_path):
     write_report(tmp_path / "r.html", [("a", None, head(1)), ("air", None, air)], None, {})
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "In 1 of 2 volumes no brain was found" in page.text
-    assert "without calibration" not in page.text and "reference" not in page.text.lower()
+    assert "without calibration" not in page.text
+    assert "reference" not in page.text.lower()
     with pytest.raises(UserError, match="no volumes"):
         write_report(tmp_path / "none.html", [], None, {})
     assert not (tmp_path / "none.html").exists()
@@ -235,7 +247,8 @@ def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError) as info:
         write_report(tmp_path / "file" / "r.html", run_of(1), None, {})
-    assert "\n" not in str(info.value) and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert "\n" not in str(info.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
@@ -264,6 +277,7 @@ def test_sums_take_nothing_but_sums():
     after_one = size()
     for _ in range(20):
         total.add(stats)
-    assert size() == after_one and total.count == 21
+    assert size() == after_one
+    assert total.count == 21
     assert total.result().means["grey"] == pytest.approx(stats.scalars["grey"])
     assert total.result().stds["grey"] == pytest.approx(0, abs=1e-5)

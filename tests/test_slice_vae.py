@@ -28,7 +28,9 @@ def test_network_keeps_shapes_and_noise_moves_the_latent_by_its_deviation():
     x = torch.randn(3, 1, 16, 16)
     noise = torch.randn(3, 6 * 16)
     decoded, mean, log_variance = net(x, noise)
-    assert decoded.shape == x.shape and mean.shape == (3, 96) and net.column_noise == (96, 3)
+    assert decoded.shape == x.shape
+    assert mean.shape == (3, 96)
+    assert net.column_noise == (96, 3)
     assert torch.allclose(decoded, net.decode(mean + torch.exp(0.5 * log_variance) * noise), atol=1e-6)
 
 

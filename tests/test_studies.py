@@ -50,7 +50,8 @@ def test_figure_1_measures_what_it_says(figure_1, toy_store):
     assert list(about["rows"]) == [
         "training data", "σ 0.01 – 68", "σ 0.01 – 1348", "σ 0.001 – 68", "σ 0.001 – 1348", "StyleGAN2-ADA", "StyleGAN3"
     ]  # fmt: skip
-    assert about["budget"]["images"] == 16 and about["data"] == toy_store.fingerprint
+    assert about["budget"]["images"] == 16
+    assert about["data"] == toy_store.fingerprint
     cvs = []
     for record in toy_store.select("train"):
         for hu in np.asarray(toy_store.hu(record)).astype(float):
@@ -58,10 +59,13 @@ def test_figure_1_measures_what_it_says(figure_1, toy_store):
             if inside.size >= 0.02 * hu.size:
                 cvs.append(np.std(inside) / np.mean(inside))
     found = about["rows"]["training data"]
-    assert found["slices"] == len(cvs) and found["CV"] == pytest.approx(np.mean(cvs))
-    assert found["variance of CV"] == pytest.approx(np.var(cvs)) and found["distance of CV"] == 0.0
+    assert found["slices"] == len(cvs)
+    assert found["CV"] == pytest.approx(np.mean(cvs))
+    assert found["variance of CV"] == pytest.approx(np.var(cvs))
+    assert found["distance of CV"] == 0.0
     text = (work / "out" / "fig1.md").read_text()
-    assert "16 × 16 pixels, 5 training heads; every model saw 16 slices" in text and text.count("\n| ") == 9
+    assert "16 × 16 pixels, 5 training heads; every model saw 16 slices" in text
+    assert text.count("\n| ") == 9
 
 
 def test_a_study_goes_on_where_it_was(figure_1, capsys):
@@ -99,7 +103,8 @@ def test_figure_5_leaves_untouched_slices_as_far_off_as_their_contrast(figure_1,
     spread = np.abs(soft - soft.mean()).mean()  # (x - mean) μ + mean is |μ - 1| |x - mean| away from x
     for gain in (0.7, 0.9, 1.2):
         assert rows[f"μ = {gain:g}"]["untouched"] == pytest.approx(abs(gain - 1) * spread)
-    assert rows["μ = 1"]["untouched"] == 0.0 and (work / "out" / "fig5.png").stat().st_size > 10_000
+    assert rows["μ = 1"]["untouched"] == 0.0
+    assert (work / "out" / "fig5.png").stat().st_size > 10_000
 
 
 def test_figure_3_calibrates_the_volumes_of_figure_1_in_every_way(figure_1):
@@ -116,9 +121,11 @@ def test_figure_3_draws_from_a_checkpoint_as_it_is(figure_1, tmp_path):
     argv = [str(tmp_path / "out") if word == str(work / "out") else word for word in argv]
     importlib.import_module("fig3").main([*argv, "--checkpoint", str(run)])
     about = json.loads((tmp_path / "out" / "fig3.json").read_text())
-    assert about["budget"]["size"] == 16 and len(about["rows"]) == 5
+    assert about["budget"]["size"] == 16
+    assert len(about["rows"]) == 5
     text = (tmp_path / "out" / "fig3.md").read_text()
-    assert "1 volumes of the checkpoint sigma-0.01-68" in text and "every other model saw 16 slices" in text
+    assert "1 volumes of the checkpoint sigma-0.01-68" in text
+    assert "every other model saw 16 slices" in text
     assert (work / "quick" / "fig3" / "checkpoint-volumes" / "generate.json").is_file()
 
 
@@ -130,7 +137,8 @@ def test_figure_3_finds_a_drift_that_was_put_in():
         for v in (hu, drifting)
     )
     assert still["volumes with brain"] == moved["volumes with brain"] == 1
-    assert still["drift, HU a slice"] < 0.1 and moved["drift, HU a slice"] == pytest.approx(1.0, abs=0.1)
+    assert still["drift, HU a slice"] < 0.1
+    assert moved["drift, HU a slice"] == pytest.approx(1.0, abs=0.1)
     assert moved["step between slices, HU"] == pytest.approx(1.0, abs=0.15)
 
 
@@ -142,7 +150,8 @@ def test_figure_2_trains_on_the_window_and_measures_in_it(figure_1):
     assert list(rows) == ["held-out heads", "trained on the window", "trained on the whole range"]
     assert 0 < rows["held-out heads"]["step between slices, HU"] < 5
     drawn = read_volume(work / "quick" / "fig1" / "window-volumes" / "dicom" / "volume-0000").volume.hu
-    assert drawn.min() >= -10 and drawn.max() <= 70, "a model of the window knows nothing beyond it"
+    assert drawn.min() >= -10, "a model of the window knows nothing beyond it"
+    assert drawn.max() <= 70, "a model of the window knows nothing beyond it"
 
 
 def test_a_brain_is_found_in_a_volume_that_was_clipped_to_the_window():
@@ -159,7 +168,8 @@ def test_drift_sees_a_model_keep_an_offset_or_not():
     mask[:, 4:12, 4:12] = True
     hu = rng.integers(20, 40, (4, 2, 16, 16)).astype(np.int16)
     b = drift.Brains(hu, mask, np.zeros(4, np.float32), spread=2.0)
-    assert b.pixels == 64 and drift.predicted(b, np.array([2.0 * 8]))[0] == pytest.approx(0.5)
+    assert b.pixels == 64
+    assert drift.predicted(b, np.array([2.0 * 8]))[0] == pytest.approx(0.5)
 
     class Share:
         """Keeps a share of x, and takes the rest from 30 HU."""
@@ -188,7 +198,8 @@ def test_the_middle_of_a_brain_is_the_share_about_its_centre():
     hu = rng.integers(20, 40, (3, 2, 33, 33)).astype(np.int16)
     part = drift.middle(drift.Brains(hu, mask, np.zeros(3, np.float32), spread=2.0), 1 / 4)
     for whole, kept, radius in zip(mask, part.mask, (4.5, 6.0, 7.0)):
-        assert kept.sum() == round(whole.sum() / 4) and not (kept & ~whole).any()
+        assert kept.sum() == round(whole.sum() / 4)
+        assert not (kept & ~whole).any()
         assert np.sqrt((y - 16) ** 2 + (x - 16) ** 2)[kept].max() == pytest.approx(radius, abs=1)
     means = [[h[m].mean() for h in pair] for pair, m in zip(hu, part.mask)]
     assert part.spread == pytest.approx(np.std([after - before for before, after in means]))
@@ -211,9 +222,11 @@ def test_table_1_sets_every_model_beside_the_papers(figure_1):
     rows = _about(work, "table1")["rows"]
     assert list(rows) == [*table1.PAPER["whole"], "real against real"]
     for column in table1.PAPER["whole"]:
-        assert rows[column]["whole, FID-Ax"] > 0 and rows[column]["window, bMMD²"] > 0
+        assert rows[column]["whole, FID-Ax"] > 0
+        assert rows[column]["window, bMMD²"] > 0
     text = (work / "out" / "table1.md").read_text()
-    assert "| window, FID-Ax |" in text and (work / "out" / "fig4.png").stat().st_size > 10_000
+    assert "| window, FID-Ax |" in text
+    assert (work / "out" / "fig4.png").stat().st_size > 10_000
 
 
 def test_table_2_scores_by_the_two_worst_interfaces():
@@ -221,7 +234,8 @@ def test_table_2_scores_by_the_two_worst_interfaces():
     mask = np.zeros((8, 16, 16), bool)
     mask[1:7, 4:10, 4:10] = True
     place, overlap = table2.overlaps(mask)
-    assert place == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9]) and overlap == pytest.approx(np.ones(5))
+    assert place == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert overlap == pytest.approx(np.ones(5))
     moved = mask.copy()
     moved[3] = np.roll(mask[3], 3, axis=1)  # by 3 of 6 columns: 3 are shared, 4 with a pixel's tolerance
     assert table2.overlaps(moved)[1] == pytest.approx([1, 4 / 6, 4 / 6, 1, 1])
@@ -229,7 +243,8 @@ def test_table_2_scores_by_the_two_worst_interfaces():
     assert table2.worst(moved, base) == pytest.approx((4 / 6 - 0.9) / 0.1)
     gap = mask.copy()
     gap[3] = False
-    assert table2.worst(gap, base) == pytest.approx(-9.0) and np.isnan(table2.worst(mask[:2], base))
+    assert table2.worst(gap, base) == pytest.approx(-9.0)
+    assert np.isnan(table2.worst(mask[:2], base))
     # 5th percentile -1.9, median -1
     assert [table2.score(v, base) for v in (-1.8, -1.95, -2.7, -2.9, np.nan)] == [3, 2, 2, 1, 1]
 

@@ -45,14 +45,18 @@ def test_what_unblinds_is_found_and_made_alike(change):
     """One fault at a time tells all cases before they are made alike, and none after."""
     real, synthetic = [case(i) for i in range(12)], [case(100 + i, **change) for i in range(12)]
     leak = leak_test(measured(real), measured(synthetic))
-    assert leak.tells and min(leak.auc.value, leak.form.value) > 0.95 and leak.feature_auc == 1.0
+    assert leak.tells
+    assert min(leak.auc.value, leak.form.value) > 0.95
+    assert leak.feature_auc == 1.0
     rng = np.random.default_rng(0)
     ceiling = min(int(hu.max()) for hu in (*real, *synthetic))
     after = [[alike(hu, ceiling, rng) for hu in kind] for kind in (real, synthetic)]
     leak = leak_test(*map(measured, after))
     assert not leak.tells, f"{leak.auc} {leak.feature}"
     for hu in (*after[0], *after[1]):
-        assert hu.min() == TRUE_AIR_HU and hu.max() == ceiling and not ((hu > TRUE_AIR_HU) & (hu < -800)).any()
+        assert hu.min() == TRUE_AIR_HU
+        assert hu.max() == ceiling
+        assert not ((hu > TRUE_AIR_HU) & (hu < -800)).any()
 
 
 def test_heads_of_one_kind_are_not_told_apart_by_more_than_chance():
@@ -62,7 +66,8 @@ def test_heads_of_one_kind_are_not_told_apart_by_more_than_chance():
         one, other = ([case(40 * k + n + i) for i in range(10)] for n in (0, 20))
         leaks.append(leak_test(measured(one), measured(other), k))
     areas = np.array([leak.auc.value for leak in leaks])
-    assert abs(areas.mean() - 0.5) < 0.12 and sum(leak.auc.lower > 0.5 for leak in leaks) <= 3
+    assert abs(areas.mean() - 0.5) < 0.12
+    assert sum(leak.auc.lower > 0.5 for leak in leaks) <= 3
     assert MOST_AUC == 0.65
 
 
@@ -72,7 +77,8 @@ def test_areas_are_those_of_the_scores():
     leak = leak_test(real, synthetic)
     values = [c["a"] for c in (*real, *synthetic)]
     alone = roc_auc_score([0] * 30 + [1] * 30, values)
-    assert leak.feature == "a" and leak.feature_auc == pytest.approx(alone)
+    assert leak.feature == "a"
+    assert leak.feature_auc == pytest.approx(alone)
     assert leak.auc.value == pytest.approx(alone, abs=0.03)
     assert leak.form.value == 0.5, "of what is the same in all"
 
@@ -89,5 +95,6 @@ def test_a_study_that_leaks_is_not_made_unless_told(tmp_path):
         create(tmp_path / "study", tmp_path / "real", tmp_path / "synthetic", settings)
     assert not (tmp_path / "study").exists()
     _, _, leak = create(tmp_path / "study", tmp_path / "real", tmp_path / "synthetic", settings, allow_leak=True)
-    assert leak.tells and (tmp_path / "study" / "study.json").is_file()
+    assert leak.tells
+    assert (tmp_path / "study" / "study.json").is_file()
     assert "AUC" not in (tmp_path / "study" / "study.json").read_text()

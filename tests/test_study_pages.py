@@ -58,12 +58,14 @@ def test_a_reader_from_consent_to_the_end(reading):
     at(page, -1)
     begin = page.locator("#begin")
     accessible(page)
-    assert begin.is_disabled() and "well preserved" in page.locator("#intro").inner_text()
+    assert begin.is_disabled()
+    assert "well preserved" in page.locator("#intro").inner_text()
     page.check("#agree")
     begin.click()
     # Practice, by keyboard alone.
     at(page, 0)
-    assert "Practice case 1 of 1" in page.locator("#where").inner_text() and page.locator("#practice").is_visible()
+    assert "Practice case 1 of 1" in page.locator("#where").inner_text()
+    assert page.locator("#practice").is_visible()
     bone = picture(page)
     page.keyboard.press("6")
     settle(page)
@@ -92,7 +94,8 @@ def test_a_reader_from_consent_to_the_end(reading):
     accessible(page)
     page.click("#understood")
     at(page, 1)
-    assert study.answers.latest("Reader 1", 0)["comment"] == "soft 123" and page.locator("#back").is_hidden()
+    assert study.answers.latest("Reader 1", 0)["comment"] == "soft 123"
+    assert page.locator("#back").is_hidden()
     accessible(page)
     # A pause hides the case and stops the clock.
     page.click("#pause")
@@ -100,7 +103,8 @@ def test_a_reader_from_consent_to_the_end(reading):
     accessible(page)
     counted = page.evaluate("fetch('state').then(() => document.getElementById('paused').open)")
     page.click("#resume")
-    assert counted and page.locator("#paused").is_hidden()
+    assert counted
+    assert page.locator("#paused").is_hidden()
     # The tools of the viewer.
     page.select_option("#slab", "average")
     page.click("#tool-distance")
@@ -111,9 +115,12 @@ def test_a_reader_from_consent_to_the_end(reading):
     page.mouse.up()
     settle(page)
     read = page.locator("#readout").inner_text()
-    assert "slab of" in read and " mm" in read.split("slab of")[1]
-    assert "Case 1 of 4" in page.locator("#where").inner_text() and not page.locator("#practice").is_visible()
-    assert page.locator("fieldset input:checked").count() == 0 and page.input_value("#comment") == ""
+    assert "slab of" in read
+    assert " mm" in read.split("slab of")[1]
+    assert "Case 1 of 4" in page.locator("#where").inner_text()
+    assert not page.locator("#practice").is_visible()
+    assert page.locator("fieldset input:checked").count() == 0
+    assert page.input_value("#comment") == ""
     # Some answers, then the page is loaded anew: they are there.
     page.locator("fieldset >> nth=0").locator("label >> nth=1").click()
     page.locator("fieldset >> nth=1").locator("label >> nth=3").click()
@@ -151,14 +158,16 @@ def test_a_reader_from_consent_to_the_end(reading):
             at(page, 3)
             page.click("#back")
             at(page, 2)
-            assert page.locator("#back").is_hidden() and page.locator("fieldset input:checked").count() == 4
+            assert page.locator("#back").is_hidden()
+            assert page.locator("fieldset input:checked").count() == 4
             page.locator("fieldset >> nth=0").locator("label >> nth=0").click()
             until(page, "!document.getElementById('next').disabled")
             page.click("#next")
             at(page, 3)
             assert study.answers.latest("Reader 1", 2)["s0"] == "1"
     at(page, 5)
-    assert page.locator("#end").is_visible() and study.place("Reader 1") == 5
+    assert page.locator("#end").is_visible()
+    assert study.place("Reader 1") == 5
     assert all(0 < seconds < 600 for place, seconds in study.answers.seconds("Reader 1").items() if place >= 0)
     assert page.heard.errors == []
     assert all(url.startswith((page.base, "data:", "blob:")) for url in page.heard.requests)

@@ -60,7 +60,8 @@ def test_equalised_layers_keep_variance_and_change_by_one_share_in_a_step_of_ada
         # Adam's first step moves each stored weight by lr; the effective one by lr times the scale.
         change = ((layer.weight * layer.scale).detach() - before).abs().mean()
         shares.append((change / before.std()).item())
-    assert shares[0] == pytest.approx(1e-3 * rate, rel=0.1) and shares[1] == pytest.approx(1e-3 * rate, rel=0.1)
+    assert shares[0] == pytest.approx(1e-3 * rate, rel=0.1)
+    assert shares[1] == pytest.approx(1e-3 * rate, rel=0.1)
 
 
 def test_activation_keeps_the_mean_square_of_a_normal():
@@ -127,7 +128,8 @@ def test_blur_is_the_binomial_filter_and_up_then_down_keeps_a_constant():
 def test_group_spread_is_the_mean_standard_deviation_of_the_group():
     x = torch.randn(6, 3, 4, 4, dtype=torch.float64)
     found = with_group_spread(x, 2)
-    assert found.shape == (6, 4, 4, 4) and torch.equal(found[:, :3], x)
+    assert found.shape == (6, 4, 4, 4)
+    assert torch.equal(found[:, :3], x)
     for first in (0, 2, 4):
         expected = np.sqrt(x[first : first + 2].numpy().var(axis=0) + 1e-8).mean()
         assert np.allclose(found[first : first + 2, 3].numpy(), expected)
@@ -199,11 +201,13 @@ TINY2 = StyleGAN2Config(size=16, latent=16, mapping=2, channel_base=128, channel
 
 def test_stylegan2_mixes_styles_at_the_crossover():
     g = StyleGAN2(TINY2)
-    assert g.style_count == 2 * 4 - 2 and g.noise_sizes == [4, 8, 8, 16, 16]
+    assert g.style_count == 2 * 4 - 2
+    assert g.noise_sizes == [4, 8, 8, 16, 16]
     a, b = torch.randn(2, 16), torch.randn(2, 16)
     mixed = g.styles(a, b, torch.tensor([2, 6]))
     alone, other = g.styles(a), g.styles(b)
-    assert torch.equal(mixed[0, :2], alone[0, :2]) and torch.equal(mixed[0, 2:], other[0, 2:])
+    assert torch.equal(mixed[0, :2], alone[0, :2])
+    assert torch.equal(mixed[0, 2:], other[0, 2:])
     assert torch.equal(mixed[1], alone[1])
 
 
@@ -276,7 +280,9 @@ def test_filters_of_every_layer_stop_what_would_alias(variant):
 def test_radial_lowpass_is_the_disc_in_frequency_alike_in_every_direction():
     taps, cutoff, half_width, rate = 24, 10.0, 8.0, 128.0
     kernel = radial_lowpass(taps, cutoff, half_width, rate)
-    assert kernel.sum() == pytest.approx(1.0) and np.allclose(kernel, kernel.T) and np.allclose(kernel, kernel[::-1])
+    assert kernel.sum() == pytest.approx(1.0)
+    assert np.allclose(kernel, kernel.T)
+    assert np.allclose(kernel, kernel[::-1])
     at = (np.arange(taps) - (taps - 1) / 2) / rate
 
     def response(f: float, angle: float) -> float:
@@ -291,7 +297,8 @@ def test_radial_lowpass_is_the_disc_in_frequency_alike_in_every_direction():
     corner = 10.0 * np.sqrt(2)  # a separable filter passes its corners like its cutoff
     wave = np.exp(-2j * np.pi * 10.0 * (at[None, :] + at[:, None]))
     assert response(corner, np.pi / 4) < 0.75 * np.abs((separable * wave).sum())
-    assert response(0.5, 0.3) == pytest.approx(1.0, abs=0.02) and response(22.0, 0.3) < 0.05
+    assert response(0.5, 0.3) == pytest.approx(1.0, abs=0.02)
+    assert response(22.0, 0.3) < 0.05
     # The unwindowed closed form: transform of a disc.
     r = np.hypot(at[:, None], at[None, :])
     jinc = cutoff * special.j1(2 * np.pi * cutoff * r) / r
@@ -334,7 +341,8 @@ def test_layer_plan_of_the_paper_at_1024():
     sizes = [36, 36, 52, 52, 84, 148, 148, 276, 276, 532, 1044, 1044, 1044, 1024, 1024]
     assert [b.size for b in plan] == sizes
     assert [b.channels for b in plan] == [512] * 7 + [323, 203, 128, 81, 51, 32, 32, 1]
-    assert plan[0].cutoff == 2.0 and plan[12].cutoff == plan[14].cutoff == 512.0
+    assert plan[0].cutoff == 2.0
+    assert plan[12].cutoff == plan[14].cutoff == 512.0
     steps = np.diff(np.log([b.cutoff for b in plan[:13]]))
     assert np.allclose(steps, steps[0]), "cutoffs grow by equal factors"
     assert all(b.cutoff + b.half_width >= b.rate / 2 for b in plan)
@@ -355,7 +363,8 @@ def test_magnitude_tracks_the_mean_square_in_training_only():
     assert m.power.item() == pytest.approx(expected.item(), rel=1e-3)
     m.eval()
     held = m.power.clone()
-    assert torch.allclose(m(x), x / held.sqrt()) and torch.equal(m.power, held)
+    assert torch.allclose(m(x), x / held.sqrt())
+    assert torch.equal(m.power, held)
 
 
 def _shift_error(g: StyleGAN3, pixels: int) -> float:
@@ -380,7 +389,8 @@ def test_stylegan3_moves_the_image_with_its_input_and_aliasing_filters_do_not():
         layer.down_taps.zero_()
         layer.down_taps[len(layer.down_taps) // 2] = 1.0
     aliased = _shift_error(g, 1)
-    assert ours > 40 and ours > aliased + 10, (ours, aliased)
+    assert ours > 40, (ours, aliased)
+    assert ours > aliased + 10, (ours, aliased)
 
 
 def test_stylegan3_r_turns_the_image_with_its_input():
@@ -394,4 +404,5 @@ def test_stylegan3_r_turns_the_image_with_its_input():
         turned = g.synthesise(styles, [])
     span = plain.amax() - plain.amin()
     best = min((torch.rot90(plain, k, (2, 3)) - turned).abs().max() / span for k in (1, 3))
-    assert best < 1e-4 and (plain - turned).abs().max() / span > 0.05
+    assert best < 1e-4
+    assert (plain - turned).abs().max() / span > 0.05

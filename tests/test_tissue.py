@@ -64,7 +64,8 @@ def bare_head(shape, spacing, noise=4.0, seed=0):
 def test_brain_mask_finds_the_brain_and_nothing_else(shape, spacing):
     hu, brain, burr = bare_head(shape, spacing)
     mask = brain_mask(hu, spacing)
-    assert mask.shape == hu.shape and mask.dtype == bool
+    assert mask.shape == hu.shape
+    assert mask.dtype == bool
     assert not (mask & ~brain & ~burr).any(), "no scalp, skull, eye or table"
     found = (mask & brain).sum() / brain.sum()
     assert 0.80 < found < 1.0, "all but a brim of about 2 mm"
@@ -78,7 +79,8 @@ def test_brain_mask_is_empty_without_a_skull():
     rng = np.random.default_rng(0)
     for hu in (np.full((6, 64, 64), -1000), rng.normal(30, 5, (6, 64, 64))):
         mask = brain_mask(np.rint(hu).astype(np.int16), (5.0, 3.0, 3.0))
-        assert mask.shape == hu.shape and not mask.any()
+        assert mask.shape == hu.shape
+        assert not mask.any()
 
 
 def test_profile_and_steps():
@@ -87,7 +89,8 @@ def test_profile_and_steps():
     shifted = hu + shifts[:, None, None]
     profile = brain_profile(shifted, brain, (5.0, 1.9, 1.9))
     enough = brain.sum(axis=(1, 2)) * 1.9**2 >= 1500
-    assert enough.any() and not enough.all()
+    assert enough.any()
+    assert not enough.all()
     np.testing.assert_allclose(profile[enough], 30 + shifts[enough], atol=1e-6)
     assert np.isnan(profile[~enough]).all()
     np.testing.assert_allclose(interface_steps(profile), np.abs(np.diff(shifts[enough])), atol=1e-6)
@@ -134,7 +137,8 @@ def test_tissue_means_through_partial_volume_and_noise(px, means, noise):
     most = fractions.argmax(axis=0)
     labelled = [hu[most == i].mean() for i in (1, 2)]
     np.testing.assert_allclose((stats.grey.mean, stats.white.mean), labelled, atol=1.5)
-    assert stats.mean == pytest.approx(hu.mean()) and stats.std == pytest.approx(hu.std())
+    assert stats.mean == pytest.approx(hu.mean())
+    assert stats.std == pytest.approx(hu.std())
 
 
 def test_tissue_means_follow_a_shift():
@@ -168,7 +172,8 @@ def test_tissue_histogram_shares_out_the_brain():
     edges = np.arange(-30.5, 80.0)
     by_tissue = tissue_histogram(hu, mask, tissue_means(hu, mask, (5.0, 1.9, 1.9)).mixture, edges)
     whole, _ = np.histogram(hu, edges)
-    assert (by_tissue >= 0).all() and (by_tissue.sum(axis=0) <= whole / hu.size + 1e-12).all()
+    assert (by_tissue >= 0).all()
+    assert (by_tissue.sum(axis=0) <= whole / hu.size + 1e-12).all()
     np.testing.assert_allclose(by_tissue.sum(axis=1), fractions.mean(axis=(1, 2, 3)), atol=0.04)
     assert [edges[:-1][row.argmax()] + 0.5 for row in by_tissue] == pytest.approx([6, 37, 26], abs=3)
 
@@ -201,7 +206,8 @@ def test_noise_power_spectrum_of_white_and_coloured_noise():
     f, power = noise_power_spectrum(white, mask, spacing, keep=1.0)
     # Flat at variance times pixel area; the lowest frequencies go with the detrending.
     np.testing.assert_allclose(power[2:], std**2 * 0.8**2, rtol=0.06)
-    assert (np.diff(f) > 0).all() and f[-1] <= 0.5 / 0.8 + 1e-9
+    assert (np.diff(f) > 0).all()
+    assert f[-1] <= 0.5 / 0.8 + 1e-9
     sigma = 1.2
     coloured = textured(mask.shape, sigma, std, 7)
     f, power = noise_power_spectrum(coloured, mask, spacing, keep=1.0)
@@ -257,9 +263,11 @@ def test_on_the_real_heads():
     assert 1100 < mask.sum() * np.prod(spacing) / 1000 < 1600, "ml of an adult brain"
     values = hu[mask]
     assert np.mean((values > -40) & (values < 90)) > 0.99
-    assert not mask[-1].any() and not mask[0].any(), "neither jaw nor the air above"
+    assert not mask[-1].any(), "neither jaw nor the air above"
+    assert not mask[0].any(), "neither jaw nor the air above"
     stats = tissue_means(hu, mask, spacing)
     assert stats.csf.mean < 12 < stats.white.mean < stats.grey.mean < 42
     assert 2 < stats.noise < 12
     profile = brain_profile(hu, mask, spacing)
-    assert np.isfinite(profile).sum() > 24 and np.median(interface_steps(profile)) < 3
+    assert np.isfinite(profile).sum() > 24
+    assert np.median(interface_steps(profile)) < 3

@@ -78,7 +78,8 @@ def test_the_loss_falls_and_the_run_folder_is_whole(trained, toy_store):
             d = replace(denoiser, network=network)(noisy, batch["sigma"], batch["position"])
         errors = weighted_errors(d, batch["clean"], batch["sigma"], denoiser.recipe.sigma_data)
         loss.append(float(errors[batch["wanted"]].mean()))
-    assert 0.6 < loss[0] < 1.4 and loss[1] < 0.85 * loss[0], loss
+    assert 0.6 < loss[0] < 1.4, loss
+    assert loss[1] < 0.85 * loss[0], loss
     assert len(_losses(trained)) == 4
     for name in ("config.toml", "env.json", "stats.jsonl", "weights.safetensors", "weights.json"):
         assert (trained / name).is_file(), name
@@ -89,7 +90,8 @@ def test_the_checkpoint_says_all_that_is_needed_and_denoises(trained, toy_store)
     denoiser = load_denoiser(trained)
     recipe = denoiser.recipe
     assert (recipe.slices, recipe.size, recipe.spacing_mm, recipe.max_slices) == (3, 16, (5.0, 12.0, 12.0), 8)
-    assert denoiser.meta["step"] == 80 and denoiser.meta["data"] == toy_store.fingerprint
+    assert denoiser.meta["step"] == 80
+    assert denoiser.meta["data"] == toy_store.fingerprint
     hu, position = training_windows(toy_store, "val", 3).read(4)
     clean = torch.from_numpy(recipe.scale.encode(hu))[None].double()
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal(clean.shape))
@@ -115,8 +117,10 @@ def test_validation_gives_errors_in_hu_by_noise_level(trained):
     rows = next(line["validation"] for line in lines if "validation" in line)
     assert [row["sigma"] for row in rows][:2] == [0.003, 0.01]
     heads = [row["head_rmse_hu"] for row in rows]
-    assert 0 < heads[0] < 20 and heads[0] < heads[4] < heads[-1] < 3000
-    assert rows[0]["brain_rmse_hu"] > 0 and abs(rows[0]["brain_bias_hu"]) <= rows[0]["brain_rmse_hu"]
+    assert 0 < heads[0] < 20
+    assert heads[0] < heads[4] < heads[-1] < 3000
+    assert rows[0]["brain_rmse_hu"] > 0
+    assert abs(rows[0]["brain_bias_hu"]) <= rows[0]["brain_rmse_hu"]
 
 
 @pytest.mark.parametrize("variant", ["per slice", "joint", "ncsnpp"])
@@ -183,12 +187,15 @@ def test_a_run_by_the_clock_uses_its_minutes_and_goes_on_when_given_more(toy_sto
     settings = replace(TOY, steps=10**9, minutes=0.05, cooldown=0.9, validations=2)
     train_denoiser(toy_store, tmp_path, settings)
     first = _place(tmp_path)
-    assert first["seconds"] >= 3 and first["step"] > 0
+    assert first["seconds"] >= 3
+    assert first["step"] > 0
     rates = [row["lr"] for row in _rows(tmp_path) if "lr" in row]
     assert rates[-1] < 0.5 * settings.lr, "it ended in its cooldown"
     train_denoiser(toy_store, tmp_path, replace(settings, minutes=0.1))
     second = _place(tmp_path)
-    assert second["step"] > first["step"] and second["seconds"] >= 6 and second["begun"] == first["seconds"]
+    assert second["step"] > first["step"]
+    assert second["seconds"] >= 6
+    assert second["begun"] == first["seconds"]
     assert load_denoiser(tmp_path).meta["step"] == second["step"]
 
 
@@ -243,7 +250,8 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(toy_store, t
     monkeypatch.setattr("slicewise.io.tensors.save_file", full)
     with pytest.raises(UserError, match="space") as caught:
         train_denoiser(toy_store, tmp_path, TOY)
-    assert "\n" not in str(caught.value) and _place(tmp_path)["step"] == 4
+    assert "\n" not in str(caught.value)
+    assert _place(tmp_path)["step"] == 4
     monkeypatch.undo()
     train_denoiser(toy_store, tmp_path, TOY)
 
@@ -262,7 +270,8 @@ def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_checkpoin
         train_denoiser(toy_store, tmp_path, replace(TOY, save_minutes=0.0))
     assert "\n" not in str(caught.value)
     tensors, meta = load_tensors(tmp_path / "state" / "state.safetensors")
-    assert meta["place"]["step"] == 3 and all(t.isfinite().all() for t in tensors.values())
+    assert meta["place"]["step"] == 3
+    assert all(t.isfinite().all() for t in tensors.values())
     monkeypatch.undo()
     train_denoiser(toy_store, tmp_path, TOY)  # and goes on
 
@@ -349,7 +358,8 @@ def test_settings_that_cannot_work_are_said_before_anything_is_written(change, w
         pytest.skip("this machine has CUDA")
     with pytest.raises(UserError, match=what) as caught:
         train_denoiser(toy_store, tmp_path / "run", replace(TOY, **change))
-    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_fine_tuning_starts_from_the_given_weights_and_keeps_their_recipe(toy_store, trained, tmp_path):
@@ -369,9 +379,11 @@ def test_fine_tuning_starts_from_the_given_weights_and_keeps_their_recipe(toy_st
 
 def test_learning_rate_warms_up_holds_and_falls():
     s = RunSettings(warmup=0.1, cooldown=0.3)
-    assert learning_rate(0, 1000, s) == pytest.approx(0.01) and learning_rate(49, 1000, s) == pytest.approx(0.5)
+    assert learning_rate(0, 1000, s) == pytest.approx(0.01)
+    assert learning_rate(49, 1000, s) == pytest.approx(0.5)
     assert learning_rate(99, 1000, s) == learning_rate(500, 1000, s) == learning_rate(700, 1000, s) == 1.0
-    assert learning_rate(850, 1000, s) == pytest.approx(0.5) and learning_rate(999, 1000, s) == pytest.approx(1 / 300)
+    assert learning_rate(850, 1000, s) == pytest.approx(0.5)
+    assert learning_rate(999, 1000, s) == pytest.approx(1 / 300)
     assert learning_rate(999, 1000, replace(s, cooldown=0.0)) == 1.0
     assert learning_rate(649, 1000, s, begun=600) == pytest.approx(0.5), "a run that was finished warms up again"
 
@@ -384,14 +396,16 @@ def test_batches_split_over_processes_are_the_whole_batch(toy_store):
     for name, value in whole.items():
         torch.testing.assert_close(torch.cat([p[name] for p in parts]), value, rtol=0, atol=1e-6)
     assert not torch.equal(whole["noise"], Batches(windows, settings, range(4)).make(8)["noise"])
-    assert whole["sigma"].dtype == torch.float64 and whole["clean"].dtype == torch.float32
+    assert whole["sigma"].dtype == torch.float64
+    assert whole["clean"].dtype == torch.float32
 
 
 def test_heads_on_disk_make_the_same_batches_as_heads_in_memory(toy_store):
     settings = replace(TOY, flip=True, crop=(8, 12))
     in_memory = training_windows(toy_store, "train", 3)
     on_disk = replace(in_memory, heads=type(in_memory.heads)(toy_store, "train", memory=0))
-    assert on_disk.heads.rows is None and in_memory.heads.rows is not None
+    assert on_disk.heads.rows is None
+    assert in_memory.heads.rows is not None
     for step in range(4):
         a, b = (Batches(windows, settings, range(16)).make(step) for windows in (in_memory, on_disk))
         assert _same(a, b)
@@ -454,7 +468,8 @@ def test_without_a_crop_the_whole_is_taken(toy_store):
         windows.heads, windows.rows(torch.arange(4)), (0, 0), 2, False, Draws(0, range(4), 0, 0, TRAIN_ORDER)
     )
     for i, part in enumerate(windows.heads.cut(cut)):
-        assert np.array_equal(part.numpy(), windows.read(i)[0]) and frame[i].tolist() == [-1, -1, 1, 1]
+        assert np.array_equal(part.numpy(), windows.read(i)[0])
+        assert frame[i].tolist() == [-1, -1, 1, 1]
 
 
 def test_clean_data_are_spread_over_their_hu_bin(toy_store):
@@ -462,7 +477,8 @@ def test_clean_data_are_spread_over_their_hu_bin(toy_store):
     hu = TOY.scale.decode(batch["clean"].numpy())
     inside = hu[(hu > -1023) & (hu < 3070)]
     offset = inside - np.rint(inside)
-    assert np.abs(offset).max() <= 0.5 and offset.std() == pytest.approx(1 / np.sqrt(12), rel=0.03)
+    assert np.abs(offset).max() <= 0.5
+    assert offset.std() == pytest.approx(1 / np.sqrt(12), rel=0.03)
 
 
 def _rows(out: Path) -> list[dict]:
@@ -479,7 +495,8 @@ def test_ema_is_the_recursion_and_swaps_back():
         average = d * average + (1 - d) * step
     assert float(kept.averages[0][0]) == pytest.approx(average, rel=1e-5)
     ema.swap(p, kept.averages[0])
-    assert float(p[0]) == pytest.approx(average, rel=1e-5) and float(kept.averages[0][0]) == 199
+    assert float(p[0]) == pytest.approx(average, rel=1e-5)
+    assert float(kept.averages[0][0]) == 199
     ema.swap(p, kept.averages[0])
     assert float(p[0]) == 199
 
@@ -518,7 +535,8 @@ def test_an_average_of_any_width_is_made_of_two_after_training(width):
     made = sum(share * snapshot for share, snapshot in zip(shares, snapshots))
     off = float((made - wanted.averages[0][0]).square().mean().sqrt())
     spread = float((wanted.averages[0][0] - torch.from_numpy(path[-1])).square().mean().sqrt())
-    assert shares.sum() == pytest.approx(1, abs=0.02) and off < 0.05 * spread
+    assert shares.sum() == pytest.approx(1, abs=0.02)
+    assert off < 0.05 * spread
 
 
 def test_the_width_of_the_average_is_chosen_by_validation_or_asked_for(toy_store, tmp_path):
@@ -526,7 +544,8 @@ def test_the_width_of_the_average_is_chosen_by_validation_or_asked_for(toy_store
     train_denoiser(toy_store, tmp_path, settings)
     scores = next(row["ema"] for row in _rows(tmp_path) if "ema" in row)
     best = min(scores, key=scores.get)
-    assert len(scores) == len(ema.TRIED) and load_denoiser(tmp_path).meta["ema"] == float(best)
+    assert len(scores) == len(ema.TRIED)
+    assert load_denoiser(tmp_path).meta["ema"] == float(best)
     chosen = load_file(tmp_path / "weights.safetensors")
     train_denoiser(toy_store, tmp_path, replace(settings, ema=0.2))
     assert load_denoiser(tmp_path).meta["ema"] == 0.2
@@ -542,7 +561,8 @@ def test_stats_log_drops_what_a_crash_left_behind(tmp_path):
 
 def test_core_dtype_can_be_chosen():
     cpu = torch.device("cpu")
-    assert core_dtype(cpu, "float32") == torch.float32 and core_dtype(cpu, "bfloat16") == torch.bfloat16
+    assert core_dtype(cpu, "float32") == torch.float32
+    assert core_dtype(cpu, "bfloat16") == torch.bfloat16
     assert core_dtype(cpu) in (torch.float32, torch.bfloat16)
 
 
@@ -608,7 +628,8 @@ def test_a_bad_checkpoint_is_one_line_that_names_it(damage, what, trained, tmp_p
     damage(path)
     with pytest.raises(UserError, match=what) as caught:
         load_denoiser(path)
-    assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path.parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_needs_no_sidecar_and_a_training_state_is_none(trained, tmp_path):

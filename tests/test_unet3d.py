@@ -65,7 +65,8 @@ def test_the_factor_model_is_found_in_its_own_samples():
 
 def test_what_never_varies_may_vary_a_little():
     g = fit_gaussian(torch.full((4, *GRID), -1.0), 3)
-    assert torch.equal(g.spread, torch.full(GRID, 0.01)) and torch.isfinite(g.modes).all()
+    assert torch.equal(g.spread, torch.full(GRID, 0.01))
+    assert torch.isfinite(g.modes).all()
 
 
 def test_slices_are_told_their_own_noise_levels():
@@ -81,5 +82,6 @@ def test_slices_are_told_their_own_noise_levels():
     other[0, 0] = -1.2
     with torch.no_grad():
         a, b = network(x, levels), network(x, other)
-    assert a.shape == (1, 12, 8, 8) and a.dtype == torch.float32
+    assert a.shape == (1, 12, 8, 8)
+    assert a.dtype == torch.float32
     assert (a[:, 1:4] - b[:, 1:4]).abs().max() > 1e-4

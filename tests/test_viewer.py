@@ -62,7 +62,8 @@ def test_every_voxel_is_sent_with_its_hu_to_its_place(shape, axes, signs, seed):
     volume = Volume(noise(shape, seed), positions, row, column, (0.5, 0.75))
     image = decoded(encode(volume))
     sent = np.asarray(image.dataobj)
-    assert sent.dtype == np.int16 and nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert sent.dtype == np.int16
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
     assert (image.dataobj.slope, image.dataobj.inter) == (1, 0)
     for z, y, x in np.ndindex(*shape):
         lps = positions[z] + x * 0.75 * row + y * 0.5 * column
@@ -73,7 +74,8 @@ def test_every_voxel_is_sent_with_its_hu_to_its_place(shape, axes, signs, seed):
 def test_header_depends_on_the_grid_alone():
     first, second = (encode(Volume.regular(noise((6, 5, 4), seed), (5.0, 1.0, 1.0))) for seed in (1, 2))
     assert len(first) == len(second) == 352 + 2 * 6 * 5 * 4
-    assert first[:352] == second[:352] and first[352:] != second[352:]
+    assert first[:352] == second[:352]
+    assert first[352:] != second[352:]
 
 
 def test_uneven_slices_are_shown_by_measured_ones():
@@ -83,29 +85,37 @@ def test_uneven_slices_are_shown_by_measured_ones():
     with pytest.raises(UserError, match="uneven"):
         encode(uneven)
     even = evenly(uneven)
-    assert even.is_even and even.positions[0, 2] == 30.0 and even.positions[-1, 2] == 7.0
+    assert even.is_even
+    assert even.positions[0, 2] == 30.0
+    assert even.positions[-1, 2] == 7.0
     for plane, z in zip(even.hu, even.positions[:, 2], strict=True):
         assert (plane == volume.hu[np.abs(places - z).argmin()]).all()
-    assert "uneven" in show(uneven).about["note"] and show(volume).about["note"] == ""
+    assert "uneven" in show(uneven).about["note"]
+    assert show(volume).about["note"] == ""
 
 
 def test_slice_means_of_brain_and_of_heads_without_brain():
     hu = toy_head(1, slices=16, size=64)
     mean, of = slice_means(Volume.regular(hu, (5.0, 3.0, 3.0)))
-    assert of == "brain" and np.nanmax(np.abs(mean[np.isfinite(mean)] - 35)) < 3
+    assert of == "brain"
+    assert np.nanmax(np.abs(mean[np.isfinite(mean)] - 35)) < 3
     flat = np.full((4, 8, 8), -1000, np.int16)
     flat[1, 2:4, 2:4] = [[10, 20], [30, 40]]
     mean, of = slice_means(Volume.regular(flat, (5.0, 1.0, 1.0)))
-    assert of == "head" and mean[1] == 25 and np.isnan(mean[[0, 2, 3]]).all()
+    assert of == "head"
+    assert mean[1] == 25
+    assert np.isnan(mean[[0, 2, 3]]).all()
 
 
 def test_what_the_page_is_told():
     volume = Volume.regular(toy_head(2), TOY_SPACING)
     about = show(volume).about
-    assert about["shape"] == [8, 16, 16] and about["spacing"] == [5.0, 12.0, 12.0]
+    assert about["shape"] == [8, 16, 16]
+    assert about["spacing"] == [5.0, 12.0, 12.0]
     assert about["range"] == [int(volume.hu.min()), int(volume.hu.max())]
     drawn = curve(show(volume))
-    assert len(drawn["values"]) == 8 and json.loads(json.dumps([about, drawn])) == [about, drawn]
+    assert len(drawn["values"]) == 8
+    assert json.loads(json.dumps([about, drawn])) == [about, drawn]
     turned = Volume(
         np.ascontiguousarray(volume.hu.swapaxes(1, 2)),
         volume.positions,
@@ -113,10 +123,12 @@ def test_what_the_page_is_told():
         volume.row_axis,
         volume.pixel_spacing[::-1],
     )
-    assert show(turned).about == about and show(turned).nifti == show(volume).nifti, "however it is stored"
+    assert show(turned).about == about, "however it is stored"
+    assert show(turned).nifti == show(volume).nifti, "however it is stored"
     moved = Volume.regular(volume.hu, TOY_SPACING, origin=(1.0, 2.0, 3.0))
     assert show(volume.with_hu(-volume.hu)).about["geometry"] == about["geometry"] != show(moved).about["geometry"]
-    assert [w["name"] for w in windows()] == [name for name, _ in WINDOWS] and len(WINDOWS) == 8
+    assert [w["name"] for w in windows()] == [name for name, _ in WINDOWS]
+    assert len(WINDOWS) == 8
 
 
 # What is found -------------------------------------------------------------------------------------------------------
@@ -198,9 +210,11 @@ def test_server_answers_to_its_link_only(tmp_path):
     app, path = viewer(Shelf(held))
     with served(app) as base:
         status, headers, body = get(base, path)
-        assert status == 200 and b"<title>slicewise view" in body
+        assert status == 200
+        assert b"<title>slicewise view" in body
         assert "default-src 'self'" in headers["content-security-policy"]
-        assert "no-referrer" == headers["referrer-policy"] and "server" not in headers
+        assert "no-referrer" == headers["referrer-policy"]
+        assert "server" not in headers
         assert get(base, path, host="evil.example")[0] == 400, "a foreign name that points here"
         for foreign in ("/", "/volumes", "/wrong/", path + "assets/../../app.py", path + "volumes/7"):
             assert get(base, foreign)[0] == 404, foreign
@@ -208,7 +222,8 @@ def test_server_answers_to_its_link_only(tmp_path):
         assert get(base, path + "volumes/0.nii")[2] == encode(held[0].read())
         assert json.loads(get(base, path + "volumes/0/curve")[2]) == curve(show(held[0].read()))
         status, _, body = get(base, path + "volumes/1")
-        assert status == 422 and json.loads(body) == {"error": "bad.nii: cut"}
+        assert status == 422
+        assert json.loads(body) == {"error": "bad.nii: cut"}
         for name in ("niivue.umd.js", "niivue.LICENSE", "panel.js", "style.css", "view.css", "view.js"):
             assert get(base, f"{path}assets/{name}")[0] == 200
     assert viewer(Shelf(held))[1] != path, "every start has a link of its own"
@@ -219,9 +234,14 @@ def _fail() -> Volume:
 
 
 def test_loopback_and_ports():
-    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
-    assert not is_loopback("0.0.0.0") and not is_loopback("192.168.0.4") and not is_loopback("box")
-    assert host_names("127.0.0.1")[0] == "127.0.0.1" and host_names("0.0.0.0") == ["*"]
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("192.168.0.4")
+    assert not is_loopback("box")
+    assert host_names("127.0.0.1")[0] == "127.0.0.1"
+    assert host_names("0.0.0.0") == ["*"]
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
     with pytest.raises(UserError, match=f"port={port}: .*port=0"):
@@ -238,7 +258,8 @@ def test_missing_server_packages_are_one_line(monkeypatch, tmp_path, capsys):
         require_server("view")
     with pytest.raises(SystemExit) as stop:
         cli.main(["view", str(tmp_path)])
-    assert stop.value.code == 1 and "slicewise[clinic]" in capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "slicewise[clinic]" in capsys.readouterr().err
 
 
 def test_view_command_serves_and_stops(tmp_path):
@@ -326,7 +347,8 @@ def picture(page: Any, side: int) -> np.ndarray:
 
 def test_page_loads_without_errors_and_without_the_internet(page):
     assert page.heard.errors == []
-    assert page.heard.requests and all(u.startswith((page.base, "data:", "blob:")) for u in page.heard.requests)
+    assert page.heard.requests
+    assert all(u.startswith((page.base, "data:", "blob:")) for u in page.heard.requests)
     assert page.locator("#windows button").count() == 10
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "fits 1024 px"
 
@@ -390,7 +412,8 @@ def test_right_drag_sets_window_and_level(page):
     page.mouse.up(button="right")
     settle(page)
     lo, hi = page.evaluate("[slicewise.lo, slicewise.hi]")
-    assert abs((hi - lo) - 80 * np.exp(0.5)) <= 2 and abs((hi + lo) / 2 - 30) <= 1
+    assert abs((hi - lo) - 80 * np.exp(0.5)) <= 2
+    assert abs((hi + lo) / 2 - 30) <= 1
     assert slices(page) == before, "and nothing else"
     page.keyboard.press("]")
     settle(page)
@@ -405,7 +428,8 @@ def test_scrolling_is_linked_and_can_be_unlinked(page):
     page.mouse.wheel(0, 100)
     settle(page)
     after = slices(page)
-    assert after[0] == after[1] and abs(after[0] - start[0]) == 1
+    assert after[0] == after[1]
+    assert abs(after[0] - start[0]) == 1
     page.keyboard.press("ArrowUp")
     settle(page)
     assert slices(page) == [after[0] - 1, after[1] - 1], "up is towards the vertex"

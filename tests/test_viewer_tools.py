@@ -112,7 +112,8 @@ def test_overlay_and_picture_agree_on_every_place(page):
           worst = Math.max(worst, Math.abs(back[0] - x), Math.abs(back[1] - y)); }
         return [worst, seen]; }"""
     )
-    assert wrong[0] < 0.05 and wrong[1] > 100
+    assert wrong[0] < 0.05
+    assert wrong[1] > 100
 
 
 def test_letters_name_the_side_that_is_there(page):
@@ -128,7 +129,9 @@ def test_letters_name_the_side_that_is_there(page):
         return words; }"""
     )
     place = {text: (x, y) for text, x, y in drawn}
-    assert place["R"][0] < place["L"][0] and place["A"][1] < place["P"][1] and any("cm" in text for text in place)
+    assert place["R"][0] < place["L"][0]
+    assert place["A"][1] < place["P"][1]
+    assert any("cm" in text for text in place)
 
 
 def test_distance_and_angle_are_those_of_the_patient(page):
@@ -147,7 +150,8 @@ def test_distance_and_angle_are_those_of_the_patient(page):
     a, b, c = (np.array(p) for p in page.evaluate("slicewise.sides[0].panel.overlay.shapes[1].points"))
     cosine = (a - b) @ (c - b) / np.linalg.norm(a - b) / np.linalg.norm(c - b)
     degrees = float(re.search(r"([\d.]+)°", said(page))[1])
-    assert degrees == pytest.approx(np.degrees(np.arccos(cosine)), abs=0.06) and abs(degrees - 90) < 3
+    assert degrees == pytest.approx(np.degrees(np.arccos(cosine)), abs=0.06)
+    assert abs(degrees - 90) < 3
     page.keyboard.press("Delete")
     assert page.evaluate("slicewise.sides[0].panel.overlay.shapes.length") == 1
     page.keyboard.press("ArrowUp")
@@ -186,9 +190,8 @@ def test_slabs_are_numpys(page, view, axis):
         half = round((20 / (7.0, 6.0, 5.0)[axis] - 1) / 2 + 1e-9)
         expected = np.stack([make(ras.take(range(max(i - half, 0), min(i + half, ras.shape[axis] - 1) + 1), axis), axis)
                              for i in range(ras.shape[axis])], axis)  # fmt: skip
-        assert half >= 1 and np.abs(got.reshape(ras.shape, order="F") - expected).max() <= (
-            0.5 if kind == "average" else 0
-        )
+        assert half >= 1
+        assert np.abs(got.reshape(ras.shape, order="F") - expected).max() <= (0.5 if kind == "average" else 0)
     assert "MinIP of" in said(page)
     page.select_option("#slab", "off")
     settle(page)
@@ -199,7 +202,8 @@ def test_pan_takes_the_point_along(page):
     at = fresh(page)
     seen = voxel(page, (0.5, 0.5))
     drag(page, "pan", (0.5, 0.5), (0.6, 0.42))
-    assert np.abs(voxel(page, (0.6, 0.42)) - seen).max() <= 1 and np.abs(voxel(page, (0.5, 0.5)) - seen).max() > 1
+    assert np.abs(voxel(page, (0.6, 0.42)) - seen).max() <= 1
+    assert np.abs(voxel(page, (0.5, 0.5)) - seen).max() > 1
     page.keyboard.press("0")
     assert at == box(page, 0)
 
@@ -240,7 +244,8 @@ def test_difference_and_blink(page):
     page.click("#blink")
     shown = "[...document.querySelectorAll('.panel')].map(p => getComputedStyle(p).visibility)"
     first = page.evaluate(shown)
-    assert sorted(first) == ["hidden", "visible"] and box(page, 0) == box(page, 1), "in one place"
+    assert sorted(first) == ["hidden", "visible"], "in one place"
+    assert box(page, 0) == box(page, 1), "in one place"
     until(page, f"JSON.stringify({shown}) !== '{json.dumps(first, separators=(',', ':'))}'")
     page.click("#blink")
 
@@ -251,7 +256,8 @@ def test_labels_lie_where_they_were_written(page, files):
         found, _ = entries([files / "a", files / "b"])
         assert set(labels.names.values()) == {"skull", "brain stem"}
         back = on_grid(labels, found[0].read()).hu
-        assert ((back > 0) == (LABELS > 0)).all() and len(np.unique(back)) == 3
+        assert ((back > 0) == (LABELS > 0)).all()
+        assert len(np.unique(back)) == 3
         assert len({(int(v), int(w)) for v, w in zip(back.ravel(), LABELS.ravel(), strict=True)}) == 3, "one to one"
     with pytest.raises(UserError, match="belongs to another volume"):
         on_grid(read_labels(files / "seg.dcm"), found[1].read())
@@ -269,7 +275,8 @@ def test_labels_lie_where_they_were_written(page, files):
     page.select_option("#labels", "1")
     until(page, "slicewise.sides[0].panel.nv.volumes.length === 2")
     settle(page)
-    assert colours() > without + 0.1 and "belongs to another volume" in page.locator(".readout").nth(1).inner_text()
+    assert colours() > without + 0.1
+    assert "belongs to another volume" in page.locator(".readout").nth(1).inner_text()
     page.select_option("#labels", "")
     until(page, "slicewise.sides[0].panel.nv.volumes.length === 1")
 
@@ -290,13 +297,16 @@ def test_picture_information_and_badge(page):
     with page.expect_download() as waiting:
         page.click("#shot")
     saved = Image.open(waiting.value.path())
-    assert waiting.value.suggested_filename.endswith(".png") and saved.size[0] == round(box(page, 0)["width"])
+    assert waiting.value.suggested_filename.endswith(".png")
+    assert saved.size[0] == round(box(page, 0)["width"])
     assert np.asarray(saved.convert("L")).std() > 20, "the picture, not black"
     page.click("#information")
     table = page.locator("#about-table").inner_text()
     bare = Volume.regular(FIRST, SPACING, Acquisition(synthetic=True))
     assert series_information(Entry("from NIfTI", lambda: bare), bare)["Synthetic data"] == "YES", "of NIfTI, too"
-    assert "12 × 24 × 20" in table and "5 × 6 × 7" in table and "Synthetic data" in table
+    assert "12 × 24 × 20" in table
+    assert "5 × 6 × 7" in table
+    assert "Synthetic data" in table
     page.click("#close-about")
 
 

@@ -34,16 +34,22 @@ def test_every_window_is_the_slices_it_says_with_air_around(tmp_path, k):
     assert len(windows) == len(expected) == (5 + 1) + (3 + 1)
     for i, (hu, position) in enumerate(expected):
         found, mm = windows.read(i)
-        assert found.dtype == np.int16 and np.array_equal(found, hu) and mm == position
+        assert found.dtype == np.int16
+        assert np.array_equal(found, hu)
+        assert mm == position
 
 
 def test_the_first_window_holds_one_head_slice_and_the_last_ends_in_air(tmp_path):
     store = _store(tmp_path, shapes=((6, 16, 16),))
     windows = training_windows(store, "train", 3)
     first, position = windows.read(0)
-    assert (first[:2] == -1024).all() and np.array_equal(first[2], store.hu(store.records[0])[2]) and position == 0.0
+    assert (first[:2] == -1024).all()
+    assert np.array_equal(first[2], store.hu(store.records[0])[2])
+    assert position == 0.0
     last, position = windows.read(len(windows) - 1)
-    assert (last[2] == -1024).all() and not (last[1] == -1024).all() and position == 4 * 5.0
+    assert (last[2] == -1024).all()
+    assert not (last[1] == -1024).all()
+    assert position == 4 * 5.0
 
 
 def test_an_empty_split_is_said(tmp_path):

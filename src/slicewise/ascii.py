@@ -259,7 +259,9 @@ def noised_and_back(
     Returns int16 HU (len(slices), H, W).
     """
     recipe = denoiser.recipe
-    assert not recipe.joint and not recipe.whole and (above is not None) == bool(recipe.above)
+    assert not recipe.joint
+    assert not recipe.whole
+    assert (above is not None) == bool(recipe.above)
     assert max(slices) <= last_in_middle(recipe, len(hu))
     half = recipe.slices // 2
     air = np.full((half, *hu.shape[1:]), HU_MIN, np.int16)

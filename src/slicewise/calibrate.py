@@ -25,7 +25,8 @@ def calibrate_slice(net: ICNet, hu_slice: np.ndarray, previous: np.ndarray) -> n
     """
     import torch
 
-    assert hu_slice.shape == previous.shape and hu_slice.ndim in (2, 3)
+    assert hu_slice.shape == previous.shape
+    assert hu_slice.ndim in (2, 3)
     hu = np.asarray(hu_slice, np.float64)
     x = torch.from_numpy(_pair(hu, previous)).to(next(net.parameters()).device)
     with torch.no_grad():

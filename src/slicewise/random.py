@@ -61,7 +61,8 @@ class Draws:
         stream: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        assert 0 <= stream < STREAMS and 0 <= step < 1 << 28
+        assert 0 <= stream < STREAMS
+        assert 0 <= step < 1 << 28
         self.key = seed & _WORD, (seed >> 32) & _WORD
         if not isinstance(samples, torch.Tensor):
             samples = torch.tensor(list(samples), dtype=torch.int64)

@@ -68,7 +68,8 @@ class Volume:
     acquisition: Acquisition = field(default_factory=Acquisition)
 
     def __post_init__(self) -> None:
-        assert self.hu.ndim == 3 and self.hu.dtype == np.int16, "hu must be int16 (Z, Y, X)"
+        assert self.hu.ndim == 3, "hu must be int16 (Z, Y, X)"
+        assert self.hu.dtype == np.int16, "hu must be int16 (Z, Y, X)"
         assert self.positions.shape == (self.hu.shape[0], 3), "one position a slice"
 
     @staticmethod

@@ -38,7 +38,8 @@ class Moments:
 
     def add(self, features: np.ndarray) -> None:
         """Take in a batch (n, d) of any real dtype; n may be 0."""
-        assert features.ndim == 2 and features.shape[1] == self.size, "features must be (n, d)"
+        assert features.ndim == 2, "features must be (n, d)"
+        assert features.shape[1] == self.size, "features must be (n, d)"
         if not len(features):
             return
         batch = np.asarray(features, np.float64)
@@ -237,8 +238,10 @@ def _patient_bootstrap(
 
 def _products(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Products of all vectors of a with those of b, of a with a, of b with b, about a common origin."""
-    assert a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1], "features must be (n, d) and (m, d)"
-    assert len(a) > 1 and len(b) > 1, "a covariance needs two vectors"
+    assert a.ndim == b.ndim == 2, "features must be (n, d) and (m, d)"
+    assert a.shape[1] == b.shape[1], "features must be (n, d) and (m, d)"
+    assert len(a) > 1, "a covariance needs two vectors"
+    assert len(b) > 1, "a covariance needs two vectors"
     origin = np.concatenate([a, b]).mean(axis=0, dtype=np.float64)
     a, b = a - origin, b - origin
     return a @ b.T, a @ a.T, b @ b.T

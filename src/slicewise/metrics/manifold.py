@@ -30,7 +30,8 @@ def point_scores(between: np.ndarray, real: np.ndarray, synth: np.ndarray, k: in
     `between`: distances in a pool, (n, n); `real`, `synth`: indices of the two sets in it, each once, more than k.
     precision and density have a value a synthetic point, recall and coverage one a real point.
     """
-    assert len(real) > k and len(synth) > k, "the k-th neighbour needs more than k points"
+    assert len(real) > k, "the k-th neighbour needs more than k points"
+    assert len(synth) > k, "the k-th neighbour needs more than k points"
     cross = between[np.ix_(real, synth)]
     real_reach = np.sort(between[np.ix_(real, real)], axis=1)[:, k]  # column 0 is the point itself
     synth_reach = np.sort(between[np.ix_(synth, synth)], axis=1)[:, k]

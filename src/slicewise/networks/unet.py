@@ -202,7 +202,8 @@ class UNet(nn.Module):
         condition: torch.Tensor | None = None,
         frame: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert x.shape[2] % self.config.multiple == 0 and x.shape[3] % self.config.multiple == 0
+        assert x.shape[2] % self.config.multiple == 0
+        assert x.shape[3] % self.config.multiple == 0
         # log(sigma)/4 spans about [-1.8, 1.8]; conditions span about [0, 2]: the same frequencies serve both.
         scalars = noise if condition is None else torch.cat([noise, condition], dim=1)
         features = fourier_features(scalars, self.FEATURES, 0.5, 64.0).flatten(1)
