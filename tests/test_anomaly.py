@@ -369,6 +369,8 @@ def test_a_series_gives_series_maps_regions_and_a_page_that_refer_to_it(whole, n
             assert referred.ReferencedSOPInstanceUID == pydicom.dcmread(source).SOPInstanceUID
     segments = pydicom.dcmread(out / "dicom" / "regions.dcm")
     assert all("research use" in s.SegmentLabel for s in segments.SegmentSequence)
+    categories = {s.SegmentedPropertyCategoryCodeSequence[0].CodeValue for s in segments.SegmentSequence}
+    assert categories == {"49755003"}, "morphologically abnormal structure"
     assert segments.FrameOfReferenceUID == first.FrameOfReferenceUID
     uids = {i.ReferencedSOPInstanceUID for s in segments.ReferencedSeriesSequence for i in s.ReferencedInstanceSequence}
     assert uids <= {pydicom.dcmread(f).SOPInstanceUID for f in scan}

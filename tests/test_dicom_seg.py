@@ -9,10 +9,10 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
-from slicewise import cli
+from slicewise import cli, read_volume
 from slicewise.data.phantom import LABELS
 from slicewise.errors import UserError
-from slicewise.io.dicom_seg import SNOMED, write_segmentation
+from slicewise.io.dicom_seg import ABNORMAL, OBJECTS, SNOMED, write_segmentation, write_segments
 from slicewise.io.dicom_write import write_series
 from slicewise.volume import Volume
 from test_dicom_write import ORIGIN, run_tool
@@ -84,6 +84,18 @@ def test_equal_labels_have_equal_uids(head, tmp_path):
 def test_names_are_those_of_the_phantom_and_snomed_knows_them():
     assert SNOMED.keys() <= LABELS.keys()
     assert all(getattr(codes.SCT, name).scheme_designator == "SCT" for name in SNOMED.values())
+
+
+def test_lesions_are_no_anatomy(head, tmp_path):
+    _, series, _ = head
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[0], voxels[1], voxels[2] = LABELS["grey matter"], LABELS["infarct"], LABELS["table"]
+    positions = read_volume(series).positions
+    write_segments(voxels, positions, {v: n for n, v in LABELS.items()}, series, tmp_path / "seg.dcm")
+    segments = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    found = {s.SegmentLabel: s.SegmentedPropertyCategoryCodeSequence[0].CodeValue for s in segments}
+    assert found == {"grey matter": "91723000", "infarct": "49755003", "table": "260787004"}
+    assert ABNORMAL | OBJECTS <= LABELS.keys()
 
 
 def test_the_command(head, tmp_path, capsys):

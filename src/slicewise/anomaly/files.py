@@ -101,7 +101,7 @@ def _segment(found: Anomalies, scan: Volume, path: Path, file: Path, series_uid:
         return ["no region was found, so there is no segmentation"]
     title = f"Unexpected regions ({RESEARCH_USE})"
     try:
-        write_segments(marked, scan.positions, REGIONS, path, file, "regions", series_uid, title)
+        write_segments(marked, scan.positions, REGIONS, path, file, "regions", series_uid, title, abnormal=True)
     except UserError as error:
         return [f"no segmentation: {error}"]
     return []

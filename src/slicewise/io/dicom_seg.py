@@ -25,6 +25,9 @@ SNOMED = {
     "internal capsule": "InternalCapsule", "corpus callosum": "CorpusCallosum", "cerebellum": "Cerebellum",
     "brain stem": "BrainStem", "basilar artery": "BasilarArtery", "bleed": "Hemorrhage",
 }  # fmt: skip
+# Labels of what is no anatomy; also PS3.16 CID 7150, by which a segment's category is coded.
+ABNORMAL = frozenset({"calcification", "bleed", "infarct", "oedema", "tumour", "fracture"})
+OBJECTS = frozenset({"table"})
 SCHEME = "99SLICEWISE"  # a coding scheme of our own (PS3.3 8.2)
 # A file has a plane a segment and slice; more than a byte holds are no label map.
 MOST_LABELS = 255
@@ -56,9 +59,11 @@ def write_segments(
     labels: object = "labels",
     series_uid: str = "",
     description: str = "Tissue labels",
+    abnormal: bool = False,
 ) -> tuple[str, ...]:
     """`write_segmentation` of labels at hand: whole numbers (Z, Y, X), the positions of their slices (as in `Volume`)
-    and what the numbers are called; errors call them `labels`."""
+    and what the numbers are called; errors call them `labels`. With `abnormal` every segment is categorised as a morphologically abnormal
+    structure, whatever it is called."""
     if out.exists():
         raise UserError(f"{out}: is there already; give a new name, or remove it first")
     found = one_series(series, series_uid)
@@ -74,7 +79,7 @@ def write_segments(
         what = f"no name for label {unnamed[0]}" if unnamed else "no label in it"
         raise UserError(f"{labels}: {what}; give names=FILE, a JSON file of names and labels")
     sources = [pydicom.dcmread(files[tuple(p)]) for p in reading.positions]
-    dataset = _segmentation(voxels, [(v, named[v]) for v in present], sources, description)
+    dataset = _segmentation(voxels, [(v, named[v]) for v in present], sources, description, abnormal)
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as stream:
@@ -83,13 +88,16 @@ def write_segments(
 
 
 def _segmentation(
-    voxels: np.ndarray, segments: list[tuple[int, str]], sources: Sequence[pydicom.Dataset], description: str
+    voxels: np.ndarray,
+    segments: list[tuple[int, str]],
+    sources: Sequence[pydicom.Dataset],
+    description: str,
+    abnormal: bool,
 ) -> Any:
     try:
         import highdicom
     except ModuleNotFoundError:
         raise UserError("highdicom is not installed; pip install 'slicewise[clinic]'") from None
-    from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -99,7 +107,7 @@ def _segmentation(
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=name,
-            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_category=_category(name, abnormal),
             segmented_property_type=_code(label, name),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
@@ -128,6 +136,15 @@ def _segmentation(
         dataset.SyntheticData = "YES"
     dataset.SeriesDate, dataset.SeriesTime = sources[0].get("SeriesDate", ""), sources[0].get("SeriesTime", "")
     return dataset
+
+
+def _category(name: str, abnormal: bool) -> Any:
+    """What kind of thing a segment is (PS3.16 CID 7150)."""
+    from pydicom.sr.codedict import codes
+
+    if abnormal or name in ABNORMAL:
+        return codes.SCT.MorphologicallyAbnormalStructure
+    return codes.SCT.PhysicalObject if name in OBJECTS else codes.SCT.AnatomicalStructure
 
 
 def _code(label: int, name: str) -> Any:
