@@ -335,8 +335,11 @@ def concerned(
         tests = {test for line, tests in of_file.items() if first <= line <= last for test in tests}
         if tests:
             break
+    # What a fixture runs may fail in any test of its file.
     files = {test for test in tests if "::" not in test}
-    alone = [test for test in tests if test.split("::")[0] not in files or test in files]
+    alone = {
+        test for test in tests | durations.keys() if "::" in test and (test in tests or test.split("::")[0] in files)
+    }
     chosen, total = [], 0.0
     for test in sorted(alone, key=lambda test: durations.get(test, 0.0)):
         total += durations.get(test, 0.0)

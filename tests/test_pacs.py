@@ -26,8 +26,9 @@ from slicewise import cli
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
+from slicewise.io.dimse import _identifiers, message_id
 from slicewise.io.pacs import pull, push
-from slicewise.io.peer import PeerSettings, Query
+from slicewise.io.peer import PeerSettings, Query, RemoteSeries
 from slicewise.volume import Volume
 from test_deidentify import identified
 
@@ -562,3 +563,18 @@ def test_nothing_listens_where_it_should_not(servers):
     assert [line.split(": ")[1] for line in links] == ["lo"]
     assert shutil.which("Orthanc")
     assert os.geteuid() == 0
+
+
+def test_a_series_is_asked_for_whole_or_by_lists_of_its_instances():
+    series, uids = RemoteSeries("1.2", "1.2.3"), [f"1.2.3.{n}" for n in range(130)]
+    (whole,) = _identifiers(series, uids, True)
+    assert (whole.QueryRetrieveLevel, whole.SeriesInstanceUID) == ("SERIES", "1.2.3")
+    assert "SOPInstanceUID" not in whole
+    lists = _identifiers(series, uids, False)
+    assert {part.QueryRetrieveLevel for part in lists} == {"IMAGE"}
+    assert [len(part.SOPInstanceUID) for part in lists] == [64, 64, 2]
+    assert [uid for part in lists for uid in part.SOPInstanceUID] == uids
+
+
+def test_message_ids_stay_within_their_16_bits():
+    assert [message_id(n) for n in (0, 1, 65534, 65535)] == [1, 2, 65535, 1]

@@ -10,6 +10,7 @@ from scipy import ndimage
 from slicewise.data.phantom import LABELS, PhantomSettings, make_phantom
 from slicewise.hu import Window
 from slicewise.metrics.tissue import (
+    Mixture,
     brain_mask,
     brain_profile,
     fit_mixture,
@@ -215,6 +216,20 @@ def test_noise_power_spectrum_of_white_and_coloured_noise():
     np.testing.assert_allclose(power[2:8] / power[3], expected[2:8] / expected[3], rtol=0.25)
     ring_area = 2 * np.pi * f * (f[1] - f[0])
     assert (power * ring_area).sum() == pytest.approx(std**2, rel=0.15)
+
+
+def test_noise_power_spectrum_is_blind_to_a_second_order_surface_alone():
+    mask, spacing = np.ones((1, 64, 64), bool), (5.0, 0.8, 0.8)
+    y, x = np.mgrid[:64, :64] / 10.0
+    _, none = noise_power_spectrum((3 * x * x - 2 * x * y + y * y + 5 * x - 7)[None], mask, spacing, keep=1.0)
+    assert none.max() < 1e-12
+    _, cubic = noise_power_spectrum((x**3)[None], mask, spacing, keep=1.0)
+    assert cubic.max() > 1.0
+
+
+def test_partial_volume_counts_by_halves():
+    found = Mixture((8.0, 37.0, 32.0), 4.0, (0.1, 0.3, 0.2, 0.08, 0.3, 0.02)).fractions
+    np.testing.assert_allclose(found, (0.14, 0.49, 0.35), rtol=1e-12)
 
 
 def test_noise_power_spectrum_bias_of_keeping_quiet_regions():

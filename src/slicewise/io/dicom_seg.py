@@ -62,8 +62,8 @@ def write_segments(
     abnormal: bool = False,
 ) -> tuple[str, ...]:
     """`write_segmentation` of labels at hand: whole numbers (Z, Y, X), the positions of their slices (as in `Volume`)
-    and what the numbers are called; errors call them `labels`. With `abnormal` every segment is categorised as a morphologically abnormal
-    structure, whatever it is called."""
+    and what the numbers are called; errors call them `labels`. With `abnormal` every segment is categorised as a
+    morphologically abnormal structure, whatever it is called."""
     if out.exists():
         raise UserError(f"{out}: is there already; give a new name, or remove it first")
     found = one_series(series, series_uid)

@@ -144,7 +144,7 @@ class DimsePeer:
                     what = _uncompressed(instance)
                 self._check_open(association)
                 try:
-                    status = association.send_c_store(what, msg_id=number % 65535 + 1)
+                    status = association.send_c_store(what, msg_id=message_id(number))
                 except RuntimeError:  # the peer aborted between the check and now
                     raise PeerUnavailable("the peer closed the association") from None
                 told(instance, self._refusal(status))
@@ -537,6 +537,11 @@ def _acknowledge_at_once(event: Any) -> None:
     if hasattr(socket, "TCP_QUICKACK"):
         with suppress(OSError):  # closed meanwhile
             event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def message_id(number: int) -> int:
+    """The Message ID of the request after `number` others: 1 … 65535, and from the start again (PS3.7 E.1)."""
+    return number % 65535 + 1
 
 
 def _identifiers(series: RemoteSeries, uids: Iterable[str], whole: bool) -> list[Dataset]:
