@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -448,6 +449,20 @@ def test_missing_slices_are_interpolated_on_request(tmp_path, archive):
     assert len(report.prepared) == 1
     assert "1 missing slice interpolated" in report.notes[0]
     assert open_store(tmp_path / "store").records[0].notes[0] == "1 missing slice interpolated"
+
+
+def test_what_a_killed_run_left_half_written_goes_after_an_hour(tmp_path, archive):
+    volumes = tmp_path / "store" / "volumes"
+    volumes.mkdir(parents=True)
+    for name, age in (("old", 3700), ("new", 3500)):
+        file = volumes / f".{name}.tmp"
+        file.write_bytes(b"half")
+        os.utime(file, (time.time() - age,) * 2)
+    prepare([archive / "short"], tmp_path / "store", SETTINGS, progress=False, dry_run=True)
+    assert {f.name for f in volumes.glob(".*.tmp")} == {".old.tmp", ".new.tmp"}
+    with pytest.raises(UserError):
+        prepare([archive / "short"], with_key(tmp_path / "store"), SETTINGS, progress=False)
+    assert {f.name for f in volumes.glob(".*.tmp")} == {".new.tmp"}
 
 
 def test_dry_run_writes_nothing(tmp_path, archive):

@@ -10,6 +10,7 @@ from scipy import ndimage
 from slicewise.data.phantom import LABELS, PhantomSettings, make_phantom
 from slicewise.hu import Window
 from slicewise.metrics.tissue import (
+    _CENTRES,
     Mixture,
     brain_mask,
     brain_profile,
@@ -225,6 +226,10 @@ def test_noise_power_spectrum_is_blind_to_a_second_order_surface_alone():
     assert none.max() < 1e-12
     _, cubic = noise_power_spectrum((x**3)[None], mask, spacing, keep=1.0)
     assert cubic.max() > 1.0
+
+
+def test_bins_hold_one_whole_hu_each():
+    np.testing.assert_array_equal(_CENTRES, np.arange(-20, 66))
 
 
 def test_partial_volume_counts_by_halves():

@@ -462,6 +462,18 @@ def test_a_crop_holds_the_head_and_says_where_it_lies(tmp_path):
     assert len(firsts) > 50, "where there is room the crop lies at random"
 
 
+def test_a_crop_of_air_lies_anywhere(tmp_path):
+    put_volume(
+        tmp_path, Volume.regular(np.full((3, 64, 64), -1000, np.int16), (5.0, 3.0, 3.0)), id="v", patient="p",
+        split="train", vertex_slice=0,
+    )  # fmt: skip
+    windows = training_windows(open_store(tmp_path), "train", 3)
+    rows = windows.rows(torch.full((200,), 2))
+    cut, _ = draw_cut(windows.heads, rows, (40, 48), 2, True, Draws(0, range(200), 0, 0, TRAIN_ORDER))
+    assert set(cut.top.tolist()) == set(range(0, 25, 2))
+    assert set(cut.left.tolist()) == set(range(0, 17, 2))
+
+
 def test_without_a_crop_the_whole_is_taken(toy_store):
     windows = training_windows(toy_store, "train", 3)
     cut, frame = draw_cut(

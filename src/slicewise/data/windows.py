@@ -174,8 +174,8 @@ def check_grid(store: Store) -> None:
 
 
 def _extents(hu: np.ndarray) -> np.ndarray:
-    """(Z, 4) int64 of every slice: first row of the head, the row after its last, and the same of columns; the whole
-    slice where it shows none."""
+    """(Z, 4) int64 of every slice: first row of the head, the row after its last, and the same of columns; (side, 0)
+    where it shows none, which bounds nothing."""
     head = hu > AIR_HU
     out = np.empty((len(hu), 4), np.int64)
     for column, axis in ((0, 2), (2, 1)):
@@ -283,7 +283,6 @@ def draw_cut(
     nothing = torch.tensor([side, 0, side, 0])
     extents = torch.where(air, nothing, extents)
     begin, end = extents[:, :, 0::2].amin(dim=1), extents[:, :, 1::2].amax(dim=1)  # (B, 2): down, across
-    begin, end = torch.where(end > 0, begin, 0), torch.where(end > 0, end, side)
     across = torch.stack([side - end[:, 1], side - begin[:, 1]])
     begin[:, 1], end[:, 1] = torch.where(mirrored, across, torch.stack([begin[:, 1], end[:, 1]]))
     shape = tuple(wanted or side for wanted in sides)
