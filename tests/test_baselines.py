@@ -22,6 +22,7 @@ from slicewise import cli
 from slicewise.baselines.gan_loss import path_lengths
 from slicewise.baselines.sampling import draw_volume, load_baseline
 from slicewise.baselines.shapes import DiscriminatorConfig, SliceVAEConfig, StyleGAN2Config, StyleGAN3Config
+from slicewise.codec import codec
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import Heads
 from slicewise.errors import UserError
@@ -29,7 +30,7 @@ from slicewise.generate import generate
 from slicewise.hu import HU_MIN, HUScale
 from slicewise.io.archive import read_volume
 from slicewise.random import AUGMENT, Draws
-from slicewise.runtime import ALONE
+from slicewise.runtime import ALONE, Process
 from slicewise.sampling import ChainSettings, GenerateSettings
 from slicewise.settings import read_table
 from slicewise.training import gan
@@ -473,3 +474,17 @@ def test_commands_train_and_generate(toy_store, tmp_path, capsys):
     assert _main("train-gan", tmp_path / "absent", "--out", tmp_path / "other") == 1
     assert "no prepared data" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_slice_vae_is_validated_by_the_mean_of_its_posterior(toy_store, tmp_path):
+    trainer = SliceVAETrainer(toy_store, tmp_path, VAE, Process(0, 1, torch.device("cpu")))
+    hu = trainer.validation.hu(torch.arange(2))
+    seen = []
+    trainer.network.decode = lambda latent: seen.append(latent) or torch.zeros(2, 1, *hu.shape[-2:])
+    trainer._decoded(hu)
+    trainer.network.eval()
+    x = codec(VAE.scale, hu.device).encode(hu)
+    with torch.no_grad():
+        mean, log_variance = trainer.network.encode(x)
+    torch.testing.assert_close(seen[0], mean)
+    assert not torch.allclose(mean, log_variance)

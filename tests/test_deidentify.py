@@ -30,7 +30,7 @@ from slicewise.data.deface import face_mask
 from slicewise.errors import UserError
 from slicewise.io import deidentify as module
 from slicewise.io.archive import find, read_volume
-from slicewise.io.deidentify import KEY_FILE, REPORT_FILE, deidentify, deidentify_files, new_uid, pseudonym
+from slicewise.io.deidentify import KEY_FILE, REPORT_FILE, _named, deidentify, deidentify_files, new_uid, pseudonym
 from slicewise.io.dicom import load
 from slicewise.io.dicom_scan import scan
 from slicewise.volume import Volume
@@ -527,3 +527,13 @@ def test_prepare_refuses_names_unless_told(tmp_path, capsys):
     assert "prepared 1 volumes" in capsys.readouterr().out
     held = subprocess.run(["grep", "-rl", "SECRETNAME", str(tmp_path / "told")], capture_output=True, text=True)
     assert held.stdout == "", "a store never holds names"
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(0x4FFE, "unknown attributes"), (0x5000, "curves and overlays"), (0x50FE, "curves and overlays"),
+     (0x5100, "unknown attributes"), (0x6000, "curves and overlays"), (0x60FE, "curves and overlays"),
+     (0x6100, "unknown attributes"), (0x5001, "private attributes")],
+)  # fmt: skip
+def test_what_has_no_name_is_counted_by_its_group(group, name):
+    assert _named(DataElement((group, 0x0FF0), "LO", "text")) == name

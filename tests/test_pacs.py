@@ -26,7 +26,7 @@ from slicewise import cli
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
-from slicewise.io.dimse import _identifiers, message_id
+from slicewise.io.dimse import _identifiers, is_stored, message_id
 from slicewise.io.pacs import pull, push
 from slicewise.io.peer import PeerSettings, Query, RemoteSeries
 from slicewise.volume import Volume
@@ -578,3 +578,10 @@ def test_a_series_is_asked_for_whole_or_by_lists_of_its_instances():
 
 def test_message_ids_stay_within_their_16_bits():
     assert [message_id(n) for n in (0, 1, 65534, 65535)] == [1, 2, 65535, 1]
+
+
+def test_warnings_are_stored_and_failures_are_not():
+    for code in (0x0000, 0x0001, 0x0107, 0x0116, 0xB000, 0xB006, 0xBFFF):
+        assert is_stored(code), f"{code:04X}H"
+    for code in (0x0117, 0x0122, 0x0124, 0xA700, 0xA900, 0xC000, 0xFE00):
+        assert not is_stored(code), f"{code:04X}H"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -378,6 +379,7 @@ def test_prepare_an_archive(tmp_path, archive):
         assert record.vertex_slice == 0
         assert (store.hu(record)[0] > -300).any()
     assert len({r.patient for r in store.records}) == 4
+    assert all(re.fullmatch("p[0-9a-f]{12}", r.patient) for r in store.records)
     everything = b"".join(f.read_bytes() for f in out.glob("*.json*"))
     assert not any(name in everything for name in (b"Miller", b"Smith", b"Jones"))
     assert store.settings["size"] == 32

@@ -20,6 +20,7 @@ from slicewise.metrics.reference import (
     measure,
     measure_reference,
 )
+from slicewise.metrics.tissue import MIN_VOXELS
 from slicewise.reporting import generated
 from slicewise.reporting.generated import write_report, write_run_report
 from slicewise.volume import Volume
@@ -62,6 +63,17 @@ def test_measure_sees_what_was_put_in():
     first = np.flatnonzero(np.isfinite(stats.profile))[0]
     assert stats.depth_mm[first] == 0
     assert stats.depth_mm[first + 3] == pytest.approx(15)
+
+
+def test_a_brain_of_few_voxels_is_not_measured():
+    volume = head(0)
+    mask = np.zeros(volume.hu.shape, bool)
+    mask[16].ravel()[np.flatnonzero(skull_and_tissue()[0][16].ravel() < 66)[: MIN_VOXELS - 1]] = True
+    stats = measure(volume, mask)
+    assert np.isfinite(stats.profile).sum() == 1
+    assert all(math.isnan(value) for value in stats.scalars.values())
+    mask[17] = mask[16]
+    assert math.isfinite(measure(volume, mask).scalars["grey"])
 
 
 def test_a_set_is_the_sum_of_its_volumes():

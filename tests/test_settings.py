@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from slicewise.diffusion.settings import SigmaDistribution, WindowTask
 from slicewise.errors import UserError
 from slicewise.networks.shapes import NCSNppConfig
+from slicewise.random import TRAIN_ORDER, Draws
 from slicewise.training.denoiser import network_config
 from slicewise.training.settings import (
     DenoiserTraining,
@@ -101,3 +103,13 @@ def test_crops_divide_as_often_as_the_network_halves_them() -> None:
     for crop in ((10, 20), (12, 22), (12, 36), (-4, 12)):
         with pytest.raises(UserError, match="must be multiples of 4 up to 32"):
             network_config(replace(settings, crop=crop), 32)
+
+
+def test_a_window_is_denoised_slice_by_slice_unless_asked() -> None:
+    """By default slices have roles of their own, and one is wanted or more."""
+    draws = Draws(0, range(500), 0, 0, TRAIN_ORDER)
+    sigma, wanted = WindowTask().draw(draws, 4, SigmaDistribution())
+    assert wanted.any(dim=1).all()
+    only_last = wanted[:, -1] & (wanted.sum(dim=1) == 1)
+    assert float(only_last.float().mean()) > 0.6
+    assert (sigma[only_last].amax(dim=1) > sigma[only_last].amin(dim=1)).all()

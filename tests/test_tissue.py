@@ -11,6 +11,7 @@ from slicewise.data.phantom import LABELS, PhantomSettings, make_phantom
 from slicewise.hu import Window
 from slicewise.metrics.tissue import (
     _CENTRES,
+    _PARTS,
     Mixture,
     brain_mask,
     brain_profile,
@@ -232,6 +233,15 @@ def test_bins_hold_one_whole_hu_each():
     np.testing.assert_array_equal(_CENTRES, np.arange(-20, 66))
 
 
+def test_every_component_of_the_mixture_is_shares_of_three_tissues():
+    np.testing.assert_allclose(_PARTS.sum(axis=1), 1.0)
+    assert _PARTS.min() == 0.0
+    np.testing.assert_array_equal(_PARTS[:3], np.eye(3))
+    np.testing.assert_allclose(_PARTS[3:13, 2], 0.0)
+    np.testing.assert_allclose(_PARTS[13:, 0], 0.0)
+    np.testing.assert_allclose(_PARTS[3:13].mean(axis=0), (0.5, 0.5, 0.0))
+
+
 def test_partial_volume_counts_by_halves():
     found = Mixture((8.0, 37.0, 32.0), 4.0, (0.1, 0.3, 0.2, 0.08, 0.3, 0.02)).fractions
     np.testing.assert_allclose(found, (0.14, 0.49, 0.35), rtol=1e-12)
@@ -243,6 +253,13 @@ def test_noise_power_spectrum_bias_of_keeping_quiet_regions():
     _, everything = noise_power_spectrum(noise, mask, (5.0, 0.8, 0.8), keep=1.0)
     _, quiet = noise_power_spectrum(noise, mask, (5.0, 0.8, 0.8))
     assert 0.85 < quiet.sum() / everything.sum() < 1.0
+
+
+@pytest.mark.parametrize("side", [38, 56, 57])
+def test_noise_power_spectrum_stays_within_the_slice(side):
+    noise = np.random.default_rng(side).normal(0, 4, (3, side, side))
+    _, power = noise_power_spectrum(noise, np.ones(noise.shape, bool), (5.0, 0.8, 0.8), keep=1.0)
+    assert power[2:].mean() == pytest.approx(4**2 * 0.8**2, rel=0.2)
 
 
 def test_noise_power_spectrum_without_room():

@@ -301,12 +301,11 @@ class DimsePeer:
             self._status(status, what)
 
     def _refusal(self, status: Dataset) -> str:
-        """Why an instance was refused; "" where it was stored (a warning, B...H, is stored)."""
+        """Why an instance was refused; "" where it was stored."""
         code = self._answered(status)
         if code in _OUT_OF_RESOURCES:
             raise PeerUnavailable(f"the peer is out of resources (status {code:04X}H)")
-        stored = code == 0 or code >> 12 == 0xB or code in (0x0001, 0x0107, 0x0116)
-        return "" if stored else f"status {code:04X}H"
+        return "" if is_stored(code) else f"status {code:04X}H"
 
     def _answered(self, status: Dataset) -> int:
         if self._excess:
@@ -537,6 +536,11 @@ def _acknowledge_at_once(event: Any) -> None:
     if hasattr(socket, "TCP_QUICKACK"):
         with suppress(OSError):  # closed meanwhile
             event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def is_stored(code: int) -> bool:
+    """Whether an instance was stored, by the status of its C-STORE: success, or a warning (PS3.7 C)."""
+    return code == 0 or code >> 12 == 0xB or code in (0x0001, 0x0107, 0x0116)
 
 
 def message_id(number: int) -> int:
