@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 from slicewise import cli, read_volume
 from slicewise.data.phantom import LABELS
 from slicewise.errors import UserError
-from slicewise.io.dicom_seg import ABNORMAL, OBJECTS, SNOMED, write_segmentation, write_segments
+from slicewise.io.dicom_seg import ABNORMAL, OBJECTS, SNOMED, read_segmentation, write_segmentation, write_segments
 from slicewise.io.dicom_write import write_series
 from slicewise.volume import Volume
 from test_dicom_write import ORIGIN, run_tool
@@ -96,6 +96,22 @@ def test_lesions_are_no_anatomy(head, tmp_path):
     found = {s.SegmentLabel: s.SegmentedPropertyCategoryCodeSequence[0].CodeValue for s in segments}
     assert found == {"grey matter": "91723000", "infarct": "49755003", "table": "260787004"}
     assert ABNORMAL | OBJECTS <= LABELS.keys()
+
+
+def test_where_segments_overlap_the_last_counts(head, tmp_path):
+    _, series, _ = head
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[1, :12], voxels[1, 12:] = LABELS["grey matter"], LABELS["white matter"]
+    positions = read_volume(series).positions
+    write_segments(voxels, positions, {v: n for n, v in LABELS.items()}, series, tmp_path / "seg.dcm")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert ds.NumberOfFrames == 2
+    ds.PixelData = b"\xff" * len(ds.PixelData)
+    ds.save_as(tmp_path / "overlapping.dcm")
+    found, names = read_segmentation(tmp_path / "overlapping.dcm")
+    assert names == {1: "grey matter", 2: "white matter"}
+    assert {int(v) for v in np.unique(found.hu)} <= {0, 2}
+    assert (found.hu == 2).sum() == SHAPE[1] * SHAPE[2]
 
 
 def test_the_command(head, tmp_path, capsys):
