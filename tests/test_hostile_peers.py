@@ -9,13 +9,16 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, JPEG2000Lossless
 
 import hostile
 from slicewise.errors import UserError
 from slicewise.io import dicomweb, dimse
 from slicewise.io.pacs import pull
 from slicewise.io.peer import PeerSettings, Query, RemoteSeries
-from slicewise.io.received import Damaged, TooMuch, check_file, parts
+from slicewise.io.received import Damaged, TooMuch, _pixel_problem, check_file, parts
 
 ONCE = PeerSettings(retries=0, timeout_s=1, max_image_mb=8)
 ENDS = {
@@ -178,3 +181,19 @@ def test_a_deflated_file_is_inflated_as_far_as_it_may():
     for length in range(0, 900, 37):
         with pytest.raises(Damaged):
             check_file(hostile.file_of(hostile.image(0))[:length], series, 8 << 20)
+
+
+@pytest.mark.parametrize("offsets", [True, False], ids=["offset table", "empty offset table"])
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_compressed_frames_are_counted_whatever_the_offset_table_holds(offsets, fragments):
+    """An offset table may be empty (PS3.5 A.4), and most are."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.SOPClassUID, dataset.Rows = CTImageStorage, 4
+    dataset.PixelData = encapsulate([b"ab" * 8, b"cd" * 8], fragments_per_frame=fragments, has_bot=offsets)
+    for frames, problem in ((2, ""), (2 * fragments + 1, f"{2 * fragments} compressed frames where")):
+        dataset.NumberOfFrames = frames
+        found = _pixel_problem(dataset)
+        assert problem in found
+        assert bool(problem) == bool(found)

@@ -4,6 +4,7 @@ than can be meant."""
 import zlib
 from collections.abc import Iterable, Iterator
 from io import BytesIO
+from itertools import islice
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_fragments
@@ -121,5 +122,6 @@ def _pixel_problem(dataset: Dataset) -> str:
         due, there = get_expected_length(dataset, "bytes"), len(dataset[keyword].value)
         return f"an image cut short: {there} bytes of pixels where {due} are due" if there < due else ""
     frames = int(dataset.get("NumberOfFrames") or 1)
-    there = sum(bool(fragment) for fragment in generate_fragments(dataset[keyword].value)) - 1  # the offset table
+    fragments = islice(generate_fragments(dataset[keyword].value), 1, None)  # the first item is the offset table
+    there = sum(map(bool, fragments))
     return f"an image cut short: {there} compressed frames where {frames} are due" if there < frames else ""
