@@ -26,6 +26,9 @@ from slicewise.training.denoiser import train_denoiser
 from slicewise.training.settings import DenoiserTraining
 from slicewise.volume import Volume
 
+# What no preset takes, for comparison: asinh alone, and a quarter of it.
+COMPANDINGS.update(asinh=1.0, soft=0.25)
+
 
 def row(name: str, stats: list[VolumeStats]) -> str:
     """One line of the table: mean HU by tissue, spread of the brain's mean between volumes, step and drift."""

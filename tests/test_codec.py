@@ -7,7 +7,7 @@ import torch
 from slicewise.codec import Codec
 from slicewise.hu import HUScale
 
-SCALES = [HUScale(), HUScale(-10, 70)] + [HUScale(companding=name) for name in ("half", "soft", "asinh")]
+SCALES = [HUScale(), HUScale(-10, 70), HUScale(companding="half")]
 
 
 @pytest.mark.parametrize("scale", SCALES)

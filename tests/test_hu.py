@@ -48,14 +48,14 @@ def test_the_linear_map_is_the_formula():
     np.testing.assert_allclose(hu.to_unit(h), expected, atol=6e-8)
 
 
-@given(st.sampled_from(COMPANDINGS), st.lists(st.floats(-1024, 3071), min_size=2, max_size=20))
+@given(st.sampled_from(sorted(COMPANDINGS)), st.lists(st.floats(-1024, 3071), min_size=2, max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_fractions_of_hu_come_back_and_keep_their_order(companding, values):
     scale = HUScale(companding=companding)
     h = np.sort(np.array(values))
     x = scale.encode(h)
     assert np.all(np.diff(x) >= 0)
-    # float32 has 24 bits: at |x| near 1 one unit in the last place is 6e-8, in bone 0.0004 HU of the asinh map.
+    # float32 has 24 bits: at |x| near 1 one unit in the last place is 6e-8, in bone 0.0004 HU of the companded map.
     np.testing.assert_allclose(scale.decode(x), h, atol=0.005)
 
 
@@ -104,10 +104,7 @@ def test_slope_is_the_derivative(companding):
     h = np.random.default_rng(0).uniform(-1000, 3000, 200)
     step = 0.5
     # encode is float32; the difference over 1 HU has to be taken in float64, so the asinh map is written out here.
-    if companding == "linear":
-        share = 0.0
-    else:
-        share = {"soft": 0.25, "half": 0.5, "asinh": 1.0}[companding]
+    share = {"linear": 0.0, "half": 0.5}[companding]
     ends = np.arcsinh((np.array([-1024, 3071]) - 30) / 60)
 
     def forward(v):
@@ -123,7 +120,6 @@ def test_slope_is_the_derivative(companding):
 def test_companding_gives_soft_tissue_the_larger_share():
     slopes = {c: float(HUScale(companding=c).slope(np.array(30.0))) for c in COMPANDINGS}
     assert slopes["linear"] == pytest.approx(ONE_HU)
-    assert slopes["linear"] < slopes["soft"] < slopes["half"] < slopes["asinh"]
     assert slopes["half"] / ONE_HU == pytest.approx(4.7, abs=0.1)
 
 

@@ -74,13 +74,11 @@ WHOLE = Window(HU_MIN, HU_MAX)
 BRAIN = Window(-10.0, 70.0)
 ICNET = Window(-150.0, 150.0)
 
-COMPANDINGS = ("linear", "asinh", "half", "soft")
-
+# How much of the unit range each companding gives to asinh; the rest is linear, so that bone keeps its resolution.
+COMPANDINGS = {"linear": 0.0, "half": 0.5}
 # asinh((HU - CENTRE)/WIDTH): the slope peaks in grey and white matter, about 30 HU.
 _CENTRE = 30.0
 _WIDTH = 60.0
-# How much of the unit range the asinh part takes; the rest is linear, so that bone keeps its resolution.
-_ASINH_SHARE = {"linear": 0.0, "soft": 0.25, "half": 0.5, "asinh": 1.0}
 
 
 def round_hu(hu: np.ndarray) -> np.ndarray:
@@ -118,9 +116,9 @@ class HUScale:
     hi: float = HU_MAX
     """Upper end of the window in HU."""
     companding: str = "linear"
-    """Companding: "linear" (the paper), "asinh" (asinh((HU - 30)/60) rescaled), "half" (the mean of both) or "soft" (a
-    quarter asinh). A companded map gives soft tissue a larger share of the unit range, so that a relative error of the
-    network costs fewer HU there; every map rounds back exactly on all 4096 codes in float32."""
+    """Companding: "linear" (the paper) or "half" (the mean of that and of asinh((HU - 30)/60), rescaled), which gives
+    soft tissue a larger share of the unit range, so that a relative error of the network costs fewer HU there. Either
+    rounds back exactly on all 4096 codes in float32."""
 
     def __post_init__(self) -> None:
         if self.companding not in COMPANDINGS:
@@ -142,7 +140,7 @@ class HUScale:
     def decode(self, x: np.ndarray) -> np.ndarray:
         """x to HU in float64 (not rounded), clipped to the window; the inverse of `encode`."""
         x = np.asarray(x, np.float64)
-        if _ASINH_SHARE[self.companding] == 0.0:
+        if COMPANDINGS[self.companding] == 0.0:
             found: np.ndarray = np.clip(from_unit(x, Window(self.lo, self.hi)), self.lo, self.hi)
             return found
         codes, table = self.table()
@@ -167,14 +165,14 @@ class HUScale:
     @property
     def linear_part(self) -> tuple[float, float]:
         """(gain, offset) with which x = gain HU + offset + share asinh((HU - centre) / width); see `asinh_part`."""
-        share, (low, rise) = _ASINH_SHARE[self.companding], self._asinh_range
+        share, (low, rise) = COMPANDINGS[self.companding], self._asinh_range
         gain = (1 - share) * 2.0 / (self.hi - self.lo)
         return gain, -(1 - share) - gain * self.lo - share * (1.0 + 2.0 * low / rise)
 
     @property
     def asinh_part(self) -> tuple[float, float, float]:
         """(centre in HU, width in HU, share) of the companding; the share is that of one unit of asinh in x."""
-        return _CENTRE, _WIDTH, 2.0 * _ASINH_SHARE[self.companding] / self._asinh_range[1]
+        return _CENTRE, _WIDTH, 2.0 * COMPANDINGS[self.companding] / self._asinh_range[1]
 
     @property
     def _asinh_range(self) -> tuple[float, float]:
