@@ -401,10 +401,10 @@ def dimse(find: Callable[..., Any] = answer_find, get: Callable[..., Any] | None
 
 
 def zeros(number: int) -> pydicom.Dataset:
-    """An image of 128 MB of zeros, which deflate to a thousandth on the way."""
+    """An image of 32 MB of zeros, which deflate to a thousandth on the way."""
     ds = image(number)
-    ds.Rows = ds.Columns = 8192
-    ds.PixelData = bytes(2 * 8192**2)
+    ds.Rows = ds.Columns = 4096
+    ds.PixelData = bytes(2 * 4096**2)
     ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return ds
 
@@ -458,7 +458,7 @@ DIMSE: dict[str, Callable[[], Any]] = {
     "an image that does not end": partial(dimse, get=partial(raw, write=without_end)),
     "an image that drips": partial(dimse, get=partial(raw, write=slowly)),
     "images without end": partial(dimse, get=endless_get),
-    "a deflated image of 128 MB": partial(dimse, get=deflated_get),
+    "a deflated image of 32 MB": partial(dimse, get=deflated_get),
     "images without pixels": partial(dimse, get=partial(answer_get, make=without_pixels)),
     "images cut short": partial(dimse, get=partial(answer_get, make=cut)),
     "images of another series": partial(dimse, get=partial(answer_get, make=partial(image, series="1.2.3.5"))),

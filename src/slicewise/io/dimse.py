@@ -170,6 +170,7 @@ class DimsePeer:
             except Exception as error:  # it must reach the caller, through a thread that is not his
                 problems.append(error)
                 event.assoc.abort()  # or a peer could go on forever
+                event.assoc.dimse.msg_queue.put((None, None))  # who waits for an answer would wait the whole time-out
                 return 0xA700
             return 0x0000
 
