@@ -359,7 +359,9 @@ def concerned(
     """The tests that run a mutant's lines, quickest first, as many as fit; of what runs at import alone, those of its
     function or, where that is none, of its module. Where a `part` of the tests is known, what its own lines have."""
     of_file = reached.get(mutant.file, {})
-    for first, last in (mutant.lines, mutant.body, (0, 10**9))[: 1 if part else 3]:
+    # A line that runs at import is that of whichever test imports the module first.
+    at_import = mutant.place.split()[0] == "module"
+    for first, last in [(0, 10**9)] if at_import else (mutant.lines, mutant.body, (0, 10**9))[: 1 if part else 3]:
         tests = {test for line, tests in of_file.items() if first <= line <= last for test in tests}
         if tests:
             break
