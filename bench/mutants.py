@@ -161,7 +161,8 @@ def main() -> None:
     done = {key: Result(*values) for key, *values in map(json.loads, _lines(record))}
     for number, mutant in enumerate(drawn):
         known = done.get(mutant.key)
-        if (known and not (arguments.again and known.status != "killed")) or time.monotonic() > until:
+        again = arguments.again and known and known.status != "killed" and mutant.key not in EQUIVALENT
+        if (known and not again) or time.monotonic() > until:
             continue
         tests = concerned(mutant, reached, durations, arguments.budget, bool(arguments.tests))
         if not mutant.file.startswith(tuple(arguments.modules)) or (arguments.tests and not tests):
