@@ -366,8 +366,8 @@ def concerned(
         tests = {test for line, tests in of_file.items() if first <= line <= last for test in tests}
         if tests:
             break
-    # What a fixture runs may fail in any test of its file.
-    files = {test for test in tests if "::" not in test}
+    # What a fixture runs may fail in any test of its file; so may what an import runs.
+    files = {test.split("::")[0] for test in tests if at_import or "::" not in test}
     alone = {
         test for test in tests | durations.keys() if "::" in test and (test in tests or test.split("::")[0] in files)
     }

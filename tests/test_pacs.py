@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -26,9 +27,9 @@ from slicewise import cli
 from slicewise.errors import UserError
 from slicewise.io.archive import read_volume
 from slicewise.io.dicom_write import SyntheticOrigin, write_series
-from slicewise.io.dimse import _identifiers, is_stored, message_id
+from slicewise.io.dimse import DimsePeer, _identifiers, is_stored, message_id
 from slicewise.io.pacs import pull, push
-from slicewise.io.peer import PeerSettings, Query, RemoteSeries
+from slicewise.io.peer import Address, Credentials, PeerSettings, Query, RemoteSeries
 from slicewise.volume import Volume
 from test_deidentify import identified
 
@@ -585,3 +586,29 @@ def test_warnings_are_stored_and_failures_are_not():
         assert is_stored(code), f"{code:04X}H"
     for code in (0x0117, 0x0122, 0x0124, 0xA700, 0xA900, 0xC000, 0xFE00):
         assert not is_stored(code), f"{code:04X}H"
+
+
+@pytest.mark.parametrize(
+    ("query", "levels"),
+    [
+        (Query(series="1.2.3"), ["SERIES"]),
+        (Query(series="1.2.3", study="1.2"), ["STUDY", "SERIES"]),
+        (Query(series="1.2.3", patient="P1"), ["STUDY", "SERIES"]),
+        (Query(series="1.2.3", date="20260101"), ["STUDY", "SERIES"]),
+        (Query(patient="P1"), ["STUDY", "SERIES"]),
+    ],
+)
+def test_a_series_alone_is_asked_for_without_its_study(query, levels):
+    """As a relational query (PS3.4 C.4.1.2.2): there is nothing to find its study by."""
+    asked = []
+
+    def answer(keys):
+        asked.append(keys.QueryRetrieveLevel)
+        row = Dataset()
+        row.StudyInstanceUID, row.PatientID, row.SeriesInstanceUID, row.Modality = "1.2", "P1", "1.2.3", "CT"
+        return [row]
+
+    peer = DimsePeer(Address("dicom://PEER@localhost:104", "dicom", "localhost", 104, "PEER"), PeerSettings(), Credentials())
+    peer._asked = answer
+    assert peer._matching(query) == [RemoteSeries("1.2", "1.2.3", "CT")]
+    assert asked == levels
