@@ -608,7 +608,8 @@ def test_a_series_alone_is_asked_for_without_its_study(query, levels):
         row.StudyInstanceUID, row.PatientID, row.SeriesInstanceUID, row.Modality = "1.2", "P1", "1.2.3", "CT"
         return [row]
 
-    peer = DimsePeer(Address("dicom://PEER@localhost:104", "dicom", "localhost", 104, "PEER"), PeerSettings(), Credentials())
+    where = Address("dicom://PEER@localhost:104", "dicom", "localhost", 104, "PEER")
+    peer = DimsePeer(where, PeerSettings(), Credentials())
     peer._asked = answer
     assert peer._matching(query) == [RemoteSeries("1.2", "1.2.3", "CT")]
     assert asked == levels
