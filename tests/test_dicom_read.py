@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 
 from slicewise.errors import UserError
+from slicewise.hu import Clipped
 from slicewise.io.archive import find, read_volume, read_volumes
 from slicewise.io.dicom import load, read_series, read_slice
 from slicewise.io.dicom_scan import CT_IMAGE, read_header, scan
@@ -115,6 +116,15 @@ def test_padding_is_air_and_no_clipping(tmp_path):
     assert reading.volume.hu[0].tolist() == [[-1024, -1024, -1024, -1024], [-1023, 40, 3071, 3071]]
     assert reading.clipped.voxels == 2
     assert "2 voxels of 3072 HU clipped" in reading.notes[-1]
+
+
+@pytest.mark.parametrize("value", [-1100, 3200])
+def test_clipping_at_one_end_alone_is_told(tmp_path, value):
+    for k in range(2):
+        save(ct_slice(np.array([[value, 40], [30, -900]], np.int16), (0, 0, 5.0 * k)), tmp_path / f"{k}")
+    reading = load(scan(tmp_path).series[0])
+    assert reading.clipped == Clipped(2, value, value)
+    assert f"2 voxels of {value} HU clipped" in reading.notes[-1]
 
 
 def test_padding_range_and_padding_above_the_stored_bits(tmp_path):

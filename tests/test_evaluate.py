@@ -24,7 +24,7 @@ from slicewise.hu import BRAIN, WHOLE, to_unit
 from slicewise.io.dicom_write import write_series
 from slicewise.io.nifti import write_nifti
 from slicewise.metrics import extractors
-from slicewise.metrics.compare import check_features, feature_distances
+from slicewise.metrics.compare import check_features, feature_distances, measurement
 from slicewise.metrics.features import PLANES, Extractor
 from slicewise.metrics.frechet import frechet_distance, frechet_of_features, slices_estimate
 from slicewise.metrics.kernel import batch_mmd2
@@ -496,3 +496,16 @@ def test_numbers_are_printed_with_the_digits_they_deserve() -> None:
     assert number(2.5, sign=True) == "+2.50"
     assert interval(1.0, 2.0) == " (1.00 … 2.00)"
     assert interval(float("nan"), 2.0) == ""
+
+
+def test_a_row_draws_persons_not_volumes():
+    """Four scans of each of six persons say no more than one of each: intervals must be those of six, not of 24."""
+    rng = np.random.default_rng(0)
+    real, synth = (np.repeat(rng.normal(0, 1, 6), 4) for _ in range(2))
+    values = [[np.array([v]) for v in side] for side in (real, synth)]
+    persons = [n // 4 for n in range(24)]
+    apart = measurement("group", "name", "HU", *values)
+    together = measurement("group", "name", "HU", *values, patients=(persons, persons))
+    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    once = measurement("group", "name", "HU", *([side[::4] for side in values]))
+    assert together.high - together.low == pytest.approx(once.high - once.low, rel=0.2)
