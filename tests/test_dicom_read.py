@@ -118,6 +118,16 @@ def test_padding_is_air_and_no_clipping(tmp_path):
     assert "2 voxels of 3072 HU clipped" in reading.notes[-1]
 
 
+def test_pixels_without_a_sign_said_are_unsigned(tmp_path):
+    stored = np.array([[33000, 34000], [32768, 33100]], np.uint16)
+    for k in range(2):
+        ds = ct_slice(stored, (0, 0, 5.0 * k), BitsAllocated=16, BitsStored=16, HighBit=15, PixelRepresentation=None)
+        ds.RescaleIntercept = -33000.0
+        save(ds, tmp_path / f"{k}")
+    reading = load(scan(tmp_path).series[0])
+    assert reading.volume.hu[0].tolist() == [[0, 1000], [-232, 100]]
+
+
 @pytest.mark.parametrize("value", [-1100, 3200])
 def test_clipping_at_one_end_alone_is_told(tmp_path, value):
     for k in range(2):

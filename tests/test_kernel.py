@@ -99,6 +99,16 @@ def test_manifold_measures_are_their_definitions() -> None:
     assert neighbours(4, 2) == 1
 
 
+def test_a_half_of_too_few_points_gives_no_floor() -> None:
+    """Of two persons one has four points, of which none has a fifth neighbour."""
+    rng = np.random.default_rng(5)
+    real, synth = rng.standard_normal((12, 2)), rng.standard_normal((12, 2))
+    found = manifold_estimates(real, synth, 5, patients=([0] * 8 + [1] * 4, list(range(12))))
+    assert all(np.isnan(e.floor) for e in found.values())
+    found = manifold_estimates(real, synth, 5, patients=([0] * 6 + [1] * 6, list(range(12))))
+    assert all(np.isfinite(e.floor) for e in found.values())
+
+
 def test_manifold_measures_tell_fidelity_from_diversity() -> None:
     rng = np.random.default_rng(4)
     real = rng.standard_normal((60, 2))

@@ -613,3 +613,22 @@ def test_a_series_alone_is_asked_for_without_its_study(query, levels):
     peer._asked = answer
     assert peer._matching(query) == [RemoteSeries("1.2", "1.2.3", "CT")]
     assert asked == levels
+
+
+def test_a_port_without_tls_is_told_of():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            plain, _ = server.accept()
+            with plain:
+                plain.recv(1024)
+                plain.sendall(b"220 this is mail, not TLS\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        port = server.getsockname()[1]
+        where = Address(f"dicoms://PEER@localhost:{port}", "dicoms", "127.0.0.1", port, "PEER")
+        found = DimsePeer(where, PeerSettings(timeout_s=5), Credentials())._not_connected()
+        thread.join()
+    assert isinstance(found, UserError)
+    assert "TLS fails" in str(found)
