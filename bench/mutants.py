@@ -58,6 +58,7 @@ EQUIVALENT = {
         "a uniform number equals another once in 2^24"
     ),
     "diffusion/settings.py: draw_whole: draws.uniform(1) < 0.5 -> (draws.uniform(1) <= 0.5)": "the same",
+    "diffusion/samplers.py: _multistep: return x -> return None": "the last of the levels, 0, has returned before",
     "io/dicom.py: _stored: s.pixels.offset >= 0 -> (s.pixels.offset > 0)": "no DICOM file begins with its pixels",
     "io/dicom.py: load (2): 1 -> 2": "threads change no voxel",
     "io/dicom_scan.py: read_header (3): True -> False": "reads the pixels, too, and drops them",

