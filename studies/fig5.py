@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_figure(figure(held, errors, methods["IC-Net, paper's recipe"]), study.out / "fig5.png")
     count = sum(map(len, held.values()))
     caption = (
-        f"**Figure 5.** Mean absolute error in HU over the soft tissue of {count} held-out slices (the "
-        f"{', '.join(f'{z + 1}th' for z in held)} of each head), distorted by μ, calibrated by the true slice before."
+        f"**Figure 5.** Mean absolute error in HU over the soft tissue of {count} held-out slices (slices "
+        f"{', '.join(str(z + 1) for z in held)} of each head), distorted by μ, calibrated by the true slice before."
     )
     write_results(study, rows, caption)
 

@@ -56,36 +56,38 @@ def tables(found: Evaluation) -> list[Table]:
 
 NOTES = {
     FRECHET: (
-        "Distance of the Gaussians fitted to the slices' features (Heusel et al. 2017); lower is nearer. It grows "
-        "as n falls, so the value at the floor's n is what to hold against the floor."
+        "Distance between Gaussians fitted to the slices' features (Heusel et al. 2017); lower is better. It grows "
+        "as n falls, so compare the floor with the value at the floor's n."
     ),
     KERNEL: (
-        "Unbiased MMD² of the middle slices' features, polynomial kernel (Bińkowski et al. 2018); 0 for one "
-        "distribution, and by chance below it."
+        "Unbiased MMD² of the middle slices' features, polynomial kernel (Bińkowski et al. 2018); its expectation "
+        "is 0 for identical distributions, so it can be negative by chance."
     ),
     MANIFOLD: (
-        "Precision and density: how far synthetic slices lie among real ones; recall and coverage: how much of "
-        "the real set the synthetic one reaches (Kynkäänniemi et al. 2019, Naeem et al. 2020). Hold them against "
-        "the floor: few volumes do not reach 1."
+        "Precision and density: how well synthetic slices fall among real ones; recall and coverage: how much of "
+        "the real set the synthetic set covers (Kynkäänniemi et al. 2019, Naeem et al. 2020). Compare them with "
+        "the floor: with few volumes they do not reach 1."
     ),
     VOXELS: (
         "MMD² with a linear kernel on voxels in [-1, 1], in batches. The biased form is the one that papers "
-        "report: its expectation holds the variances of both sets, so it rewards a generator that has collapsed. "
-        "The unbiased form does not."
+        "report. Its expectation includes the variances of both sets, so it rewards a collapsed generator; the "
+        "unbiased form does not."
     ),
     HISTOGRAMS: (
-        "Wasserstein-1 distance between the HU of both sets. Tissues are told apart without labels, by a mixture "
-        "with partial volume."
+        "Wasserstein-1 distance between the HU of both sets. Tissues are separated without labels, by a mixture "
+        "model with partial volume."
     ),
     NOISE: "Area between the noise-power spectra over the frequency plane, as a share of the real noise power.",
     TISSUE: (
-        "One value a volume (CV: one a slice). The contrast is that of grey and white matter over the noise level."
+        "One value per volume (CV: per slice). The contrast is grey minus white matter, divided by the noise level."
     ),
-    CONTINUITY: "One value an interface of two slices (drift: one a volume), within the brain; whole range: the head.",
+    CONTINUITY: (
+        "One value per pair of adjacent slices (drift: per volume), within the brain; whole range: within the head."
+    ),
     DIVERSITY: (
-        "MS-SSIM between pairs of volumes of one set: above the real value, volumes resemble each other too much. "
-        "Legacy is the widely copied form with its faults (the last scale's term to the fourth power, constants "
-        "of half the range), for comparison only."
+        "MS-SSIM between pairs of volumes of one set; above the real value, volumes are too alike. Legacy is the "
+        "widely copied form with its errors (the last scale's term to the fourth power, constants for half the "
+        "range), for comparison only."
     ),
     "Memorisation": "Distances to the training set, by features and by cross-correlation.",
 }
@@ -196,13 +198,15 @@ def facts(found: Evaluation) -> list[str]:
     said.append(f"Grid: {found.frame.text}")
     said.append(f"Features: {found.extractor}")
     said.append(
-        "Coronal and sagittal slices are resampled to square pixels, and padded with air to squares; no 8-bit step"
+        "Coronal and sagittal slices are resampled to square pixels and padded with air to squares; no 8-bit step"
     )
-    step = f"every {found.settings.step_mm:g} mm" if found.settings.step_mm else "every one"
-    said.append(f"All slices: axial every one, coronal and sagittal {step}, those without head left out")
+    step = found.settings.step_mm
+    others = f"coronal and sagittal slices every {step:g} mm" if step else "every coronal and sagittal slice"
+    said.append(f"All slices: every axial slice, {others}; slices without head are skipped")
     said.append(
-        f"bMMD² and MS-SSIM see the uppermost {found.frame.depth} slices, shorter volumes filled up with air; MS-SSIM "
-        "on isotropic voxels with as many of its five scales as fit (the legacy form on the voxels as they are)"
+        f"bMMD² and MS-SSIM use the uppermost {found.frame.depth} slices, shorter volumes padded with air; MS-SSIM is "
+        "computed on isotropic voxels with as many of its five scales as fit (the legacy form on the voxels as they "
+        "are)"
     )
     said.append(
         "Floors are distances between two random halves of the real set; compare them with the value at their n"
