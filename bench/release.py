@@ -4,9 +4,9 @@
 
 RUN is a folder of `slicewise generate` (its volumes before calibration are measured too, where it keeps them);
 --held-out is a prepared store of heads that the checkpoint has not seen, all of which are used; --train is the store it
-was trained on. Prints Markdown and writes release.png, generated and held-out heads side by side. Volumes pass through
-one at a time. Fréchet distances need the extractor's packages (see `slicewise.metrics.features`). For copies of
-training heads see `slicewise evaluate --train`.
+was trained on, of which as many heads are measured, too. Prints Markdown and writes release.png, generated and held-out
+heads side by side. Volumes pass through one at a time. Fréchet distances need the extractor's weights (see
+`slicewise.metrics.features`). For copies of training heads see `slicewise evaluate --train`.
 """
 
 import argparse
@@ -259,8 +259,8 @@ def main() -> None:
             )
         train = Survey()
         some = records[: options.train_count]
-        for r in watched(some, len(some), "training"):
-            train.add(train_store.volume(r), extractor, anatomy=False)
+        for number, r in enumerate(watched(some, len(some), "training")):
+            train.add(train_store.volume(r), extractor, anatomy=number < len(held_records))
 
     settings = about["settings"]
     name, step = metas[0].get("name", options.checkpoint.name), metas[0].get("step")
@@ -271,7 +271,7 @@ def main() -> None:
         "± is the standard deviation between volumes.\n"
     )
     print(targets_table(sets, size_mb))
-    print(f"\n{tissue_table(sets)}\n")
+    print(f"\n{tissue_table(sets | ({'training': train} if train else {}))}\n")
     print(f"Fréchet distance of the middle slices' features; extractor: {extractor.name}.\n")
     print(frechet_table(sets, train))
     pairs = [v for _, _, v in islice(results(options.generated, count), 3)]
