@@ -467,7 +467,8 @@ def report(arguments: argparse.Namespace, drawn: list[Mutant], done: dict[str, R
         f"`python bench/mutants.py --count {arguments.count} --seed {arguments.seed}` draws {len(drawn)} changes of "
         f"one place each from {', '.join(f'`{pattern}`' for pattern in MODULES)} (not `data/phantom/`, whose "
         "numbers draw anatomy) and runs against each the tests that reach its line. Tests that take more than ten "
-        "times as long as they should have failed.",
+        "times as long as they should have failed. Tests have been written for what survived of this draw: another "
+        "seed tells what else there is.",
         "",
         *([f"{len(ran)} of them have been run so far; the same command goes on.", ""] if len(ran) < len(drawn) else []),
         f"{len(counted) - len(alive)} killed, {len(alive)} survived ({share:.1%}), {len(equal)} equivalent.",
