@@ -80,7 +80,7 @@ def main() -> None:
     methods: dict[str, Method] = {"untouched": lambda hu, before: hu, "histogram matching": match_histogram}
     for path in options.weights:
         net, meta = load_model(path, ("icnet",))
-        name = f"IC-Net, {meta['network']['output']}, {meta['settings']['recipe']} recipe"
+        name = f"IC-Net, {meta['network']['output']}, {meta['training']['recipe']} recipe"
         name += f" ({path})" if len(options.weights) > 1 else ""
         methods[name] = lambda hu, before, net=net: calibrate_slice(net, hu, before)  # type: ignore[misc]
 

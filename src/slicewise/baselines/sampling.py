@@ -114,7 +114,7 @@ def draw_volume(baseline: Baseline, seed: int, number: int, slices: int = 0) -> 
     baseline.check_slices(slices)
     if isinstance(baseline.network, SliceVAE):
         hu = _draw_head(baseline, baseline.network, seed, number)
-        return hu[:slices] if slices else trim(hu, most=baseline.recipe.scale.air)
+        return hu[:slices] if slices else trim(hu, air_hu=baseline.recipe.scale.air)
     wanted = slices or baseline.recipe.max_slices
     # Whole groups, since the sums of some processors' convolutions depend on how many slices there are.
     groups = range(0, wanted, _AT_ONCE)

@@ -166,7 +166,7 @@ def efficientnet_lite0() -> Extractor:
         # mean and deviation of another model family.
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
-        network=network.to(memory_format=torch.channels_last),
+        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
     )
 
 
