@@ -19,11 +19,11 @@ from slicewise.training.settings import (
 
 ALL = (DenoiserTraining, ICNetTraining, SliceVAETraining, GANTraining)
 TINY = 1e-12
-# Of every kind, of one kind: name, a sound value at the bound, a value just beyond it.
+# Settings, name, a sound value at the bound, a value just beyond it.
 BOUNDS = [
-    *((kind, name, 1, 0) for kind in ALL for name in ("steps",)),
+    *((kind, "steps", 1, 0) for kind in ALL),
     *((kind, "batch", 1, 0) for kind in ALL if kind is not SliceVAETraining),
-    *((kind, name, TINY, 0.0) for kind in ALL for name in ("clip",)),
+    *((kind, "clip", TINY, 0.0) for kind in ALL),
     *((kind, "lr", TINY, 0.0) for kind in ALL if kind is not GANTraining),
     *((kind, name, 0.0, -TINY) for kind in ALL for name in ("minutes", "save_minutes")),
     *((kind, name, 0, -1) for kind in ALL for name in ("validations", "samples")),

@@ -25,7 +25,7 @@ SNOMED = {
     "internal capsule": "InternalCapsule", "corpus callosum": "CorpusCallosum", "cerebellum": "Cerebellum",
     "brain stem": "BrainStem", "basilar artery": "BasilarArtery", "bleed": "Hemorrhage",
 }  # fmt: skip
-# Labels of what is no anatomy; also PS3.16 CID 7150, by which a segment's category is coded.
+# Labels that are not anatomical structures: abnormal ones and objects (categories of segments, PS3.16 CID 7150).
 ABNORMAL = frozenset({"calcification", "bleed", "infarct", "oedema", "tumour", "fracture"})
 OBJECTS = frozenset({"table"})
 SCHEME = "99SLICEWISE"  # a coding scheme of our own (PS3.3 8.2)
