@@ -6,7 +6,7 @@
 Draws changes of one place each (an operator, a comparison, a constant, a condition, a `not`, a return value) from the
 modules below, and runs against each only the tests that reach its line, by a map from lines to tests that `coverage`
 makes first (pip install coverage). All happens in a copy of the tree under --work; whatever is done there is kept, and
-the same command goes on. --modules and --tests run a part: the drawn changes of some modules alone, or those that some
+the same command resumes. --modules and --tests run a part: the drawn changes of some modules alone, or those that some
 files of tests reach. --again runs what was not killed once more, after tests were added. Writes
 docs/results/mutants.md.
 
@@ -425,7 +425,7 @@ def in_child(work_of: Callable[[], int], work: Path, limit: float) -> int | None
             for stream in (1, 2):
                 os.dup2(log, stream)
             code = work_of()
-        except BaseException:  # whatever it is, the child must not go on as its parent
+        except BaseException:  # whatever it is, the child must not run on as its parent
             import traceback
 
             traceback.print_exc()
@@ -470,7 +470,7 @@ def report(arguments: argparse.Namespace, drawn: list[Mutant], done: dict[str, R
         "times as long as they should have failed. Tests have been written for what survived of this draw: another "
         "seed tells what else there is.",
         "",
-        *([f"{len(ran)} of them have been run so far; the same command goes on.", ""] if len(ran) < len(drawn) else []),
+        *([f"{len(ran)} of them have been run so far; the same command resumes.", ""] if len(ran) < len(drawn) else []),
         f"{len(counted) - len(alive)} killed, {len(alive)} survived ({share:.1%}), {len(equal)} equivalent.",
         "",
         "| module | mutants | survived |",

@@ -4,7 +4,7 @@ noise schedules and two GANs; bones and air are left out by the brain window, as
     python studies/fig1.py [--quick]
 
 Trains ASCII(2) once for each schedule and both GANs on the same number of slices, draws volumes with `slicewise
-generate`, and writes fig1.png, fig1.md and fig1.json. Run it again to go on.
+generate`, and writes fig1.png, fig1.md and fig1.json. Run it again to resume.
 """
 
 from collections.abc import Iterable, Sequence

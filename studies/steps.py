@@ -1,5 +1,5 @@
 """Steps that the studies share: heads to train on, models to train, volumes to draw. Each is skipped where it is done
-already and goes on where it was stopped, so a study is resumed by running it again."""
+already and resumes where it stopped, so a study is resumed by running it again."""
 
 import argparse
 import json

@@ -377,7 +377,7 @@ def test_a_series_gives_series_maps_regions_and_a_page_that_refer_to_it(whole, n
     assert uids
     z = nibabel.load(out / "nifti" / "z.nii.gz")
     np.testing.assert_allclose(z.affine, nibabel.load(out / "nifti" / "residual.nii.gz").affine, atol=1e-4)
-    # Again, with another threshold: nothing is drawn anew, and what was written is replaced.
+    # Again, with another threshold: nothing is redrawn, and what was written is replaced.
     before = {f.name: f.stat().st_mtime_ns for f in (out / "draws").iterdir()}
     _anomaly(tmp_path / "scan", out, normal, *_flags(whole, z=1e6))
     assert {f.name: f.stat().st_mtime_ns for f in (out / "draws").iterdir()} == before

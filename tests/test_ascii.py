@@ -79,7 +79,7 @@ def test_known_slices_are_nearly_clean_and_only_the_wanted_one_is_sampled():
 
 
 def test_up_turns_the_window_round():
-    """Given slices of 100 and 200 HU (the first is the superior one), upward goes on from the one of 100."""
+    """Given slices of 100 and 200 HU (the first is the superior one), upward continues from the one of 100."""
     denoiser = Known(lambda hu, mm: hu[:, 1:2] - 10)
     found = _run(denoiser, replace(FAST, slices=3, direction="up"), start=_flat([100, 200]), start_mm=50.0)
     assert [int(s[0, 0, 0]) for s in found] == [90, 80, 70]

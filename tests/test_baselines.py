@@ -1,4 +1,4 @@
-"""Baselines as the main model: they train, go on bit for bit, are drawn by `generate`, and fail in one line."""
+"""Baselines as the main model: they train, continue bit for bit, are drawn by `generate`, and fail in one line."""
 
 import contextlib
 import json

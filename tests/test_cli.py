@@ -399,12 +399,12 @@ def _signalled(command, run: Path, how: signal.Signals) -> tuple[int, str]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_store, tmp_path):
-    """Ctrl-C, or the parent killed outright: both processes save and end, and one goes on with what two have begun."""
+    """Ctrl-C, or the parent killed outright: both processes save and end, and one continues with what two have begun."""
     run = tmp_path / "run"
     command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
     command += ["--save-minutes", "0"]
     status, err = _signalled(command, run, how)
-    assert err.count("stopped; the same command goes on") == 1
+    assert err.count("stopped; the same command resumes") == 1
     assert "Traceback" not in err
     assert status == (130 if how == signal.SIGINT else -signal.SIGKILL)
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
@@ -420,7 +420,7 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-minutes", "0"]
     status, err = _signalled(command, run, signal.SIGINT)
     assert status == 130
-    assert "stopped; the same command goes on" in err
+    assert "stopped; the same command resumes" in err
     assert "Traceback" not in err
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
     assert 1 <= step < 4000
@@ -445,7 +445,7 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     held = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
     assert _main(*command) == 130
     signal.signal(signal.SIGINT, held)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     made = sorted(p.name for p in (out / "dicom").iterdir())
     assert made == ["volume-0000", "volume-0001"], "what was being written is whole, what came after it is not there"
     monkeypatch.undo()

@@ -163,7 +163,7 @@ def test_bad_requests_leave_nothing(tmp_path):
     (tmp_path / "there.dcm").write_text("x")
     bad = all_codes_volume().with_hu(np.full((4, 64, 48), 4000, np.int16))
     cases = [
-        (all_codes_volume(), "there.dcm", {}, "is there already"),
+        (all_codes_volume(), "there.dcm", {}, "already exists"),
         (all_codes_volume(), "there.dcm/under.dcm", {}, "cannot write"),
         (all_codes_volume(), "new.dcm", {"syntax": "jpeg"}, "choose uncompressed, jpeg-ls, jpeg-2000, rle"),
         (

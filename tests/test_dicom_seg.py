@@ -120,7 +120,7 @@ def test_the_command(head, tmp_path, capsys):
     assert "4 segments: skull, lens, grey matter, mucosa" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["segmentation", str(file), str(series), "--out", str(tmp_path / "seg.dcm")])
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_what_does_not_go_together_is_one_line(head, tmp_path):

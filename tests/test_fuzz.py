@@ -24,7 +24,7 @@ from slicewise.io.pacs import read_instances
 from slicewise.volume import Volume
 from test_dicom_read import ct_slice
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom warns of what it mends
+pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom warns of what it repairs
 SHAPE = (3, 34, 33)
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "25")),

@@ -1,4 +1,4 @@
-"""Generating cohorts: what is written is what was made, a run goes on where it was, and nothing unfit gets in."""
+"""Generating cohorts: what is written is what was made, a run resumes where it stopped, and nothing unfit gets in."""
 
 import json
 import os

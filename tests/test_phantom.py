@@ -67,7 +67,7 @@ def test_grid_and_orientation() -> None:
         z[name], y[name], x[name] = (v.mean() for v in np.nonzero(labels == LABELS[name]))
     assert y["eye"] < y["skull"] < y["cerebellum"]  # nose at the top of the image
     assert z["skull"] < z["eye"] < z["facial bone"]  # and the vertex in the first slices
-    # The head begins within the first two slices and goes on to the last one.
+    # The head begins within the first two slices and continues to the last one.
     area = (labels > 0).sum((1, 2)) * 1.875**2 / 100
     assert area[0] < 80
     assert area[2] > 5

@@ -232,7 +232,7 @@ def test_synthetic_volumes_have_a_date_a_pacs_can_search_and_stay_identical(tmp_
     assert 0 < len(ds.StudyID) <= 16
 
 
-# The slice that a chain went on from -------------------------------------------------------------------------------
+# The slice that a chain continued from -------------------------------------------------------------------------------
 
 
 def kept_seed(tmp_path: Path, slices: int = 12) -> tuple[Volume, Path]:

@@ -1,4 +1,4 @@
-"""Studies run from end to end on toy heads, write what they say, and go on where they were."""
+"""Studies run from end to end on toy heads, write what they say, and continue where they were."""
 
 import importlib
 import json

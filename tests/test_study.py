@@ -240,7 +240,7 @@ def test_bad_input_makes_no_study(tmp_path):
     about, _, _ = create(out, real, synthetic, small, tmp_path / "consent.txt", allow_leak=True)
     assert about["consent"] == ["First.", "Second."]
     assert read_study(out) == json.loads(json.dumps(about))
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         create(out, real, synthetic, small)
     with pytest.raises(UserError, match=r"study\.json: no study"):
         read_study(tmp_path)
@@ -551,7 +551,7 @@ def start(folder: Path, port: str = "0") -> tuple[subprocess.Popen[str], str]:
 
 def test_kill_minus_nine_loses_no_answer(made):
     """The real server is killed while a reader answers as fast as it can: every acknowledged answer is there, the
-    database is whole, and the next server goes on."""
+    database is whole, and the next server continues."""
     folder, _ = made
     token = dict(read_links(folder))["Reader 2"]
     process, base = start(folder)

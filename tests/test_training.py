@@ -1,4 +1,4 @@
-"""Training the denoiser: it learns, goes on bit for bit, and comes to one result however it is split or stopped."""
+"""Training the denoiser: it learns, resumes bit for bit, and comes to one result however it is split or stopped."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def test_a_run_by_the_clock_uses_its_minutes_and_goes_on_when_given_more(toy_sto
 
 
 def test_heads_that_come_while_training_are_taken_in(toy_store, tmp_path):
-    """A head is written into the store in the middle of a run; going on knows its order."""
+    """A head is written into the store in the middle of a run; continuing knows its order."""
     path = tmp_path / "store"
     shutil.copytree(toy_store.path, path)
     made = Batches.fill
@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_checkpoin
     assert meta["place"]["step"] == 3
     assert all(t.isfinite().all() for t in tensors.values())
     monkeypatch.undo()
-    train_denoiser(toy_store, tmp_path, TOY)  # and goes on
+    train_denoiser(toy_store, tmp_path, TOY)  # and continues
 
 
 def test_what_memory_does_not_hold_is_said_with_what_it_does(toy_store, tmp_path, monkeypatch):
@@ -699,6 +699,6 @@ def test_two_processes_train_as_one(parallel, toy_store, tmp_path):
     for name in a:
         if name.startswith(("denoiser.", "ema.")):
             torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=2e-4)
-    # One process goes on with what two have begun.
+    # One process continues with what two have begun.
     train_denoiser(toy_store, two, replace(settings, steps=41))
     assert load_model(two)[1]["step"] == 41

@@ -1,9 +1,9 @@
-"""Make heads for training in the background, with all processors but one, while training goes on with those there are.
+"""Make heads for training in the background, with all processors but one, while training runs on those there are.
 
     python bench/gpu/heads.py STORE --size 128 [--anatomy MAPS] [--count 100000] [--seed 0] [--workers N]
 
 First the heads that are held out, the same for every run, half to validate on and half to judge by; then those to train
-on, each from its own seed. Heads that are there already are kept. With `--toy` they are balls, made at once, to try the
+on, each from its own seed. Heads that already exist are kept. With `--toy` they are balls, made at once, to try the
 way through. With `--anatomy`, heads from label maps of real ones, held-out heads from persons whom none to train on
 comes from; without, procedural ones, which need no torch, which every worker would have to load.
 """

@@ -4,13 +4,13 @@
     python bench/gpu/parcel.py unpack PARCEL FOLDER
 
 A parcel is `parcel.json`, which says what is in it, and `parcel.0`, `parcel.1`, …, the parts of one tar file: 63 MB at
-most, 16 MB a part, each with its SHA-256. An unpacked run goes on in `slicewise train` and is drawn from by `slicewise
+most, 16 MB a part, each with its SHA-256. An unpacked run continues in `slicewise train` and is drawn from by `slicewise
 generate`. A run travels in one of two ways:
 
 - *whole*: weights in training and buffers as they are; averages of weights, and the saved weights where the state does
   not hold them, in float16; Adam's second moments in bfloat16. First moments start from zero: Adam has them again after
   ten steps. Snapshots of averages stay behind.
-- *brief*, where that does not fit: the saved weights, from which training goes on with a fresh Adam, and what else the
+- *brief*, where that does not fit: the saved weights, from which training continues with a fresh Adam, and what else the
   state needs (a GAN's discriminator), all in float16.
 
 Tensors are squeezed without loss: their bytes go place by place (all signs and exponents, then all that follow), which
@@ -93,13 +93,13 @@ def pack(runs: Sequence[Path], out: Path, limit: int = PARCEL_BYTES) -> list[str
 
 def unpack(parcel: Path, folder: Path) -> list[Path]:
     """Make run folders in `folder` of a parcel, and return them. Raises `UserError` where a part is absent or altered,
-    or a run is there already."""
+    or a run already exists."""
     about = _manifest(parcel)
     content = b"".join(_part(parcel / part["file"], part) for part in about["parts"])
     runs = [folder / name for name in about["runs"]]
     for run in runs:
         if run.exists():
-            raise UserError(f"{run}: is there already; give another folder, or delete it")
+            raise UserError(f"{run}: already exists; give another folder, or delete it")
     with output_errors(folder), tarfile.open(fileobj=io.BytesIO(content)) as tar:
         folder.mkdir(parents=True, exist_ok=True)
         tar.extractall(folder, filter="data")
@@ -109,7 +109,7 @@ def unpack(parcel: Path, folder: Path) -> list[Path]:
 
 
 def forget_heads(run: Path) -> None:
-    """Let an unpacked run go on with other heads than it was trained on, where those did not travel with it."""
+    """Let an unpacked run continue with other heads than it was trained on, where those did not travel with it."""
     tensors, meta = load_tensors(run / STATE)
     save_tensors(run / STATE, tensors, {**meta, "heads": [], "forgotten": meta["heads"] or meta.get("forgotten", [])})
 

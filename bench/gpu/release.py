@@ -7,7 +7,7 @@ Takes at most 10 minutes of the GPU. Heads are made in the background by all pro
 `--store`), and training begins with the first few dozen. The levels are trained one after another, the plan first,
 which has half of the time (`--presets`; one preset alone trains that denoiser). Then volumes are drawn and measured
 against heads that were held out. Weights, state, curves and volumes go into a parcel (see parcel.py) under `--out`,
-with table.md and results.json; the table is printed last. With `--resume` the next minutes go on from there, on new
+with table.md and results.json; the table is printed last. With `--resume` the next minutes continue from there, on new
 heads, since the old ones did not travel. At home the levels are joined, and reports and a picture are written.
 """
 
@@ -76,7 +76,7 @@ def place_of(run: Path) -> tuple[float, list[str]]:
 
 
 def resume(a: argparse.Namespace) -> None:
-    """Unpack earlier runs, which go on with other heads where their own did not travel."""
+    """Unpack earlier runs, which continue with other heads where their own did not travel."""
     there = {record.id for record in open_store(a.store).records} if a.store else set()
     for run in parcel.unpack(a.resume, a.work):
         if not set(place_of(run)[1]) <= there:
@@ -222,7 +222,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=7.0, help="of training, with start and compiling")
     parser.add_argument("--total", type=float, default=9.5, help="minutes for everything; drawing ends in time for it")
     parser.add_argument("--store", type=Path, help="prepared store to train on instead of heads made here")
-    parser.add_argument("--resume", type=Path, help="parcel of an earlier run to go on from")
+    parser.add_argument("--resume", type=Path, help="parcel of an earlier run to continue from")
     parser.add_argument("--home", type=Path, help="parcel to unpack: report and pictures")
     parser.add_argument("--out", type=Path, default=out_folder("release"), help="what is to be kept")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu-work"), help="heads and run, kept between calls")

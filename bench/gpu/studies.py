@@ -248,7 +248,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all")
     parser.add_argument("--store", type=Path, help="prepared store to train on instead of heads made here")
-    parser.add_argument("--resume", type=Path, help="parcel of an earlier run to go on from")
+    parser.add_argument("--resume", type=Path, help="parcel of an earlier run to continue from")
     parser.add_argument("--out", type=Path, default=out_folder("studies"), help="what is to be kept")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu-studies-work"), help="heads and runs")
     parser.add_argument("--batch", type=int, default=64)

@@ -56,7 +56,7 @@ def chain(
     denoiser : the trained denoiser.
     settings : how to sample, and which way: down or up.
     seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
-    start : int16 HU (S, H, W), or (S, B, H, W) where each volume has its own: slices to go on from, superior first;
+    start : int16 HU (S, H, W), or (S, B, H, W) where each volume has its own: slices to continue from, superior first;
         None starts from air above the vertex.
     start_mm : position in mm below the vertex of the slice of `start` that is next to the first generated one.
     calibrate : applied to each slice before it is given to the next (IC-Net inside the chain), or None.
@@ -78,7 +78,7 @@ def chain(
         )
     if recipe.whole:
         if start is not None:
-            raise UserError("a plan of whole heads goes on from a slice in a pyramid only; see slicewise pyramid")
+            raise UserError("a plan of whole heads continues from a slice in a pyramid only; see slicewise pyramid")
         stacks = whole_heads(denoiser, settings, seed, volumes, {}, device)
         yield from stacks[:, : settings.slices or None].swapaxes(0, 1)
         return

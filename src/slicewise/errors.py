@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a user can mend."""
+"""The one exception type for mistakes that a user can fix."""
 
 import errno
 import os

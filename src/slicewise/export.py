@@ -58,6 +58,6 @@ def check_target(out: Path, patient_id: str, source: Provenance) -> None:
     if not name.endswith(".png"):
         check_patient_id(patient_id or str(source.header.get("PatientID", "")))
     if name.endswith(".dcm") and out.exists():
-        raise UserError(f"{out}: is there already; give a new name, or remove it first")
+        raise UserError(f"{out}: already exists; give a new name, or remove it first")
     if not (is_nifti(name) or name.endswith((".png", ".dcm"))):
         check_folder(out)

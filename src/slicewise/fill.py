@@ -46,7 +46,7 @@ def fill_scan(
     device: str = "cpu",
     progress: Callable[[int], None] = lambda slices: None,
 ) -> Filled:
-    """A scan with its holes filled, the slices `named` (on the model's grid) drawn anew, and the head completed.
+    """A scan with its holes filled, the slices `named` (on the model's grid) redrawn, and the head completed.
 
     `reading` is a scan with its holes (`read_volume(keep_holes=True)`), brought to the model's grid where `resample`
     says so; `name` is the checkpoint's, for the header. For the rest see `fill_volume`. Raises `UserError` as that
@@ -147,7 +147,7 @@ def fill_volume(
     missing : which slices to draw, 0 the most superior.
     seed : key of the noise: another seed draws other slices.
     chain : how slices are sampled; none takes the usual settings.
-    complete : "up" or "down" where the head goes on beyond the scan, drawn as far as the plan says (pyramids only).
+    complete : "up" or "down" where the head continues beyond the scan, drawn as far as the plan says (pyramids only).
     above_mm : how much of the head is missing above the first slice, which else begins at the vertex.
     progress : called with the number of slices done.
 
@@ -162,9 +162,9 @@ def fill_volume(
     if wrong := [z for z in missing if not 0 <= z < count]:
         raise UserError(f"slice {wrong[0]}: the volume has slices 0 to {count - 1} on the working grid")
     if not missing and not complete:
-        raise UserError("no slice is missing; name slices to draw anew, or a way in which to complete the head")
+        raise UserError("no slice is missing; name slices to redraw, or a way in which to complete the head")
     if missing and not (real and real[0] < min(missing) and max(missing) < real[-1]):
-        raise UserError("a slice at an end of the scan has no neighbour beyond it; leave it away and complete the head")
+        raise UserError("a slice at an end of the scan has no neighbour beyond it; omit it and complete the head")
     if above_mm < 0 or ("up" in complete and round(above_mm / dz) < 1):
         raise UserError(f"{above_mm:g} mm of the head above the scan: to complete it upward say how much is missing")
     vertex = 0 if above_mm else first_head_slice(volume.hu)

@@ -48,7 +48,7 @@ UPWARD_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Seed:
-    """A volume to go on from, which of its slices, how far below the vertex that is, where the volume came from, and
+    """A volume to continue from, which of its slices, how far below the vertex that is, where the volume came from, and
     why its values may be no HU."""
 
     volume: Volume
@@ -78,7 +78,7 @@ def generate(
     progress: Progress = lambda volumes, slices: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Generate `settings.count` volumes into `out`; volumes that are there already are kept.
+    """Generate `settings.count` volumes into `out`; volumes that already exist are kept.
 
     Writes dicom/<name>/ (one series a volume), nifti/<name>.nii.gz, raw/<name>.npy (int16 HU before calibration, with
     `calibrate="after"`) and generate.json (settings, checkpoint, NFE, seconds). Memory does not grow with the count:
@@ -178,7 +178,7 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
         raise UserError("GenerateSettings.guide: leads denoisers, not baselines; leave it out")
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
-        raise UserError(f"GenerateSettings.seed_volume: a {baseline.kind} cannot go on from a slice; leave it out")
+        raise UserError(f"GenerateSettings.seed_volume: a {baseline.kind} cannot continue from a slice; leave it out")
     if settings.calibrate not in ("auto", "off"):
         raise UserError(
             f"GenerateSettings.calibrate={settings.calibrate}: a {baseline.kind} is taken as it comes; add "
@@ -235,7 +235,7 @@ def upward_doubt(meta: dict[str, Any]) -> str:
 
 
 def load_seed(settings: GenerateSettings, denoiser: Denoiser | Pyramid) -> Seed:
-    """The seed volume on the checkpoint's grid, and the slice to go on from."""
+    """The seed volume on the checkpoint's grid, and the slice to continue from."""
     assert settings.seed_volume is not None
     recipe = denoiser.recipe
     reading = read_volume(settings.seed_volume)
@@ -435,7 +435,7 @@ def _write(
     about: dict[str, Any],
     scan: Provenance | None,
 ) -> None:
-    """DICOM last: a volume counts as made when its series is there. `scan` is the real one that it goes on from."""
+    """DICOM last: a volume counts as made when its series is there. `scan` is the real one that it continues from."""
     name = volume_name(number)
     with output_errors(out):
         if raw is not None:

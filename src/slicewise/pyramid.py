@@ -102,7 +102,7 @@ def draw(
     seed, volumes : key of the noise; a volume is the same whichever batch it is made in.
     known : int16 HU (H, W), slices that the heads are to hold, by their number below the vertex; those that lie between
         them are drawn given both sides.
-    outward : which ways to go on from the known slices; None takes those of `settings.direction`, () none.
+    outward : which ways to continue from the known slices; None takes those of `settings.direction`, () none.
     calibrate : applied to each slice of the finest level before it is given to the next, or None.
     device : torch device.
     progress : called with the number of slices done of all levels.

@@ -116,9 +116,9 @@ class GenerateSettings:
     before the next is given it) or "off"; "auto" calibrates after a denoiser alone, whose chain drifts, and not what
     follows a plan."""
     seed_volume: Path | None = None
-    """DICOM folder or NIfTI file of a real head to go on from; none starts from air."""
+    """DICOM folder or NIfTI file of a real head to continue from; none starts from air."""
     seed_slice: int = -1
-    """Slice of the seed volume, on the working grid, to go on from; 0 is the most superior, -1 the middle."""
+    """Slice of the seed volume, on the working grid, to continue from; 0 is the most superior, -1 the middle."""
     resample_seed: bool = False
     """Resample a seed volume of another spacing onto the checkpoint's grid."""
     keep_seed: bool = False

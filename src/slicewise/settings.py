@@ -49,7 +49,7 @@ def read_table(path: Path, command: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not TOML ({error}); mend the file") from None
+        raise UserError(f"{path}: not TOML ({error}); fix the file") from None
     found: dict[str, Any] = table.get(command, table)
     return found
 

@@ -26,7 +26,7 @@ class Acquisition:
     """What is known about how a volume came to be; empty text or None where it is not. No patient data but the id that
     keeps patients apart in a split; `names_patient` is whether the headers hold a patient's name; `synthetic` whether
     the source says that something in it was made artificially (Synthetic Data, 0008,001C), and `real_slices` which of
-    its slices, by index, it says were not: the seed that a chain went on from."""
+    its slices, by index, it says were not: the seed that a chain continued from."""
 
     patient_id: str = ""
     study_uid: str = ""

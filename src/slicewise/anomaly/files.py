@@ -51,7 +51,7 @@ def write_anomalies(
     patient_id: str = "",
     about: dict[str, Any],
 ) -> list[str]:
-    """Write all that `found` holds below `out`, over what an earlier run wrote there; notes on what was left away.
+    """Write all that `found` holds below `out`, over what an earlier run wrote there; notes on what was omitted.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def write_anomalies(
 
 
 def _segment(found: Anomalies, scan: Volume, path: Path, file: Path, series_uid: str) -> list[str]:
-    """Write the regions as a segmentation of the scan's own images; why that was left away, where it was."""
+    """Write the regions as a segmentation of the scan's own images; why that was omitted, where it was."""
     marked = on_scans_grid(found.regions_map, found.volume, scan)
     if not marked.any():
         return ["no region was found, so there is no segmentation"]

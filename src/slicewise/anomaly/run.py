@@ -85,7 +85,7 @@ def find_anomalies(
     device: str = "cpu",
     progress: Progress = no_progress,
 ) -> Anomalies:
-    """What a scan has that normal heads have not; its draws are kept in `folder`, from where a run goes on.
+    """What a scan has that normal heads have not; its draws are kept in `folder`, from where a run resumes.
 
     `checkpoint` is the SHA-256 of the model's file. Raises `UserError` where the reference is of another checkpoint or
     of other settings, where the scan is on another grid and may not be resampled, and as `judged_slices` does.

@@ -34,7 +34,7 @@ GROUPS = (
         {
             "prepare": ("Prepare", "DICOM and NIfTI archives to a store of training data"),
             "phantom": ("Phantom", "make head phantoms: DICOM series, or a store to train on"),
-            "split": ("Split", "split a store anew into training, validation and test, by patient"),
+            "split": ("Split", "split a store again into training, validation and test, by patient"),
         },
     ),
     (
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"slicewise {name}: {as_flags(str(error), kind)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"slicewise {name}: stopped; the same command goes on where it was", file=sys.stderr)
+        print(f"slicewise {name}: stopped; the same command resumes where it stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ class Anomaly:
     volume: Annotated[Path, Positional]
     """DICOM folder or NIfTI file."""
     out: Path
-    """Folder to write to; a run that was stopped goes on from the draws that are there."""
+    """Folder to write to; a run that was stopped resumes from the draws that are there."""
     reference: Path
     """What normal heads leave: FOLDER or FOLDER/reference.json of slicewise anomaly-reference."""
     checkpoint: Path = CHECKPOINT
@@ -109,7 +109,7 @@ class AnomalyReference:
     data: Annotated[Path, Positional]
     """Prepared store, or DICOM and NIfTI below a folder."""
     out: Path
-    """Folder to write reference.json to, and the draws, from which a run that was stopped goes on."""
+    """Folder to write reference.json to, and the draws, from which a run that was stopped resumes."""
     split: str = "val"
     """Where DATA is a prepared store, its "train", "val", "test" or "all"."""
     resample: bool = False

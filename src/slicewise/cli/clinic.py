@@ -15,7 +15,7 @@ from slicewise.io.peer import PeerSettings, Query
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Send DICOM files to a PACS. What it holds already is not sent again; run it again to go on where it was cut."""
+    """Send DICOM files to a PACS. What it holds already is not sent again; run it again to resume where it was cut off."""
 
     paths: Annotated[tuple[Path, ...], Positional]
     """Runs of slicewise generate, DICOM folders or files."""
@@ -44,8 +44,8 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Fetch series from a PACS into a folder that prepare reads. What is there already is not fetched again; run it
-    again to go on where it was cut."""
+    """Fetch series from a PACS into a folder that prepare reads. What already exists is not fetched again; run it
+    again to resume where it was cut off."""
 
     source: Annotated[str, Positional]
     """Where from: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
@@ -88,7 +88,7 @@ class Pull:
 @dataclass(frozen=True, kw_only=True)
 class Deidentify:
     """Copy CT images without what says who the patient is: the basic profile of DICOM PS3.15, with new UIDs. Run it
-    again to go on, or to add more of the same patients."""
+    again to resume, or to add more of the same patients."""
 
     paths: Annotated[tuple[Path, ...], Positional]
     """DICOM folders or files."""

@@ -57,7 +57,7 @@ class Phantom:
     with label maps."""
 
     out: Annotated[Path, Positional]
-    """Folder to write to; heads that are there already are kept."""
+    """Folder to write to; heads that already exist are kept."""
     count: int = 10
     """Number of heads."""
     seed: int = 0
@@ -92,7 +92,7 @@ class Phantom:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Split a prepared store anew into training, validation and test, by patient; no voxel is touched. Checkpoints that
+    """Split a prepared store again into training, validation and test, by patient; no voxel is touched. Checkpoints that
     were trained on the store have then seen volumes that it calls validation or test."""
 
     store: Annotated[Path, Positional]

@@ -21,7 +21,7 @@ class Generate:
     """Generate head CT volumes, slice after slice: DICOM series, NIfTI, pictures and a report."""
 
     out: Path
-    """Folder to write to; volumes that are there already are kept."""
+    """Folder to write to; volumes that already exist are kept."""
     checkpoint: Path = CHECKPOINT
     """Run folder or weights of a denoiser, a pyramid or a baseline; by default the release checkpoint."""
     icnet: Path = ICNET
@@ -152,7 +152,7 @@ class Fill:
     out: Path
     """A .nii, .nii.gz, .png or .dcm (Enhanced CT) file to write, or a new folder for a DICOM series."""
     slices: tuple[int, ...] = ()
-    """Slices to draw anew, on the checkpoint's grid, 0 the most superior, beside those that are missing."""
+    """Slices to redraw, on the checkpoint's grid, 0 the most superior, beside those that are missing."""
     complete: tuple[Literal["up", "down"], ...] = ()
     """Ways in which to draw the rest of a head that the scan cuts off, as far as the checkpoint's plan reaches."""
     above_mm: float = 0.0

@@ -42,7 +42,7 @@ class Create:
             f"{grid['size']} pixels of {grid['pixel_mm']:.2f} mm; {len(plans)} readers read {len(plans[0]['cases'])} "
             "each"
         )
-        print(f"{leak_text(leak)}{' (told to go on)' if leak.tells else ''}")
+        print(f"{leak_text(leak)}{' (told to continue)' if leak.tells else ''}")
         print(f"links: {out / READERS} holds the readers' tokens; slicewise study serve {out} shows them")
 
 
@@ -70,7 +70,7 @@ class Serve:
         app = study_app(held, self.host, self.url)
         for reader, token in read_links(self.folder):
             print(f"{reader}: {self.url.rstrip('/') or address(bound)}/r/{token}/")
-        print(f"serving {self.folder} at {address(bound)}   (Ctrl-C ends it; start it again to go on)", flush=True)
+        print(f"serving {self.folder} at {address(bound)}   (Ctrl-C ends it; start it again to resume)", flush=True)
         serve(app, bound)
 
 

@@ -19,7 +19,7 @@ class Train:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it goes on where it was, bit for bit."""
+    """Run folder; a started run in it resumes where it stopped, bit for bit."""
     init: Path | None = None
     """Checkpoint to start from (fine-tuning); give the settings it was made with."""
     processes: int = 0
@@ -44,7 +44,7 @@ class TrainICNet:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it goes on where it was, bit for bit."""
+    """Run folder; a started run in it resumes where it stopped, bit for bit."""
     settings: Annotated[ICNetTraining, PLAIN] = field(default_factory=ICNetTraining)
 
     def run(self) -> None:
@@ -62,7 +62,7 @@ class TrainSliceVAE:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it goes on where it was, bit for bit."""
+    """Run folder; a started run in it resumes where it stopped, bit for bit."""
     settings: Annotated[SliceVAETraining, PLAIN] = field(default_factory=SliceVAETraining)
 
     def run(self) -> None:
@@ -80,7 +80,7 @@ class TrainGAN:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it goes on where it was, bit for bit."""
+    """Run folder; a started run in it resumes where it stopped, bit for bit."""
     settings: Annotated[GANTraining, PLAIN] = field(default_factory=GANTraining)
 
     def run(self) -> None:

@@ -43,7 +43,7 @@ def face_mask(volume: Volume) -> np.ndarray:
     fat = np.array([_orbital_fat(coarse, head, z, rows) for z in range(len(coarse.hu))])
     front, back = (next(iter(np.flatnonzero(side >= ORBITAL_FAT_MM2)), len(fat)) for side in fat.T)
     if back < front:
-        raise UserError(f"{volume.acquisition.source}: its orbits lie at the back; mend the orientation in its header")
+        raise UserError(f"{volume.acquisition.source}: its orbits lie at the back; fix the orientation in its header")
     top = front if front < len(fat) else _at_depth(coarse, head)
     bone = np.flatnonzero((head & (coarse.hu > BONE_HU))[max(0, top - 1), rows].sum(axis=1) >= 2)
     if top < len(fat) and len(bone):

@@ -65,7 +65,7 @@ class PrepareReport:
     clipped_voxels : voxels outside [-1024, 3071] HU in the volumes made by this run.
     others : how many files are no images, by the end of their names.
     warnings : what to look at: Patient IDs that may stand for several people, patients moved between splits.
-    notes : "source: what was mended", clipped voxels too, for the volumes made by this run.
+    notes : "source: what was repaired", clipped voxels too, for the volumes made by this run.
     """
 
     prepared: tuple[str, ...]
@@ -295,7 +295,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | Skipped:
             )
         if reading.doubt and not settings.trust_hu:
             raise UserError(
-                f"{job.name}: values cannot be HU: {reading.doubt}; mend the file, or add PrepareSettings.trust_hu=True"
+                f"{job.name}: values cannot be HU: {reading.doubt}; fix the file, or add PrepareSettings.trust_hu=True"
             )
         shear = "" if settings.keep_tilt else shear_note(reading.volume)
         volume = resample_volume(reading.volume, settings.grid)

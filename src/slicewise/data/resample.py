@@ -34,7 +34,7 @@ class Grid:
     slice_mm : distance between slices, mm.
     crop_air_above : begin with the first slice that shows the head.
     min_coverage : least share of the head that the scan must cover in a slice; slices at the ends of a tilted scan,
-        where it covers less, are left away.
+        where it covers less, are omitted.
     remove_table : set everything outside the head (table, head holder) to air.
     keep_tilt : lay the slices in the gantry's plane instead of upright (see `in_gantry_frame`).
     """

@@ -76,7 +76,7 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
 
 
 def _judged(read: Callable[[], Reading]) -> Reading:
-    """A volume without the slices of a real scan that a synthetic one went on from: they say nothing of the model."""
+    """A volume without the slices of a real scan that a synthetic one continued from: they say nothing of the model."""
     reading = read()
     doubt = (f"values may be no HU: {reading.doubt}",) if reading.doubt else ()
     real = len(reading.volume.acquisition.real_slices)

@@ -60,7 +60,7 @@ class Record:
     clipped_voxels : how many voxels of the source lay outside [-1024, 3071] HU.
     vertex_slice : first slice that shows the head.
     source_fingerprint : SHA-256 over the source's files (names, sizes, times), or empty: what is done is known by it.
-    notes : what was mended on the way (duplicates dropped, slices interpolated, table removed, …).
+    notes : what was repaired on the way (duplicates dropped, slices interpolated, table removed, …).
     synthetic : whether the source said that it was made artificially.
     """
 
@@ -122,7 +122,7 @@ class Store:
         return Volume.regular(np.array(self.hu(record)), record.spacing_mm, acquisition, record.origin_mm)
 
     def reading(self, record: Record) -> "Reading":
-        """The prepared volume, as if read from a file: with what was mended and where it came from, as far as a store
+        """The prepared volume, as if read from a file: with what was repaired and where it came from, as far as a store
         knows it."""
         from pydicom.dataset import Dataset  # training does without DICOM
 
@@ -221,7 +221,7 @@ def move_patients(store: Store, splits: Mapping[str, str]) -> None:
 
 
 def split_store(path: Path | str, fractions: Sequence[float], seed: int) -> Store:
-    """Split a store anew, by patient, without touching a voxel; volumes that are added later follow the new shares.
+    """Split a store again, by patient, without touching a voxel; volumes that are added later follow the new shares.
 
     Raises `UserError` for shares that do not sum to one, a store whose heads share persons (heads from real anatomy),
     and where the store cannot be written.
@@ -229,7 +229,7 @@ def split_store(path: Path | str, fractions: Sequence[float], seed: int) -> Stor
     store = open_store(path)
     if store.settings.get("phantom", {}).get("anatomy"):
         raise UserError(
-            f"{path}: its heads come from a few persons, whom another split would mix; make them anew with "
+            f"{path}: its heads come from a few persons, whom another split would mix; generate them again with "
             "slicewise phantom --split-people"
         )
     move_patients(store, {record.patient: assign_split(record.patient, fractions, seed) for record in store.records})
@@ -346,7 +346,7 @@ def _lines(path: Path) -> list[bytes]:
 
 @lru_cache(maxsize=4096)
 def _map(file: Path, shape: tuple[int, ...], size: int, mtime_ns: int) -> np.memmap:
-    """Map a .npy file after checking it; size and mtime are part of the key, so that a changed file is mapped anew."""
+    """Map a .npy file after checking it; size and mtime are part of the key, so that a changed file is mapped again."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

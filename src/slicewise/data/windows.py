@@ -151,9 +151,11 @@ class Heads:
         try:
             read = np.fromfile(file, np.int16, pixels, offset=self.store.hu(record).offset + 2 * pixels * z)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); mend the store and go on") from None
+            raise UserError(
+                f"{file}: cannot be read ({error.strerror}); fix the store and run this command again"
+            ) from None
         if read.size != pixels:
-            raise UserError(f"{file}: was cut while in use; delete it, prepare it again and go on")
+            raise UserError(f"{file}: was cut while in use; delete it, prepare it again and run this command again")
         return read.reshape(record.shape[1:])
 
 

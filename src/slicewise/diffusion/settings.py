@@ -58,7 +58,7 @@ class WindowTask:
     first (upward), in a third any (filling gaps), and in a third a random subset."""
     seeded: float = 0.2
     """Probability that some slices of a whole head are known (networks of whole heads only): in half of them a short
-    run, from which a head goes on, in half all but one, which is a gap."""
+    run, from which a head continues, in half all but one, which is a gap."""
 
     def draw(self, draws: "Draws", slices: int, distribution: SigmaDistribution) -> "tuple[torch.Tensor, torch.Tensor]":
         """Noise levels (B, K) float64 and the mask of wanted slices (B, K) bool of a batch of windows."""

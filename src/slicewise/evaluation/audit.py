@@ -92,7 +92,7 @@ def audit(real: Side, synth: Side, train: Side, work: Work, bar: Any) -> Audit:
         name = real.names[real.digests.index(next(iter(leaked)))]
         raise UserError(
             f"{real.source.path}: {len(leaked)} of its volumes ({name}, …) are in the training set "
-            f"{train.source.path}; REAL must be held out for the audit, or leave the training data away"
+            f"{train.source.path}; REAL must be held out for the audit, or omit the training data"
         )
     verdicts = [judge(name, found[name][0], of[name][0], found[name][1], of[name][1]) for name in MEASURES]
     exact = [n for n, d in zip(synth.names, synth.digests) if d in set(train.digests)]

@@ -1,7 +1,7 @@
 """Both sets of an evaluation, read once and measured: what is kept of each volume is small, the rest lies in a cache.
 
 Volumes pass through in batches. Surveys lie in the cache under the hash of the volume's voxels, so that a second
-evaluation reads instead of computing, and one that was stopped goes on.
+evaluation reads instead of computing, and one that was stopped resumes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +78,7 @@ class Side:
     members : place of each used volume in `source.members`.
     feature_keys : where its features lie in the cache.
     skipped : (name, reason) of what could not be used.
-    notes : what was mended, by volume.
+    notes : what was repaired, by volume.
     resampled : how many were brought onto the grid.
     """
 

@@ -200,7 +200,7 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
             said.append(f"{side.source.path}: {len(side.digests) - len(set(side.digests))} volumes are there twice.")
         said += [f"left out: {name}: {reason}" for name, reason in side.skipped]
         said += [f"left out: {entry.source}: {entry.reason}" for entry in side.source.skipped]
-        said += [f"mended: {note}" for note in side.notes]
+        said += [f"repaired: {note}" for note in side.notes]
     for side in sides:
         without = sum(not a.has_brain for a in side.anatomy)
         if without:

@@ -41,7 +41,7 @@ class Table:
 
 
 def tables(found: Evaluation) -> list[Table]:
-    """Every table of an evaluation, by group; columns in which no row says anything are left away."""
+    """Every table of an evaluation, by group; columns in which no row says anything are omitted."""
     made = []
     for group in dict.fromkeys(row.group for row in found.distances):
         distances = [row for row in found.distances if row.group == group]

@@ -55,7 +55,7 @@ _DECODERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A volume as read, what was clipped to [-1024, 3071] HU, what was mended on the way (clipping too), where it came
+    """A volume as read, what was clipped to [-1024, 3071] HU, what was repaired on the way (clipping too), where it came
     from, and why its values may be no HU (see `slicewise.io.plausible`; "" where they are)."""
 
     volume: Volume
@@ -207,8 +207,8 @@ def load(
     changes: list[str] = []
     gaps = find_gaps(volume.slice_steps)
     if gaps and not keep_holes:
-        volume, mended = _mend_gaps(series, volume, gaps, interpolate_missing, largest_part, grid_mm)
-        changes += mended
+        volume, repaired = _repair_gaps(series, volume, gaps, interpolate_missing, largest_part, grid_mm)
+        changes += repaired
     total = sum(clipped, Clipped())
     if total.voxels:
         changes.append(str(total))
@@ -278,7 +278,7 @@ def _without_doubles(
     return np.array(keep), [f"{_count(dropped, 'double slice')} dropped"] if dropped else []
 
 
-def _mend_gaps(
+def _repair_gaps(
     series: Series, volume: Volume, gaps: list[tuple[int, int]], interpolate: bool, take_part: bool, grid_mm: float
 ) -> tuple[Volume, list[str]]:
     """The volume without holes, filled or cut at them, and what was done. Raises `UserError` with what can be done."""

@@ -64,7 +64,7 @@ def write_enhanced(
     file = Path(file)
     check_content(volume, file, syntax)
     if file.exists():
-        raise UserError(f"{file}: is there already; give a new name, or remove it first")
+        raise UserError(f"{file}: already exists; give a new name, or remove it first")
     description = series_description
     series = series_header(volume, synthetic, patient_id, description, series_number, when, source)
     ds = compress(_dataset(series, volume, source or Provenance()), syntax)

@@ -503,7 +503,7 @@ def _needed(header: Dataset, name: str, count: int) -> list[float]:
     if not text:
         raise _Unfit(f"{what} is missing, so the {_WHY_NEEDED.get(name, 'slice has no place')}")
     kind = "a number" if count == 1 else f"{count} numbers"
-    comma = "; numbers take a decimal point, no comma: mend the files" if "," in text else ""
+    comma = "; numbers take a decimal point, no comma: fix the files" if "," in text else ""
     raise _Unfit(f"{what} is '{text}', not {kind}{comma}", damaged=True)
 
 

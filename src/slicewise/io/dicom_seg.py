@@ -65,7 +65,7 @@ def write_segments(
     and what the numbers are called; errors call them `labels`. With `abnormal` every segment is categorised as a
     morphologically abnormal structure, whatever it is called."""
     if out.exists():
-        raise UserError(f"{out}: is there already; give a new name, or remove it first")
+        raise UserError(f"{out}: already exists; give a new name, or remove it first")
     found = one_series(series, series_uid)
     reading = load(found).volume
     files = {tuple(s.position): s.path for s in found.slices}

@@ -70,7 +70,7 @@ class SyntheticOrigin:
     seed : seed of the run.
     volume : index of the volume within the run.
     description : anything else worth saying in one line (sampler, steps, calibration).
-    from_scan : it goes on from a slice of a real scan.
+    from_scan : it continues from a slice of a real scan.
     drawn : of a scan whose other slices are real, the slices that are synthetic, counted from 0.
     """
 
@@ -84,7 +84,7 @@ class SyntheticOrigin:
 
     def sentence(self, real_slices: Sequence[int] = ()) -> str:
         """One line for Derivation Description and Contribution Description; `real_slices` (counted from 0) are those
-        of the scan that the volume goes on from."""
+        of the scan that the volume continues from."""
         text = "Synthetic volume, not a patient"
         if self.drawn:
             numbers = ", ".join(str(z + 1) for z in self.drawn)
@@ -405,7 +405,7 @@ def _add_pixel_format(ds: Dataset, volume: Volume) -> None:
 def source_images(volume: Volume, index: int, source: Provenance, header: Dataset) -> list[Dataset]:
     """Items of Source Image Sequence (0008,2112), PS3.3 C.7.6.1.1.4, of a slice of a series with that header: the
     source's image of its place, or all images where it has none there; none where the series is another patient's, or
-    is synthetic and this slice not of the scan that it goes on from."""
+    is synthetic and this slice not of the scan that it continues from."""
     real = volume.acquisition.real_slices
     joined = header.StudyInstanceUID == source.header.get("StudyInstanceUID")
     if not joined and index not in real:

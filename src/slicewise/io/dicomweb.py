@@ -331,7 +331,7 @@ class WebPeer:
             raise PeerUnavailable("its message ended early") from None
         except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
             kind = type(error).__name__
-            raise UserError(f"{where}: answers, but not as a DICOMweb service does ({kind}); mend the path") from error
+            raise UserError(f"{where}: answers, but not as a DICOMweb service does ({kind}); fix the path") from error
         except requests.RequestException as error:
             if self._watch.has_cut:
                 raise PeerUnavailable(f"too little came of its answer within {self._settings.timeout_s:g} s") from None
@@ -342,10 +342,10 @@ class WebPeer:
                     f"{where}: its TLS certificate is not trusted ({reason}); give PeerSettings.ca=FILE"
                 ) from None
             if any(isinstance(c, ssl.SSLError) and c.reason == "WRONG_VERSION_NUMBER" for c in causes):
-                raise UserError(f"{where}: does not speak TLS at this port; mend the port, or use http://") from None
+                raise UserError(f"{where}: does not speak TLS at this port; fix the port, or use http://") from None
             lookups = [c.errno for c in causes if isinstance(c, socket.gaierror)]
             if socket.EAI_NONAME in lookups:
-                raise UserError(f"{where}: no host of that name; mend the address") from None
+                raise UserError(f"{where}: no host of that name; fix the address") from None
             if lookups:
                 raise PeerUnavailable("the name of its host cannot be looked up") from None
             raise PeerUnavailable(_why(error, causes, self._settings.timeout_s)) from None
@@ -368,7 +368,7 @@ def _http_failure(where: str, status: int) -> Exception:
     if status == 403:
         return UserError(f"{where}: these credentials do not allow that (HTTP status 403); ask for the right to it")
     if status in (404, 405):
-        return UserError(f"{where}: no DICOMweb service there (HTTP status {status}); mend the path of the address")
+        return UserError(f"{where}: no DICOMweb service there (HTTP status {status}); fix the path of the address")
     return UserError(f"{where}: refused the request (HTTP status {status})")
 
 

@@ -169,7 +169,7 @@ class DimsePeer:
                     self._heard = time.monotonic()
             except Exception as error:  # it must reach the caller, through a thread that is not his
                 problems.append(error)
-                event.assoc.abort()  # or a peer could go on forever
+                event.assoc.abort()  # or a peer could continue forever
                 event.assoc.dimse.msg_queue.put((None, None))  # who waits for an answer would wait the whole time-out
                 return 0xA700
             return 0x0000
@@ -348,7 +348,7 @@ class DimsePeer:
             socket.getaddrinfo(address.host, address.port)
         except socket.gaierror as error:
             if error.errno == socket.EAI_NONAME:
-                raise UserError(f"{address.url}: no host of that name; mend the address") from None
+                raise UserError(f"{address.url}: no host of that name; fix the address") from None
             raise PeerUnavailable("the name of its host cannot be looked up") from None
         association = self._entity().associate(
             address.host,
@@ -533,7 +533,7 @@ def _unbuffered(event: Any) -> None:
 
 
 def _acknowledge_at_once(event: Any) -> None:
-    """The other half of `_unbuffered`, which Linux forgets, so that it is said anew for each answer."""
+    """The other half of `_unbuffered`, which Linux forgets, so that it is sent again for each answer."""
     if hasattr(socket, "TCP_QUICKACK"):
         with suppress(OSError):  # closed meanwhile
             event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
@@ -567,6 +567,6 @@ def _uncompressed(instance: Instance) -> Dataset:
             dataset.decompress(generate_instance_uid=False)
         except Exception as error:  # decoders raise whatever they like
             raise UserError(
-                f"{instance.path}: the peer takes no {UID(instance.syntax).name}, and decoding fails; mend the file"
+                f"{instance.path}: the peer takes no {UID(instance.syntax).name}, and decoding fails; fix the file"
             ) from error
     return dataset

@@ -44,7 +44,7 @@ def read_nifti(path: Path | str) -> Volume:
 
 
 def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
-    """Read a NIfTI file in HU, with what was clipped and mended.
+    """Read a NIfTI file in HU, with what was clipped and repaired.
 
     Axes are permuted and flipped (never resampled) so that slice 0 is the most superior, rows run to the patient's left
     and columns to the back. Scaled values are rounded half to even; below -1200 HU is padding, so air.
@@ -171,7 +171,9 @@ def _read_sidecar(path: Path | str) -> dict[str, Any]:
 def _write_sidecar(path: Path, about: dict[str, Any]) -> None:
     file = _sidecar_of(path)
     if file.exists() and "GeneratedBy" not in _read_sidecar(path):
-        raise UserError(f"{file}: is there already and not of slicewise; move it, or give {path.name} another name")
+        raise UserError(
+            f"{file}: already exists and was not written by slicewise; move it, or give {path.name} another name"
+        )
     write_whole(file, (json.dumps(about, indent=2) + "\n").encode())
 
 

@@ -151,7 +151,7 @@ def pull(
     disk never sees the old ones.
 
     Raises `UserError` where nothing matches, where the peer cannot be reached or refuses us, where images stay away,
-    and where `out` cannot be written; what came until then is kept, and the next run goes on from it.
+    and where `out` cannot be written; what came until then is kept, and the next run resumes from it.
     """
     settings, out = settings or PeerSettings(), Path(out)
     address, connect = _connection(source, settings)
@@ -345,7 +345,7 @@ def _persist(
         except PeerUnavailable as error:
             failures = 1 if left() < before else failures + 1
             if failures > settings.retries:
-                raise UserError(f"{address.url}: {error}; run it again later to go on where it was") from None
+                raise UserError(f"{address.url}: {error}; run it again later to continue where it was") from None
         longest = min(settings.backoff_s * 2 ** (failures - 1), MAX_WAIT_S)
         time.sleep(random.uniform(longest / 2, longest))
 

@@ -1,7 +1,7 @@
 """Whether the numbers of a head CT can be Hounsfield units: air near -1000, soft tissue near 30, and bone.
 
 Files lose their rescale intercept, get it twice, are windowed, stripped of the skull, or scaled to grey levels, and
-still look like heads. What the histogram shows is said, not mended.
+still look like heads. What the histogram shows is said, not corrected.
 """
 
 import numpy as np

@@ -91,7 +91,7 @@ def read_header(path: str, instances: Iterable[Instance], steps: Iterable[Step])
 
 def copied(source: Dataset, names: Iterable[str]) -> Dataset:
     """Some attributes of a data set, decoded so that they can be written in any character set; those that are garbled
-    or empty are left away."""
+    or empty are omitted."""
     ds = Dataset()
     for name in names:
         try:

@@ -72,7 +72,7 @@ def write_report(
     volumes : (name, volume before calibration or None, volume) one after the other; may be a generator.
     reference : the set to compare with, as stored with a checkpoint; None leaves the comparison out.
     run : what was run, shown as given; plain values, or mappings, which become sections. "seconds_per_volume",
-        "nfe_per_slice" (network evaluations), "model" and "seed" (also in "settings") go on top where present.
+        "nfe_per_slice" (network evaluations), "model" and "seed" (also in "settings") come first where present.
     pictures : how many volumes are pictured; the rest count in tables and histograms.
     picture_folder : where to put the pictures as PNG files as well, one a pictured volume; None for nowhere.
 

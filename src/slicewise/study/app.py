@@ -128,7 +128,7 @@ def study_app(study: Study, host: str = "127.0.0.1", url: str = "") -> "Starlett
 
 
 def _state(study: Study, reader: str) -> dict[str, Any]:
-    """What the page needs to go on where the reader stopped."""
+    """What the page needs to continue where the reader stopped."""
     settings, place = study.about["settings"], study.place(reader)
     practice, total = len(study.about["readers"][reader]["practice"]), len(study.sequence(reader))
     grid = study.about["grid"]

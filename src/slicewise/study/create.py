@@ -39,7 +39,7 @@ CONSENT = (
     "You will look at head CT volumes, some of them of patients and some of them made by a computer, and rate how "
     "well structures hold together from slice to slice.",
     "Your ratings, your guesses and the time you take are stored under a reader number, not under your name. You may "
-    "stop at any time and go on later, on any computer, with your personal link. Keep the link to yourself.",
+    "stop at any time and continue later, on any computer, with your personal link. Keep the link to yourself.",
     "The volumes are for this study only. Do not copy them, do not try to find out whom they show, and do not talk "
     "about single cases with other readers before all have finished.",
 )
@@ -65,7 +65,7 @@ def create(
     and where the cases can be told apart, unless `allow_leak`. The folder appears whole or not at all.
     """
     if out.exists():
-        raise UserError(f"{out}: is there already; choose another folder, so that no study is overwritten")
+        raise UserError(f"{out}: already exists; choose another folder, so that no study is overwritten")
     if real.resolve() == synthetic.resolve():
         raise UserError(f"real and synthetic are both {real}; give two folders")
     seed = settings.seed if settings.seed >= 0 else secrets.randbits(63)

@@ -328,7 +328,7 @@ class DenoiserTrainer:
 
         if self.heads.rows is not None and self.process.device.type == "cpu":
             return prepare(step)
-        # Heads that were taken in meanwhile change what a plan means: it is made anew then.
+        # Heads that were taken in meanwhile change what a plan means: it is made again then.
         key = step, len(self.heads.records)
         held = self.ahead[1].result() if self.ahead is not None and self.ahead[0] == key else prepare(step)
         self.ahead = (step + 1, len(self.heads.records)), self.pool.submit(prepare, step + 1)

@@ -1,7 +1,7 @@
 """Train StyleGAN2 or StyleGAN3 on single slices, with adaptive discriminator augmentation.
 
 Every step's slices, latents, noise and augmentations are functions of (seed, step, sample), so that a run split over
-processes sees what one process with the whole batch would, and a resumed run goes on bit for bit. Regularisers run
+processes sees what one process with the whole batch would, and a resumed run continues bit for bit. Regularisers run
 every few steps as steps of their own, with Adam corrected for them (Karras et al. 2020, appendix B).
 """
 

@@ -116,7 +116,7 @@ def draw_batch(
     upper = pairs.upper()
     row = upper[draws.integers(len(upper))]
     swap, air, slight, gain, offset = draws.uniform(5).unbind(1)
-    # The slice to mend is the lower one, as in a chain that runs downward.
+    # The slice to correct is the lower one, as in a chain that runs downward.
     upward = (swap < 0.5)[:, None] & settings.both_ways
     rows = torch.where(upward, torch.cat([row, row + 1], dim=1), torch.cat([row + 1, row], dim=1))
     whole = 1.0 if settings.recipe == "offset" else 0.0

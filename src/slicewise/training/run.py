@@ -2,13 +2,13 @@
 
 A method gives it a `Trainer`: its settings, its networks, one step, a validation. Everything random in a step is a
 function of (seed, step, sample), so the whole state of a run is its step, its weights and averages and its optimiser's
-moments: a resumed run goes on bit for bit, and many processes do what one with the whole batch would.
+moments: a resumed run continues bit for bit, and many processes do what one with the whole batch would.
 
     RUN/config.toml           settings, as read_table reads them
     RUN/env.json              what the run ran on
     RUN/stats.jsonl           one JSON object a line
     RUN/weights.safetensors   the network to use, and weights.json
-    RUN/state/                what the run goes on from
+    RUN/state/                what the run resumes from
     RUN/samples/              pictures of what the network draws
 """
 
@@ -72,7 +72,7 @@ def learning_rate(place: float, total: float, settings: RunSettings, begun: floa
 @dataclass
 class Place:
     """Where a run is: steps done, seconds used, the step that the average last took in, where the warm-up began (again,
-    where a finished run goes on), and how many of those seconds are kept for what comes after the last step."""
+    where a finished run resumes), and how many of those seconds are kept for what comes after the last step."""
 
     step: int = 0
     seconds: float = 0.0
@@ -300,7 +300,7 @@ def _written(store: Store) -> float:
     """When the store was last written into."""
     with contextlib.suppress(OSError):
         return (store.path / MANIFEST).stat().st_mtime
-    return 0.0  # it is gone: what is in memory goes on
+    return 0.0  # it is gone: what is in memory continues
 
 
 def _take_in(heads: Heads, manifest: float, process: Process) -> float:
@@ -326,7 +326,7 @@ def training_heads(store: Store, out: Path, process: Process) -> Heads:
 def _diverged(out: Path, step: int) -> UserError:
     return UserError(
         f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
-        "go on with a smaller RunSettings.lr, or where there is one with DenoiserTraining.core=float32"
+        "continue with a smaller RunSettings.lr, or where there is one with DenoiserTraining.core=float32"
     )
 
 

@@ -19,7 +19,7 @@ class RunSettings:
     """Optimiser steps."""
     minutes: float = 0.0
     """Instead of steps, minutes of wall-clock time that the whole run may take (0 = by steps); a finished run that is
-    given more goes on."""
+    given more resumes."""
     batch: int = 16
     """Samples a step, over all processes together."""
     lr: float = 1e-3
@@ -98,7 +98,7 @@ class DenoiserTraining(RunSettings):
     """Windows that go through the network at once; 0 takes a process's whole share of the batch. Less needs less memory
     and gives the same step, up to rounding."""
     fit_memory: bool = False
-    """Where the device's memory does not hold so many windows at once, go on with the most that it holds."""
+    """Where the device's memory does not hold so many windows at once, continue with the most that it holds."""
     validation_windows: int = 32
     """Windows in a validation."""
     core: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -1,4 +1,4 @@
-"""What a run goes on from, RUN/state/: weights, averages and moments under flat names, and what makes it this run."""
+"""What a run resumes from, RUN/state/: weights, averages and moments under flat names, and what makes it this run."""
 
 import json
 from collections.abc import Mapping, Sequence

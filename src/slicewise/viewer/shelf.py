@@ -32,7 +32,7 @@ class Entry:
     file of it, where it has one, whose header tells of the series.
 
     Unlike a `Member` of a set, which is measured, it may be one before calibration, and keeps the slices of a real scan
-    that it went on from.
+    that it continued from.
     """
 
     title: str

@@ -96,7 +96,7 @@ def make_phantom(seed: int, settings: PhantomSettings = USUAL) -> Phantom:
 @dataclass(frozen=True)
 class Descent:
     """Whom a head comes from: `share` of the way from `person` to `other` (0 for a third of heads), both of one split,
-    whose shapes are told from its `first` person. `rng` goes on to draw the rest of the head."""
+    whose shapes are told from its `first` person. `rng` draws the rest of the head."""
 
     person: Person
     other: Person

@@ -2,7 +2,7 @@
 
 A part is finer than a tissue: cortex comes in shells by its distance from the sulcus, soft tissue in layers by its
 depth under the skin and in levels of a noise that draws the planes between muscles. Which shell is cortex or fluid,
-which layer fat or muscle, is decided for every head anew by a table of HU (`tissue.py`), so that sulci, fat and planes
+which layer fat or muscle, is decided anew for every head by a table of HU (`tissue.py`), so that sulci, fat and planes
 vary without touching a voxel here.
 """
 

@@ -57,7 +57,7 @@ def write_phantoms(
         out/labels/<patient id>.json      what the head is, and the settings that made it
         out/segmentations/<patient id>.dcm   with `segmentations`: the labels as DICOM Segmentation
 
-    A head that is there already with these settings is left alone, so a run that was stopped goes on where it was.
+    A head that already exists with these settings is left alone, so a run that was stopped resumes.
     Raises `UserError` for bad settings, for a head made with other settings, and where `out` cannot be written.
     """
     settings = settings or PhantomSettings()
@@ -106,7 +106,7 @@ def write_each(
     write: Callable[[int], None], seeds: Sequence[int], workers: int, total: int, what: str = "phantoms"
 ) -> None:
     """`write(seed)` for every seed, in as many processes as there are workers, with a progress bar; the others of
-    `total` are there already."""
+    `total` already exist."""
     with counting_bar(bool(seeds), transient=True) as bar:
         task = bar.add_task(what, total=total, completed=total - len(seeds))
         if workers <= 1 or len(seeds) <= 1:
@@ -207,7 +207,7 @@ def store_phantoms(
     """Heads `seed` … `seed + count - 1` as a prepared store, in the split of the person they come from; procedural
     heads by `settings.split`, a small store with two in validation (see `fill_splits`).
 
-    Voxels are exactly those of `make_phantom` (no resampling). Heads that are there already are kept. Raises
+    Voxels are exactly those of `make_phantom` (no resampling). Heads that already exist are kept. Raises
     `UserError` for bad settings, a folder that holds phantoms of other settings, or one that cannot be written.
     """
     settings = settings or PhantomSettings()

@@ -199,7 +199,7 @@ async function send(answer) {
         if (answer.item !== "opened") setTimeout(() => location.reload(), 800);
         return null;
       }
-      if (reply.status < 500) { // this one answer cannot be stored; the others go on
+      if (reply.status < 500) { // this one answer cannot be stored; the others continue
         refused = true;
         tell(`not saved: ${(await reply.json()).error}`, true);
         return null;
