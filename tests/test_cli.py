@@ -399,7 +399,7 @@ def _signalled(command, run: Path, how: signal.Signals) -> tuple[int, str]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_store, tmp_path):
-    """Ctrl-C, or the parent killed outright: both processes save and end, and one continues with what two have begun."""
+    """Ctrl-C, or the parent killed outright: both processes save and end, and one resumes what two have begun."""
     run = tmp_path / "run"
     command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
     command += ["--save-minutes", "0"]

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy import ndimage
+from torch.nn.functional import interpolate
 
 from conftest import toy_head
 from slicewise.ascii import _best_window, between, head_extent, whole_heads
 from slicewise.checkpoint import load_denoiser
 from slicewise.cli import main
+from slicewise.codec import codec
 from slicewise.data.store import Store, open_store, put_volume
 from slicewise.data.windows import as_level, training_windows
 from slicewise.errors import UserError
@@ -22,7 +24,7 @@ from slicewise.generate import generate, results
 from slicewise.io.nifti import write_nifti
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.shapes import UNet3dConfig, UNetConfig
-from slicewise.pyramid import draw, guided, join, load_pyramid
+from slicewise.pyramid import draw, guided, join, load_generator, load_pyramid
 from slicewise.sampling import ChainSettings, GenerateSettings
 from slicewise.training.denoiser import Batches, train_denoiser
 from slicewise.training.settings import DenoiserTraining
@@ -44,9 +46,12 @@ FEW = ChainSettings(steps=6, draw_steps=6, plan_steps=6)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    path = tmp_path_factory.mktemp("pyramid") / "store"
+    return _store(tmp_path_factory.mktemp("pyramid"), 32, 6.0)
+
+
+def _store(path: Path, size: int, mm: float) -> Store:
     for i in range(4):
-        volume = Volume.regular(toy_head(i, slices=8, size=32), (5.0, 6.0, 6.0))
+        volume = Volume.regular(toy_head(i, slices=8, size=size), (5.0, mm, mm))
         put_volume(path, volume, id=f"h{i}", patient=f"p{i}", split="val" if i == 3 else "train", vertex_slice=0)
     return open_store(path)
 
@@ -60,6 +65,14 @@ def levels(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 @pytest.fixture(scope="module")
 def joined(levels: tuple[Path, Path]) -> Path:
     return join(levels, levels[0].parents[1] / "pyramid.safetensors")
+
+
+@pytest.fixture(scope="module")
+def three(levels: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pyramid of 8, 32 and 64 pixels per side that draws 32 unless told otherwise."""
+    out = tmp_path_factory.mktemp("three")
+    finer = train_denoiser(_store(out / "store", 64, 3.0), out / "finer", replace(DRAWER, above=2))
+    return join([*levels, finer], out / "pyramid.safetensors", size=32)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +185,59 @@ def test_generate_takes_a_pyramid(levels, tmp_path):
     with pytest.raises(UserError, match="the plan of this checkpoint begins at the vertex"):
         seeded = replace(settings, seed_volume=tmp_path / "run" / "dicom" / "volume-0000")
         generate(tmp_path / "both.safetensors", tmp_path / "seeded", seeded)
+
+
+def test_a_pyramid_of_several_sizes_draws_the_one_that_is_asked_for(three):
+    sizes = [[level.recipe.size for level in load_generator(three, size=n).levels] for n in (0, 32, 64)]
+    assert sizes == [[8, 32], [8, 32], [8, 32, 64]]
+    with pytest.raises(UserError, match="does not draw 8 pixels per side; choose 32 or 64"):
+        load_generator(three, size=8)
+
+
+def test_a_finer_level_draws_after_the_one_above_it(three):
+    """What it is shown of the level above is that level's own result, as without it, enlarged."""
+    chain = replace(CHAIN, above_sigma=1e-9)
+    coarse = draw(load_generator(three), chain, 5, [3])[0].hu
+    seen = []
+    finer = load_generator(three, size=64)
+    last = finer.levels[-1]
+    spied = replace(last, network=_Spy(last.network, seen))
+    head = draw(replace(finer, levels=(*finer.levels[:-1], spied)), chain, 5, [3])[0].hu
+    assert head.shape == (len(coarse), 64, 64)
+    above = seen[0][0, -2].double() * last.recipe.sigma_data  # about the first slice; its noise is that of sigma_min
+    found = codec(last.recipe.scale, torch.device("cpu")).decode(above).numpy()
+    enlarged = interpolate(torch.from_numpy(coarse[:2, None]).double(), scale_factor=2, mode="bilinear")[:, 0].numpy()
+    assert np.abs(found - enlarged[0]).max() < 8
+    assert np.abs(found - enlarged[1]).max() > 50
+
+
+class _Spy(torch.nn.Module):
+    """A network that keeps what it is given."""
+
+    def __init__(self, network: torch.nn.Module, seen: list) -> None:
+        super().__init__()
+        self.network, self.seen = network, seen
+
+    def forward(self, x, *rest, **named):
+        self.seen.append(x)
+        return self.network(x, *rest, **named)
+
+
+def test_generate_draws_the_size_that_is_asked_for(three, levels, tmp_path):
+    settings = GenerateSettings(count=1, size=64, chain=CHAIN, device="cpu", nifti=False)
+    record = generate(three, tmp_path / "fine", settings)
+    assert next(results(tmp_path / "fine", 1))[2].hu.shape[1:] == (64, 64)
+    assert record["settings"]["size"] == 64
+    assert record["spacing_mm"] == [5.0, 3.0, 3.0]
+    record = generate(three, tmp_path / "coarse", replace(settings, size=0))
+    assert record["settings"]["size"] == 32
+    with pytest.raises(UserError, match="does not draw 64 pixels per side; choose 8"):
+        generate(levels[0], tmp_path / "one", replace(settings, calibrate="off"))
+
+
+def test_a_size_that_no_level_draws_is_one_line(levels, tmp_path):
+    with pytest.raises(UserError, match="does not draw 64 pixels per side; choose 32"):
+        join(levels, tmp_path / "pyramid.safetensors", size=64)
 
 
 def _changed(path: Path, out: Path, **recipe) -> Path:

@@ -4,13 +4,13 @@
     python bench/gpu/parcel.py unpack PARCEL FOLDER
 
 A parcel is `parcel.json`, which says what is in it, and `parcel.0`, `parcel.1`, …, the parts of one tar file: 63 MB at
-most, 16 MB a part, each with its SHA-256. An unpacked run continues in `slicewise train` and is drawn from by `slicewise
+most, 16 MB a part, each with its SHA-256. An unpacked run is resumed by `slicewise train` and drawn from by `slicewise
 generate`. A run travels in one of two ways:
 
 - *whole*: weights in training and buffers as they are; averages of weights, and the saved weights where the state does
   not hold them, in float16; Adam's second moments in bfloat16. First moments start from zero: Adam has them again after
   ten steps. Snapshots of averages stay behind.
-- *brief*, where that does not fit: the saved weights, from which training continues with a fresh Adam, and what else the
+- *brief*, where that does not fit: the saved weights, from which training goes on with a fresh Adam, and what else the
   state needs (a GAN's discriminator), all in float16.
 
 Tensors are squeezed without loss: their bytes go place by place (all signs and exponents, then all that follow), which

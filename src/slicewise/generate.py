@@ -159,7 +159,7 @@ def generate_volumes(
     batch : volumes that are made together.
     """
     how: Literal["after", "off"] = "after" if icnet else "off"
-    settings = GenerateSettings(count, seed, batch, chain or ChainSettings(), calibrate=how, device=device)
+    settings = GenerateSettings(count, seed, batch, chain=chain or ChainSettings(), calibrate=how, device=device)
     for first in range(0, count, batch):
         numbers = list(range(first, min(first + batch, count)))
         for _, _, final in _batch(model, icnet, settings, None, numbers, device, first, lambda volumes, slices: None):
@@ -170,10 +170,10 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
     """The denoiser, pyramid or baseline that a checkpoint holds; `UserError` for settings that it has no use for."""
     if kind_of(checkpoint) not in KINDS:
         core = core_dtype(device, settings.core)
-        model = load_generator(checkpoint, core, str(device))
+        model = load_generator(checkpoint, core, str(device), settings.size)
         if settings.guide is None:
             return model
-        return guided(model, load_generator(settings.guide, core, str(device)), settings.chain)
+        return guided(model, load_generator(settings.guide, core, str(device), settings.size), settings.chain)
     if settings.guide is not None:
         raise UserError("GenerateSettings.guide: leads denoisers, not baselines; leave it out")
     baseline = load_baseline(checkpoint, str(device))
@@ -183,6 +183,11 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
         raise UserError(
             f"GenerateSettings.calibrate={settings.calibrate}: a {baseline.kind} is taken as it comes; add "
             "GenerateSettings.calibrate=off"
+        )
+    if settings.size not in (0, baseline.recipe.size):
+        raise UserError(
+            f"GenerateSettings.size={settings.size}: this {baseline.kind} draws {baseline.recipe.size} pixels per "
+            "side; leave it out"
         )
     baseline.check_slices(settings.chain.slices)
     if settings.chain != ChainSettings(slices=settings.chain.slices):
@@ -201,6 +206,7 @@ def describe(
         shown.pop(name)
     if not isinstance(model, Baseline):
         shown["chain"]["sampler"] = settings.chain.sampler_of(model.recipe)
+    shown["size"] = model.recipe.size
     shown["seed_volume"] = str(settings.seed_volume or "")
     shown["guide"] = sha256(weights_file(settings.guide)) if settings.guide else ""
     return {

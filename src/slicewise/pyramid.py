@@ -237,30 +237,53 @@ def _stacked(heads: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
-def join(levels: Sequence[Path], out: Path, half: bool = False) -> Path:
-    """Write one checkpoint of several levels, coarsest first: run folders or weights of `slicewise train`; with `half`
-    in float16, which is half as large (single numbers stay float32).
+def join(levels: Sequence[Path], out: Path, half: bool = False, size: int = 0) -> Path:
+    """Write one checkpoint of several levels, coarsest first.
 
-    Raises `UserError` where a level cannot be read, or they do not fit one another.
+    Parameters
+    ----------
+    levels : run folders or weights of `slicewise train`.
+    out : file to write.
+    half : write float16, which is half as large (single numbers stay float32).
+    size : pixels per side that are drawn unless another size is asked for; 0 takes the finest level.
+
+    Raises `UserError` where a level cannot be read, they do not fit one another, or none draws `size`.
     """
     read = [load_tensors(weights_file(path)) for path in levels]
     for path, (_, meta) in zip(levels, read):
         if meta.get("kind") not in DENOISERS:
             raise UserError(f"{path}: holds {meta.get('kind', 'no network')}, a level is a denoiser of slicewise train")
-    check_levels([Recipe.from_dict(meta["recipe"], path) for path, (_, meta) in zip(levels, read)], out)
+    recipes = [Recipe.from_dict(meta["recipe"], path) for path, (_, meta) in zip(levels, read)]
+    check_levels(recipes, out)
+    size = size or recipes[-1].size
+    _check_size(size, recipes[1:], out)
     tensors = {f"{n}.{key}": value for n, (held, _) in enumerate(read) for key, value in held.items()}
     if half:
         tensors = {key: value.half() if value.dim() else value for key, value in tensors.items()}
     metas = [meta for _, meta in read]
-    about = {"levels": metas, "step": [meta["step"] for meta in metas], "data": metas[-1]["data"]}
+    about = {"levels": metas, "size": size, "step": [meta["step"] for meta in metas], "data": metas[-1]["data"]}
     save_model(out, KIND, {}, tensors, about)
     return out
 
 
-def load_generator(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Denoiser | Pyramid":
-    """What a checkpoint file or a run folder holds: a pyramid, or a denoiser alone."""
-    load = load_pyramid if kind_of(path) == KIND else load_denoiser
-    return load(path, core_dtype, device)
+def load_generator(
+    path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = 0
+) -> "Denoiser | Pyramid":
+    """What a checkpoint file or a run folder holds: a pyramid, or a denoiser alone.
+
+    `size` is the pixels per side to draw, for pyramids of several; 0 takes what the checkpoint says. Raises `UserError`
+    where it draws no such size, and as `load_pyramid` and `load_denoiser` do.
+    """
+    if kind_of(path) == KIND:
+        return load_pyramid(path, core_dtype, device, size)
+    denoiser = load_denoiser(path, core_dtype, device)
+    _check_size(size or denoiser.recipe.size, [denoiser.recipe], path)
+    return denoiser
+
+
+def _check_size(size: int, recipes: Sequence[Recipe], name: object) -> None:
+    if size not in (sizes := [recipe.size for recipe in recipes]):
+        raise UserError(f"{name}: does not draw {size} pixels per side; choose {' or '.join(map(str, sizes))}")
 
 
 def guided(model: "Denoiser | Pyramid", guide: "Denoiser | Pyramid", settings: ChainSettings) -> "Denoiser | Pyramid":
@@ -285,17 +308,23 @@ def guided(model: "Denoiser | Pyramid", guide: "Denoiser | Pyramid", settings: C
     )
 
 
-def load_pyramid(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pyramid:
-    """A pyramid from its checkpoint file. Raises `UserError` for a file that is damaged, lacks a level's weights, or
-    whose levels do not fit one another."""
+def load_pyramid(path: Path, core_dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = 0) -> Pyramid:
+    """A pyramid from its checkpoint file, down to the level that draws `size` pixels per side (0: what the file says).
+    Raises `UserError` for a file that is damaged, lacks a level's weights, whose levels do not fit one another, or none
+    of which draws that size."""
     tensors, meta = load_tensors(weights_file(path))
     if meta.get("kind") != KIND:
         raise UserError(f"{path}: holds a network of kind {meta.get('kind')}, expected {KIND}")
+    recipes = [Recipe.from_dict(one["recipe"], path) for one in meta["levels"]]
+    check_levels(recipes, path)
+    size = size or meta.get("size", recipes[-1].size)
+    _check_size(size, recipes[1:], path)
     levels = []
-    for number, one in enumerate(meta["levels"]):
+    for number, (one, recipe) in enumerate(zip(meta["levels"], recipes)):
+        if recipe.size > size:
+            break
         own = f"{number}."
         weights = {key.removeprefix(own): value for key, value in tensors.items() if key.startswith(own)}
         network = fitted(one["kind"], one["network"], weights, f"{path}, level {number + 1}").to(device)
-        levels.append(Denoiser(network, Recipe.from_dict(one["recipe"], path), one, core_dtype))
-    check_levels([level.recipe for level in levels], path)
+        levels.append(Denoiser(network, recipe, one, core_dtype))
     return Pyramid(tuple(levels), meta)

@@ -106,6 +106,9 @@ class GenerateSettings:
     """Seed of the run; volume i of seed s is the same in any batch."""
     batch: int = 4
     """Volumes that are generated together."""
+    size: int = 0
+    """Pixels per side, for checkpoints that draw several: 128 or 512 with the release's; 0 takes what the checkpoint
+    says, which is 128 for the release's."""
     chain: ChainSettings = field(default_factory=ChainSettings)
     """Sampler, direction and number of slices."""
     guide: Path | None = None

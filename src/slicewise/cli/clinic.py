@@ -15,7 +15,7 @@ from slicewise.io.peer import PeerSettings, Query
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Send DICOM files to a PACS. What it holds already is not sent again; run it again to resume where it was cut off."""
+    """Send DICOM files to a PACS. What it holds already is not sent again; run it again to resume after a failure."""
 
     paths: Annotated[tuple[Path, ...], Positional]
     """Runs of slicewise generate, DICOM folders or files."""

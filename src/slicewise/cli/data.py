@@ -92,8 +92,8 @@ class Phantom:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Split a prepared store again into training, validation and test, by patient; no voxel is touched. Checkpoints that
-    were trained on the store have then seen volumes that it calls validation or test."""
+    """Split a prepared store again into training, validation and test, by patient; voxels stay as they are. Checkpoints
+    that were trained on the store have then seen volumes that it calls validation or test."""
 
     store: Annotated[Path, Positional]
     """Prepared store."""

@@ -159,6 +159,9 @@ class Fill:
     """How much of the head is missing above the first slice, in mm; else the scan begins at or above the vertex."""
     checkpoint: Path = CHECKPOINT
     """Run folder or weights of a denoiser or a pyramid; by default the release checkpoint."""
+    size: int = 0
+    """Pixels per side, for checkpoints that draw several: 128 or 512 with the release's; 0 takes what the checkpoint
+    says, which is 128 for the release's."""
     seed: int = 0
     """Another seed draws other slices."""
     resample: bool = False
@@ -182,7 +185,7 @@ class Fill:
         check_target(self.out, self.patient_id, reading.source)
         with processes(self.device) as process, counting_bar(True) as bar:
             device = str(process.device)
-            model = load_generator(self.checkpoint, core_dtype(process.device), device)
+            model = load_generator(self.checkpoint, core_dtype(process.device), device, self.size)
             task = bar.add_task("slices", total=None)  # a plan says how many only when it is made
             filled = fill_scan(
                 model,

@@ -103,11 +103,13 @@ class JoinLevels:
     """File to write (.safetensors)."""
     half: bool = False
     """Write float16, half as large."""
+    size: int = 0
+    """Pixels per side that generate draws unless told otherwise; 0 takes the finest level."""
 
     def run(self) -> None:
         from slicewise.pyramid import join
 
-        print(f"checkpoint: {join(self.levels, self.out, self.half)}")
+        print(f"checkpoint: {join(self.levels, self.out, self.half, self.size)}")
 
 
 def _report(weights: Path) -> None:

@@ -142,8 +142,8 @@ def deidentify_files(
 ) -> DeidentifyReport:
     """De-identify every CT image below the paths into `out/PATIENT/STUDY/SERIES/INSTANCE.dcm`, all of them new names.
 
-    The key is made with the first image, in `out/.deidentify-key`; with it, a later run continues and passes over what is
-    there. `out/deidentified.json` counts what was taken out; it holds no value and no name of a file. With `face`, what
+    The key is made with the first image, in `out/.deidentify-key`; with it, a later run continues and skips what
+    exists. `out/deidentified.json` counts what was removed; it holds no value and no file name. With `face`, what
     that function finds of each series is set to air; a series whose volume cannot be read is then left out.
 
     Raises `UserError` where there is no CT image, and where `out` cannot be written; whole files stay.
@@ -234,7 +234,7 @@ def deidentify(ds: Dataset, key: bytes) -> set[str]:
     """Clean a data set with its pixels in place; the keywords of what was taken out of it.
 
     Afterwards Patient Identity Removed (0012,0062) is YES, with method and code (DCM 113100), and Longitudinal Temporal
-    Information Modified (0028,0303) is REMOVED. The file meta information is made again; the transfer syntax is Explicit
+    Information Modified (0028,0303) is REMOVED. The file meta information is rebuilt; the transfer syntax is Explicit
     VR Little Endian. Images of other classes than CT keep no pixels: they are blanked.
 
     Raises whatever pydicom raises for garbled elements and pixels.

@@ -55,8 +55,8 @@ _DECODERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A volume as read, what was clipped to [-1024, 3071] HU, what was repaired on the way (clipping too), where it came
-    from, and why its values may be no HU (see `slicewise.io.plausible`; "" where they are)."""
+    """A volume as read, what was clipped to [-1024, 3071] HU, what was repaired on the way (clipping too), where it
+    came from, and why its values may be no HU (see `slicewise.io.plausible`; "" where they are)."""
 
     volume: Volume
     clipped: Clipped = field(default_factory=Clipped)

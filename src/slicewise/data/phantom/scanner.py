@@ -111,7 +111,7 @@ def slice_weights(step_mm: float, slice_mm: float) -> np.ndarray:
 
 
 def slice_matrix(centres: np.ndarray, n: int, step_mm: float, slice_mm: float) -> np.ndarray:
-    """float32 (len(centres), n): the slice profile about each centre; beyond the ends the last sub-slice is repeated."""
+    """float32 (len(centres), n): the slice profile about each centre; the sub-slices at the ends are repeated."""
     weights = slice_weights(step_mm, slice_mm)
     half = len(weights) // 2
     matrix = np.zeros((len(centres), n), np.float32)
