@@ -17,6 +17,7 @@ from slicewise.diffusion.precondition import (
     score,
 )
 from slicewise.hu import HUScale
+from slicewise.networks.local import Local
 from slicewise.networks.shapes import UNetConfig
 from slicewise.networks.unet import UNet
 
@@ -122,8 +123,8 @@ def test_score_of_a_normal_distribution():
 
 def _answers(f, mean, spread):
     """A local network that answers F, M and the S of a spread, each a float, for one slice."""
-    values = torch.tensor([f, mean / SIGMA_DATA, math.log(spread / SIGMA_DATA)])
-    return lambda x, noise, condition: values[None, :, None, None].expand(len(x), 3, *x.shape[2:])
+    values = (f, mean / SIGMA_DATA, math.log(spread / SIGMA_DATA))
+    return lambda x, noise, condition: Local(*(torch.full_like(x[:, :1], value).float() for value in values))
 
 
 def test_a_local_network_is_the_posterior_of_a_gaussian_voxel():

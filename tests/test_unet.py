@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from slicewise.networks.local import Local
 from slicewise.networks.shapes import UNetConfig
 from slicewise.networks.unet import UNet, _details, _mean, channel_norm, fourier_features
 from slicewise.settings import fill, preset
@@ -28,11 +29,15 @@ def _inputs(config: UNetConfig = TINY, size: int = 16):
     return torch.randn(2, config.slices, size, size), torch.randn(2, config.slices), torch.rand(2, config.condition)
 
 
+def _all(answer: Local) -> torch.Tensor:
+    return torch.cat(answer, dim=1)
+
+
 def test_untrained_network_says_nothing():
     """F = 0 and M = 0; the spread is half-way, by e-folds, between the whole data's and the least."""
     x, noise, condition = _inputs()
     assert not UNet(replace(TINY, local=False))(x, noise, condition).any()
-    f, mean, spread = UNet(TINY)(x, noise, condition).chunk(3, dim=1)
+    f, mean, spread = UNet(TINY)(x, noise, condition)
     assert f.shape == x.shape
     assert not f.any()
     assert not mean.any()
@@ -51,7 +56,7 @@ def test_the_fine_mean_takes_over_near_the_brain():
         hook = net.head.register_forward_hook(lambda module, given, out: answers.append(out))
         for coarse, share in ((-0.3, 1.0), (-0.15, 0.25), (20.0, 0.0)):
             net.head.bias[rows] = coarse
-            found = net(*inputs)[:, k : 2 * k]
+            found = net(*inputs).mean
             fine = torch.nn.functional.pixel_shuffle(answers[-1], TINY.fold).chunk(4, dim=1)[3]
             torch.testing.assert_close(found, coarse + share * (-0.3 + 0.05 * fine - coarse), rtol=1e-4, atol=1e-4)
         hook.remove()
@@ -73,13 +78,31 @@ def test_what_is_made_for_the_brain_is_finer_where_a_scale_gives_it_less_of_x():
             net.head.weight[k * pixels : 2 * k * pixels] = net.head.bias[k * pixels : 2 * k * pixels] = 0
             net.head.weight[2 * k * pixels : 3 * k * pixels] = 0
             net.head.bias[2 * k * pixels : 3 * k * pixels] = 50.0
-            found[contrast] = net(contrast * brain, noise, condition).chunk(3, dim=1)
+            found[contrast] = net(contrast * brain, noise, condition)
     (f, mean, spread), (f_less, mean_less, spread_less) = found.values()
     torch.testing.assert_close(f_less, f, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(mean_less, 0.2 * mean, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(spread_less.exp(), 0.2 * spread.exp())
     assert mean.std() > 0
     assert f.std() > 0
+
+
+def test_of_slices_that_are_only_shown_nothing_is_said():
+    """The same answers for the others as from a network that also says something of those."""
+    config = replace(TINY, slices=5)
+    net, less = _random(config), UNet(replace(config, context=2)).eval()
+    weights = net.state_dict()
+    kept = [part * 5 + k for part in range(4) for k in range(3)]
+    pixels = TINY.fold**2
+    for name in ("head.weight", "head.bias", "mix.weight", "mix.bias"):
+        rows = weights[name].unflatten(0, (20, -1))[kept].flatten(0, 1)
+        assert name.startswith("mix") or len(rows) == 12 * pixels
+        weights[name] = rows
+    less.load_state_dict(weights)
+    inputs = _inputs(config)
+    for found, expected in zip(less(*inputs), net(*inputs)):
+        assert found.shape == (2, 3, 16, 16)
+        torch.testing.assert_close(found, expected[:, :3])
 
 
 def test_weights_that_name_no_zoom_were_trained_at_1():
@@ -93,9 +116,9 @@ def test_weights_that_name_no_zoom_were_trained_at_1():
 def test_output_is_float32_and_close_under_autocast():
     net, inputs = _random(), _inputs()
     with torch.no_grad():
-        full = net(*inputs)
+        full = _all(net(*inputs))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = net(*inputs)
+            half = _all(net(*inputs))
     assert full.dtype == half.dtype == torch.float32
     assert full.shape == (2, 9, 16, 16)
     assert 0 < float((full - half).abs().max()) < 0.1 * float(full.abs().max())
@@ -104,17 +127,17 @@ def test_output_is_float32_and_close_under_autocast():
 def test_every_level_condition_and_slice_reaches_the_output():
     net, (x, noise, condition) = _random(), _inputs()
     with torch.no_grad():
-        base = net(x, noise, condition)
+        base = _all(net(x, noise, condition))
         changed = []
         for k in range(TINY.slices):
             other = noise.clone()
             other[:, k] += 0.5
-            changed.append(net(x, other, condition))
-        changed.append(net(x, noise, condition + 0.3))
+            changed.append(_all(net(x, other, condition)))
+        changed.append(_all(net(x, noise, condition + 0.3)))
         for k in range(TINY.slices):
             other = x.clone()
             other[:, k] += 0.5
-            changed.append(net(other, noise, condition))
+            changed.append(_all(net(other, noise, condition)))
     for i, one in enumerate(changed):
         assert float((one - base).abs().max()) > 1e-3, f"input {i} does not matter"
         for other in changed[:i]:
@@ -124,22 +147,22 @@ def test_every_level_condition_and_slice_reaches_the_output():
 def test_samples_of_a_batch_do_not_mix():
     net, (x, noise, condition) = _random(), _inputs()
     with torch.no_grad():
-        both = net(x, noise, condition)
-        alone = torch.cat([net(x[i : i + 1], noise[i : i + 1], condition[i : i + 1]) for i in range(2)])
+        both = _all(net(x, noise, condition))
+        alone = torch.cat([_all(net(x[i : i + 1], noise[i : i + 1], condition[i : i + 1])) for i in range(2)])
     torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_sees_the_whole_picture_and_folding_loses_no_pixel():
     net, (x, noise, condition) = _random(), _inputs()
     x = x[:1].requires_grad_()
-    net(x, noise[:1], condition[:1])[0, 0, 0, 0].backward()
+    net(x, noise[:1], condition[:1]).f[0, 0, 0, 0].backward()
     assert x.grad is not None, "some pixel cannot reach the far corner"
     assert (x.grad.abs() > 0).all(), "some pixel cannot reach the far corner"
 
 
 def test_all_parameters_learn():
     net, (x, noise, condition) = _random(), _inputs()
-    net(x, noise, condition).square().mean().backward()
+    _all(net(x, noise, condition)).square().mean().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().max() > 0, name
@@ -162,14 +185,14 @@ def test_without_conditions():
     config = replace(TINY, condition=0, slices=2, fold=1)
     x, noise, _ = _inputs(config)
     with torch.no_grad():
-        assert _random(config)(x, noise, None).shape == (2, 6, 16, 16)
+        assert _random(config)(x, noise, None).spread.shape == (2, 2, 16, 16)
 
 
 @pytest.mark.parametrize("size", [16, 20, 24])
 def test_sizes_that_divide(size):
     x, noise, condition = _inputs(TINY, size)
     with torch.no_grad():
-        assert _random()(x, noise, condition).shape == (2, 9, size, size)
+        assert _random()(x, noise, condition).f.shape == (2, 3, size, size)
 
 
 @pytest.mark.parametrize("size", [15, 18])
@@ -231,7 +254,9 @@ def test_windows_show_the_brain_amplified_and_nothing_far_from_it():
         net.centre.fill_(-0.4)
 
         def shift(level, net=net):
-            first, second = (net(torch.full((1, 1, 16, 16), level + step), noise, condition) for step in (0, 0.005))
+            first, second = (
+                _all(net(torch.full((1, 1, 16, 16), level + step), noise, condition)) for step in (0, 0.005)
+            )
             return float((first - second).abs().mean())
 
         with torch.no_grad():

@@ -226,12 +226,12 @@ class Check:
             ("U-Net of whole heads, small", whole, (heads, torch.zeros(2, 40))),
         ):
             with torch.no_grad():
-                want = network(*arguments)
+                want = _joined(network(*arguments))
                 network.to(self.device)
                 on_device = [t.to(self.device) if t is not None else None for t in arguments]
                 for exact in (True, False):
                     with _exact(exact):
-                        got = network(*on_device).cpu()
+                        got = _joined(network(*on_device)).cpu()
                     row: dict[str, Any] = {"relative": float((got - want).norm() / want.norm())}
                     if name == "IC-Net":
                         row["largest, HU"] = 150 * float((got - want).abs().max())
@@ -444,6 +444,11 @@ def _wake(network: nn.Module) -> None:
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
+
+
+def _joined(answer: Any) -> torch.Tensor:
+    """All that a network answers as one tensor."""
+    return answer if isinstance(answer, torch.Tensor) else torch.cat(list(answer))
 
 
 def _first_slices(denoiser: Denoiser, settings: ChainSettings, device: torch.device) -> np.ndarray:

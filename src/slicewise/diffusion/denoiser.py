@@ -79,11 +79,11 @@ class Guidance:
     def __call__(
         self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, position_mm: torch.Tensor | None
     ) -> torch.Tensor:
-        """What D (B, K, H, W) of `x` at `sigma` (B, K) becomes."""
+        """What D (B, A, H, W) of the first A slices of `x` at `sigma` (B, K) becomes."""
         guided = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
         if x.device.type == "cpu" and not guided.any():
             return denoised
-        further = (self.weight - 1.0) * guided[:, :, None, None]
+        further = (self.weight - 1.0) * guided[:, : denoised.shape[1], None, None]
         return denoised + further * (denoised - self.guide(x, sigma, position_mm))
 
 
@@ -98,7 +98,8 @@ class Denoiser:
     guidance: Guidance | None = None
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, position_mm: torch.Tensor | None) -> torch.Tensor:
-        """(B, K, H, W) noisy x and (B, K) sigmas to the clean slices; `position_mm` (B,) of the last slice."""
+        """(B, K, H, W) noisy x and (B, K) sigmas to the clean slices, those of a level above left out or not;
+        `position_mm` (B,) of the last slice of the window."""
         denoised = self._alone(x, sigma, position_mm)
         return denoised if self.guidance is None else self.guidance(denoised, x, sigma, position_mm)
 

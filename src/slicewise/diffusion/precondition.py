@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-# The raw network: (x (B, K, H, W), c_noise (B, K), condition (B, C) or None) -> F (B, K, H, W), or F, M and S as
-# (B, 3 K, H, W) where it is local (see `posterior`), all float32.
-Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+from slicewise.networks.local import Local
+
+# The raw network: (x (B, K, H, W), c_noise (B, K), condition (B, C) or None) -> F (B, A, H, W), or `Local` where it is
+# that (see `posterior`), float32, of the first A slices.
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor | Local]
 
 
 def c_skip(sigma: torch.Tensor, sigma_data: float | torch.Tensor) -> torch.Tensor:
@@ -65,19 +67,21 @@ def posterior(
 
     Returns
     -------
-    D (B, K, H, W) and the standard deviation c_out(s), (B, K, H, W) or, of a plain network, c_out(sigma_data)
-    (B, K, 1, 1), both in x's dtype.
+    D (B, A, H, W) of the slices that the network answers for, and the standard deviation c_out(s), (B, A, H, W) or, of
+    a plain network, c_out(sigma_data) (B, A, 1, 1), both in x's dtype.
     """
     levels = sigma.double()[:, :, None, None]
     inputs = (c_in(levels, sigma_data) * x).float()
     half = core_dtype != torch.float32
     with torch.autocast(x.device.type, dtype=core_dtype if half else torch.bfloat16, enabled=half):
         out = network(inputs, c_noise(sigma.double()).float(), condition)
-    assert out.dtype == torch.float32, "the network's output layer must be float32"
-    if out.shape[1] == x.shape[1]:
+    f = out.f if isinstance(out, Local) else out
+    assert f.dtype == torch.float32, "the network's output layer must be float32"
+    x, levels = x[:, : f.shape[1]], levels[:, : f.shape[1]]
+    if not isinstance(out, Local):
         deviation = c_out(levels, sigma_data).to(x.dtype)
         return c_skip(levels, sigma_data).to(x.dtype) * x + deviation * out, deviation
-    f, mean, spread = out.to(x.dtype).chunk(3, dim=1)
+    f, mean, spread = (part.to(x.dtype) for part in out)
     spread = sigma_data * torch.exp(spread)
     levels = levels.to(x.dtype)
     skip, deviation = c_skip(levels, spread), c_out(levels, spread)

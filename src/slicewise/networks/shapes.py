@@ -13,6 +13,8 @@ class UNetConfig:
 
     slices: int = field(default=3, metadata={"derived": True})
     """K, slices in a window; also the number of noise levels it is told."""
+    context: int = field(default=0, metadata={"derived": True})
+    """How many of them, the last, are only shown: those of a level above, of which nothing is asked."""
     channels: tuple[int, ...] = (24, 48, 96, 160)
     """Channels at each level, from the folded full resolution downward."""
     blocks: tuple[int, ...] = (1, 1, 2, 2)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slicewise.networks.local import Local
 from slicewise.networks.shapes import UNetConfig
 
 
@@ -143,9 +144,10 @@ def through(levels: Levels, h: torch.Tensor, embeddings: Sequence[torch.Tensor])
 class UNet(nn.Module):
     """The raw network: no sigma arithmetic inside, output layer in float32.
 
-    forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> F (B, K, H, W), or
-    F, M and S (B, 3 K, H, W) where it is local, float32. H and W must divide by `UNetConfig.multiple`. Where x is cut
-    from larger slices, `frame` (B, 4) says where: top, left, bottom and right, of slices that span -1 … 1.
+    forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4, condition (B, C) or None) -> F (B, A, H, W)
+    float32, or `Local` where it is that, of the first A slices: all but the last `UNetConfig.context`. H and W must
+    divide by `UNetConfig.multiple`. Where x is cut from larger slices, `frame` (B, 4) says where: top, left, bottom and
+    right, of slices that span -1 … 1.
 
     The buffers say where in x the brain lies; training sets them (`brain`). `centre` holds its value in units of
     sigma_data (that of 30 HU), and `zoom` how much less of x than on the "half" scale of the whole range a HU of it
@@ -173,7 +175,7 @@ class UNet(nn.Module):
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("zoom", torch.ones(()))
         self.register_load_state_dict_pre_hook(_at_zoom_1)  # type: ignore[no-untyped-call]
-        self.outputs = config.slices * (4 if config.local else 1)
+        self.outputs = (config.slices - config.context) * (4 if config.local else 1)
         shown = config.slices * (1 + len(config.detail) + len(config.window))
         self.stem = nn.Conv2d(shown * pixels + 3 * config.coordinates, c[0], 3, padding=1)
         self.mix = nn.Linear(e, self.outputs * shown) if config.copy else None
@@ -201,7 +203,7 @@ class UNet(nn.Module):
         noise: torch.Tensor,
         condition: torch.Tensor | None = None,
         frame: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Local:
         assert x.shape[2] % self.config.multiple == 0
         assert x.shape[3] % self.config.multiple == 0
         # log(sigma)/4 spans about [-1.8, 1.8]; conditions span about [0, 2]: the same frequencies serve both.
@@ -225,12 +227,13 @@ class UNet(nn.Module):
                 weights = self.mix(embedding.float()).unflatten(1, (self.outputs, x.shape[1]))
                 out = torch.baddbmm(out.flatten(2), weights, x.float().flatten(2)).view_as(out)
             if not self.config.local:
-                return out
+                plain: torch.Tensor = out
+                return plain
             f, mean, depth, fine = out.chunk(4, dim=1)
             near = (1 + (self.zoom * (mean - self.centre) / self.NEAR).square()).pow(-2)
             mean = torch.lerp(mean, self.centre + self.FINE / self.zoom * fine, near)
             spread = -(self.DEPTH + self.zoom.log()) * torch.sigmoid(depth)
-            return torch.cat([f, mean, spread], dim=1)
+            return Local(f, mean, spread)
 
 
 def _at_zoom_1(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slicewise.networks.local import Local
 from slicewise.networks.shapes import UNet3dConfig
 from slicewise.networks.unet import (
     Block,
@@ -70,7 +71,7 @@ def _near(values: torch.Tensor) -> torch.Tensor:
 class UNet3d(nn.Module):
     """The raw network: no sigma arithmetic inside, output layer in float32.
 
-    forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4) -> F, M and S as (B, 3 K, H, W) float32.
+    forward(x (B, K, H, W) float32, noise (B, K) float32 = log(sigma)/4) -> `Local`, (B, K, H, W) float32 each.
 
     Buffers, which training sets (`gaussian`): `mean` and `log_spread` (K, H, W) in units of `sigma_data`, `modes`
     (modes, K H W) and `own` (K, H, W); `centre`, the value of 30 HU in these units, and `zoom` (`brain`, see `UNet`).
@@ -126,7 +127,7 @@ class UNet3d(nn.Module):
         self.centre.fill_(value)
         self.zoom.fill_(UNet.HU / slope)
 
-    def forward(self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor | None = None) -> Local:
         assert condition is None, "a whole head has no position"
         b, k, h, w = x.shape
         fold = self.config.fold
@@ -154,7 +155,7 @@ class UNet3d(nn.Module):
         # The Gaussian's answer m + own / (own + sigma^2) (x - m), all in units of the spread, is that of a local
         # network with this mean, if F is to be measured in the whole spread: what the modes get wrong is of that size.
         mean = expected + (self.own - 1) / (self.own + (sigma / spread).square()) * (values - expected)
-        return torch.cat([f, mean, self.log_spread.expand_as(f)], dim=1)
+        return Local(f, mean, self.log_spread.expand_as(f))
 
     def expected(self, off: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """modes^T E[c | x] of x that lies `off` the mean at noise `sigma`, all (B, K, H, W) in units of the spread."""

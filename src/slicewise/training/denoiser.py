@@ -72,6 +72,8 @@ class Objective(nn.Module):
         framed = frame is not None and isinstance(self.network, UNet)
         network = partial(self.network, frame=frame) if framed else self.network
         denoised, deviation = posterior(network, noisy, sigma, condition, self.sigma_data, self.core)
+        answered = denoised.shape[1]
+        clean, sigma, wanted = clean[:, :answered], sigma[:, :answered], wanted[:, :answered]
         errors = weighted_errors(denoised, clean, sigma, self.sigma_data)
         share = wanted.float() / wanted.sum(dim=1, keepdim=True)  # every window counts the same
         plain = (errors * share).sum(dim=1).mean().detach()
@@ -175,7 +177,7 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
                 f"slices of {size} pixels do not divide by {multiple}, as {len(shape.channels)} levels and "
                 f"UNetConfig.fold={shape.fold}{pooling} need; prepare another size or take fewer levels"
             )
-        return asdict(replace(settings.unet, slices=slices, condition=condition))
+        return asdict(replace(settings.unet, slices=slices, context=slices - settings.slices, condition=condition))
     return asdict(
         replace(
             settings.ncsnpp,
