@@ -245,11 +245,11 @@ def test_from_a_run_through_a_pacs_into_a_store(servers, tmp_path, capsys):
         origin = SyntheticOrigin("toy", "1", seed=3, volume=n)
         write_series(volume, run / "dicom" / f"volume-{n:04d}", synthetic=origin, patient_id=f"SYN-RUN-{n}")
     assert main("push", run, "--to", WEB, "--dry-run") == 0
-    assert "would send 24 images, 0 were there" in capsys.readouterr().out
+    assert "would send 24 images, 0 already there" in capsys.readouterr().out
     assert main("push", run, "--to", WEB) == 0
-    assert "sent 24 images, 0 were there" in capsys.readouterr().out
+    assert "sent 24 images, 0 already there" in capsys.readouterr().out
     assert main("push", run, "--to", ORTHANC) == 0
-    assert "sent 0 images, 24 were there" in capsys.readouterr().out
+    assert "sent 0 images, 24 already there" in capsys.readouterr().out
     assert main("pull", ORTHANC, "--patient", "SYN-RUN-1", "--out", tmp_path / "in", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "would pull  CT series 2.25." in out

@@ -75,26 +75,26 @@ class PeerSettings:
     """TOML file with user and password, or token, that only you can read; without it they come from SLICEWISE_PACS_USER
     and SLICEWISE_PACS_PASSWORD, or SLICEWISE_PACS_TOKEN."""
     ca: Path | None = None
-    """PEM file of the authority that signed the peer's TLS certificate, where the system does not know it."""
+    """PEM file of the authority that signed the peer's TLS certificate, if the system does not know it."""
     certificate: Path | None = None
-    """PEM file of our own TLS certificate, where the peer asks for one."""
+    """PEM file of our own TLS certificate, if the peer asks for one."""
     key: Path | None = None
     """PEM file of the private key of that certificate."""
     ae_title: str = "SLICEWISE"
     """Our application entity title (DIMSE)."""
     receive_port: int = 0
-    """Port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET."""
+    """Port to receive on by C-MOVE, as registered at the peer for our title; 0 uses C-GET."""
     receive_host: str = "127.0.0.1"
     """Address to receive on by C-MOVE."""
     timeout_s: float = 30.0
-    """Seconds without an answer after which a connection is given up; an answer of less than 64 KiB in that time is
-    none."""
+    """Seconds without an answer after which a connection is given up; less than 64 KiB in that time counts as no
+    answer."""
     retries: int = 4
-    """Further attempts after one that brought nothing."""
+    """Further attempts after one that received nothing."""
     backoff_s: float = 1.0
-    """Seconds before the first of them; each next waits twice as long."""
+    """Seconds before the first retry; each further one waits twice as long."""
     max_image_mb: int = 512
-    """Largest image that is taken from the peer, MB; more is refused."""
+    """Largest image to accept from the peer, MB; larger ones are refused."""
 
     def __post_init__(self) -> None:
         if not _AE_TITLE.fullmatch(self.ae_title):

@@ -26,7 +26,7 @@ class UNetConfig:
     a convolution alone learns places only slowly, from its padding."""
     copy: bool = True
     """Add to each output slice a linear mix of the input slices, its weights a function of the noise levels: what
-    neighbouring slices share passes to the digit, and the network is left with what differs."""
+    neighbouring slices share passes through exactly, and the network is left with what differs."""
     detail: tuple[float, ...] = (8.0, 64.0)
     """Amplifications (times `UNet.zoom`) at which each slice less its 3 x 3 mean is shown to the stem and to the linear
     mix. At sigma = 0.01 the noise to be found is a hundredth of what the rest of the input spans: networks learn to
@@ -107,7 +107,7 @@ class NCSNppConfig:
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     """Width of each level in units of `channels`, from full resolution downward."""
     blocks: int = 2
-    """Residual blocks a level going down; one more going up."""
+    """Residual blocks per level going down; one more going up."""
     attention: tuple[int, ...] = (16,)
     """Resolutions with self-attention (the lowest level always has it, between the two halves)."""
     condition: int = field(default=0, metadata={"derived": True})
@@ -117,9 +117,9 @@ class NCSNppConfig:
     fourier_scale: float = 16.0
     """Standard deviation of the frequencies at which log σ is embedded."""
     in_channels: int = field(default=0, metadata={"derived": True})
-    """Channels of the input; 0 means one a slice."""
+    """Channels of the input; 0 means one per slice."""
     out_channels: int = field(default=0, metadata={"derived": True})
-    """Channels of the output; 0 means one a slice."""
+    """Channels of the output; 0 means one per slice."""
 
     def __post_init__(self) -> None:
         if self.image_size % 2 ** (len(self.multipliers) - 1):
