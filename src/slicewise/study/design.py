@@ -75,11 +75,11 @@ class StudySettings:
         most = sum(cases) - gap(sum(cases))
         if repeats[0] > cases[0] or repeats[1] > cases[1] or sum(repeats) > most:
             raise UserError(
-                f"StudySettings.repeats={self.repeats}: of StudySettings.cases={self.cases}, {most} at most can "
-                "come back a third of them later"
+                f"StudySettings.repeats={self.repeats}: of StudySettings.cases={self.cases}, {most} at most can be "
+                "repeated a third of the cases later"
             )
         if not self.structures or len(set(self.structures)) < len(self.structures) or "" in self.structures:
-            raise UserError("StudySettings.structures: name one or more, each once")
+            raise UserError("StudySettings.structures: give one or more, each once")
         if not 0 < self.margin < SCALE[-1] - SCALE[0]:
             raise UserError(
                 f"StudySettings.margin={self.margin:g}: must lie between 0 and {SCALE[-1] - SCALE[0]} points"
