@@ -192,7 +192,7 @@ def test_compressed_frames_are_counted_whatever_the_offset_table_holds(offsets, 
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     dataset.SOPClassUID, dataset.Rows = CTImageStorage, 4
     dataset.PixelData = encapsulate([b"ab" * 8, b"cd" * 8], fragments_per_frame=fragments, has_bot=offsets)
-    for frames, problem in ((2, ""), (2 * fragments + 1, f"{2 * fragments} compressed frames where")):
+    for frames, problem in ((2, ""), (2 * fragments + 1, f"{2 * fragments} compressed frames, expected")):
         dataset.NumberOfFrames = frames
         found = _pixel_problem(dataset)
         assert problem in found

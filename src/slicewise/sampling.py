@@ -125,7 +125,7 @@ class GenerateSettings:
     keep_seed: bool = False
     """Also write the seed slice, with the scan's own voxels; the headers say which slice that is."""
     nifti: bool = True
-    """Write NIfTI beside DICOM."""
+    """Write NIfTI as well as DICOM."""
     core: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the network core: "auto", "float32" or "bfloat16"."""
     device: str = "auto"

@@ -129,8 +129,8 @@ class NCSNppConfig:
             )
         if self.slices < 1 or self.channels < 4 or self.channels % 4 or self.blocks < 1 or not self.multipliers:
             raise UserError(
-                f"NCSN++: {self.slices} slices, {self.channels} channels, {self.blocks} blocks; "
-                "it takes at least one slice and block, and channels in multiples of 4"
+                f"NCSN++: {self.slices} slices, {self.channels} channels, {self.blocks} blocks; it needs at least one "
+                "slice and block, and channels in multiples of 4"
             )
 
 
@@ -153,4 +153,6 @@ class ICNetConfig:
         if self.output not in OUTPUTS:
             raise UserError(f"IC-Net output {self.output!r} is unknown; choose one of {', '.join(OUTPUTS)}")
         if self.levels < 2 or self.channels < 4 or self.fold < 1:
-            raise UserError(f"IC-Net: {self.levels} levels, {self.channels} channels; it takes 2 and 4 at the least")
+            raise UserError(
+                f"IC-Net: {self.levels} levels, {self.channels} channels; it needs at least 2 levels and 4 channels"
+            )
