@@ -269,7 +269,7 @@ def test_a_reference_is_read_back_and_refused_elsewhere(tmp_path):
     with pytest.raises(UserError, match=r"AnomalySettings\.draws=3: the normal reference was measured with 2"):
         reference.check("abc", replace(NOISING, draws=3))
     (tmp_path / "reference.json").write_text('{"kind": "other"}')
-    with pytest.raises(UserError, match="no normal reference"):
+    with pytest.raises(UserError, match="not a normal reference"):
         NormalReference.load(tmp_path / "reference.json")
     with pytest.raises(UserError, match="3 normal heads are too few"):
         measure_normal(_normal(3), "abc", NOISING, "toys")

@@ -371,7 +371,7 @@ def test_settings_that_cannot_work_are_said_before_anything_is_written(train, ch
 def test_a_gan_takes_sizes_that_are_powers_of_two_and_a_vae_two_heads(tmp_path):
     volume = Volume.regular(toy_head(0, size=24), TOY_SPACING)
     put_volume(tmp_path / "store", volume, id="h", patient="p", split="train")
-    with pytest.raises(UserError, match="slices of 24 pixels: stylegan2 takes a power of two"):
+    with pytest.raises(UserError, match="slices of 24 pixels: stylegan2 needs a power of two"):
         train_gan(open_store(tmp_path / "store"), tmp_path / "run", GAN2)
     with pytest.raises(UserError, match="one training volume has no columns"):
         train_slice_vae(open_store(tmp_path / "store"), tmp_path / "run", VAE)

@@ -150,7 +150,7 @@ def test_exit_status_of_bad_usage(capsys):
     assert _main("study", "nonsense") == 2
     assert _main("study", "--help") == 0
     assert _main("prepare", "--out", "store") == 2
-    assert "name one or more INPUTS" in capsys.readouterr().err
+    assert "give one or more INPUTS" in capsys.readouterr().err
 
 
 def test_exit_status_is_explained_where_one_looks(capsys):
@@ -307,12 +307,12 @@ def test_a_bad_file_is_one_line(text, what, taken, tmp_path, capsys):
 
 def test_bad_flags_of_settings(taken, tmp_path, capsys):
     base = ["train", "store", "--out", tmp_path / "run"]
-    assert "preset nope: not known for train; choose draw-128, head-128" in _fails(capsys, *base, "--preset", "nope")
+    assert "preset nope: unknown for train; choose draw-128, head-128" in _fails(capsys, *base, "--preset", "nope")
     assert "cannot be read" in _fails(capsys, *base, "--config", tmp_path / "absent.toml")
     assert "cannot be read" in _fails(capsys, *base, "--config", tmp_path)
     assert "--config needs a value" in _fails(capsys, *base, "--config")
     assert "companding 'mu' is unknown" in _fails(capsys, *base, "--scale.companding", "mu")
-    assert "nothing to set in info" in _fails(capsys, "info", "x", "--preset", "tiny-64")
+    assert "info has no settings for --preset or --config" in _fails(capsys, "info", "x", "--preset", "tiny-64")
     assert _main(*base, "--batch", "many") == 2
     assert _main(*base, "--network", "gan") == 2
     assert not taken
@@ -404,7 +404,7 @@ def test_training_in_two_processes_stops_with_its_parent_and_goes_on(how, toy_st
     command = ["train", toy_store.path, "--out", run, *TINY, "--batch", "8", "--processes", "2", "--steps", "4000"]
     command += ["--save-minutes", "0"]
     status, err = _signalled(command, run, how)
-    assert err.count("stopped; the same command resumes") == 1
+    assert err.count("stopped; run the same command again to resume") == 1
     assert "Traceback" not in err
     assert status == (130 if how == signal.SIGINT else -signal.SIGKILL)
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
@@ -420,7 +420,7 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     command = ["train", toy_store.path, "--out", run, *TINY, "--steps", "4000", "--save-minutes", "0"]
     status, err = _signalled(command, run, signal.SIGINT)
     assert status == 130
-    assert "stopped; the same command resumes" in err
+    assert "stopped; run the same command again to resume" in err
     assert "Traceback" not in err
     step = load_tensors(run / "state" / "state.safetensors")[1]["place"]["step"]
     assert 1 <= step < 4000
@@ -445,7 +445,7 @@ def test_train_and_generate_stop_at_ctrl_c_and_go_on(toy_store, tmp_path, capsys
     held = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
     assert _main(*command) == 130
     signal.signal(signal.SIGINT, held)
-    assert "the same command resumes" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     made = sorted(p.name for p in (out / "dicom").iterdir())
     assert made == ["volume-0000", "volume-0001"], "what was being written is whole, what came after it is not there"
     monkeypatch.undo()

@@ -442,7 +442,7 @@ def test_archives_links_and_nifti_are_dealt_with(tmp_path, capsys):
     write_nifti(Volume.regular(head(0, 8, 16), (5.0, 6.0, 6.0)), tmp_path / "in" / "DOE_JANE.nii")
     cli.main(["deidentify", str(tmp_path / "a.zip"), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
-    assert "wrote 10 images, 10 were there" in said
+    assert "wrote 10 images, 10 already there" in said
     assert "DOE_JANE.nii: NIfTI is not de-identified" in said
 
 
@@ -474,7 +474,7 @@ def test_what_cannot_be_cleaned_is_left_out(tmp_path, capsys):
     assert out.count("burned into the pixels") == 10
     assert out.count("MR, not CT") == 10
     assert "truncated" in out
-    assert "wrote 9 images, 0 were there" in out
+    assert "wrote 9 images, 0 already there" in out
     said = (tmp_path / "out" / REPORT_FILE).read_text()
     assert str(tmp_path) not in said
     assert "SECRET" not in said

@@ -344,9 +344,9 @@ def test_double_slices(tmp_path):
     save(ct_slice(hu[2], (-3.0, 4.0, 90.0)), tmp_path / "copy" / "again")
     reading = load(scan(tmp_path).series[0])
     assert np.array_equal(reading.volume.hu, hu)
-    assert reading.notes == ("1 double slice dropped",)
+    assert reading.notes == ("1 duplicate slice dropped",)
     save(ct_slice(hu[1], (-3.0, 4.0, 90.0)), tmp_path / "copy" / "again")
-    with pytest.raises(UserError, match="two different images at one place"):
+    with pytest.raises(UserError, match="two different images at one position"):
         load(scan(tmp_path).series[0])
 
 
@@ -509,7 +509,7 @@ def bad_inputs():
         ),
         "MR": (lambda f: one(f, **mr), "MR, not CT"),
         "PET": (lambda f: one(f, **pet), "PET, not CT"),
-        "RGB": (lambda f: one(f, **rgb), "colour picture"),
+        "RGB": (lambda f: one(f, **rgb), "colour image"),
         "8 bit": (lambda f: one(f, BitsAllocated=8, BitsStored=8, HighBit=7), "8-bit"),
         "bits": (lambda f: one(f, BitsStored=12, HighBit=9), "High Bit 9"),
         "not a number": (
@@ -520,8 +520,8 @@ def bad_inputs():
             lambda f: one(f, RescaleSlope=None),
             "Rescale Slope .0028,1053. is missing, so the values are not in HU",
         ),
-        "no position": (lambda f: one(f, ImagePositionPatient=None), "has no place"),
-        "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "absurd"),
+        "no position": (lambda f: one(f, ImagePositionPatient=None), "has no position"),
+        "absurd size": (lambda f: one(f, Rows=60000, Columns=60000), "implausible"),
         "singular": (lambda f: one(f, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "Image Orientation"),
     }
 

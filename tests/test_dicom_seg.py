@@ -136,7 +136,7 @@ def test_what_does_not_go_together_is_one_line(head, tmp_path):
         "fractions": nib.Nifti1Image(np.full(SHAPE[::-1], 0.5, np.float32), image.affine),
     }
     expected = {"grid": "not on the grid", "shifted": "not on the grid", "empty": "no label in it"}
-    expected |= {"unnamed": "no name for label 200", "fractions": "whole labels"}
+    expected |= {"unnamed": "no name for label 200", "fractions": "whole-number labels"}
     for name, case in cases.items():
         nib.save(case, tmp_path / "bad.nii.gz")
         with pytest.raises(UserError, match=expected[name]) as info:

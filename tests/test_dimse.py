@@ -76,4 +76,4 @@ def test_a_port_without_tls_is_told_of():
         found = DimsePeer(where, PeerSettings(timeout_s=5), Credentials())._not_connected()
         thread.join()
     assert isinstance(found, UserError)
-    assert "TLS fails" in str(found)
+    assert "TLS failed" in str(found)

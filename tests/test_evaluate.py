@@ -258,7 +258,7 @@ def test_features_of_another_extractor_are_refused(sets: dict[str, Path], tmp_pa
             evaluate(sets["real"], sets["honest"], QUICK, cache=tmp_path / "cache", progress=False)
     rng = np.random.default_rng(0)
     real, synth = ({(p, BRAIN): rng.standard_normal((5, d)) for p in PLANES} for d in (8, 9))
-    with pytest.raises(UserError, match="two extractors"):
+    with pytest.raises(UserError, match="different extractors"):
         feature_distances(real, synth, [BRAIN])
     with pytest.raises(UserError, match="1 of 5 feature vectors hold NaN"):
         check_features(np.where(np.arange(5)[:, None] == 2, np.nan, np.ones((5, 3))))
@@ -395,7 +395,7 @@ def test_second_scans_are_known_by_their_patients(tmp_path: Path) -> None:
     quick = EvaluateSettings(rounds=20, all_slices=False)
     own, one = (evaluate(tmp_path / name, tmp_path / "own", quick, progress=False) for name in ("own", "one"))
     assert any("12 volumes of 6 patients, by their names" in n for n in own.notices)
-    assert any("all 12 volumes bear one patient's name, ANON" in n for n in one.notices)
+    assert any("all 12 volumes have the same patient name, ANON" in n for n in one.notices)
     others, itself = (
         next(m.real_mean for m in found.measurements if m.name.startswith("MS-SSIM of pairs, legacy, [-1024"))
         for found in (own, one)
@@ -430,7 +430,7 @@ def test_what_must_be_said_is_said(sets: dict[str, Path], tmp_path: Path) -> Non
     nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), holes / "0.nii")
     (holes / "2.nii").write_bytes(b"damaged")
     damaged = evaluate(sets["real"], holes, quick, progress=False)
-    assert any("0.nii: 1 voxels without a number set to air" in n for n in damaged.notices)
+    assert any("0.nii: 1 non-finite voxels set to air" in n for n in damaged.notices)
     assert any(n.startswith("left out:") and "2.nii" in n for n in damaged.notices)
     assert any("2 volumes are too few" in n for n in damaged.notices)
     unchecked = replace(quick, extractor="radimagenet")

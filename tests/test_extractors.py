@@ -135,7 +135,7 @@ def test_wrong_weights_are_one_line(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     for name, weights, sha256, reason in [
         ("inception", None, "", "needs its weights"),
-        ("efficientnet-lite0", tmp_path / "text.pth", "", "brings its own"),
+        ("efficientnet-lite0", tmp_path / "text.pth", "", "comes with its own"),
         ("vgg", None, "", "unknown; choose one of"),
         ("radimagenet", tmp_path / "absent.pth", "", "cannot be read"),
         ("radimagenet", tmp_path / "text.pth", "", "not a file of PyTorch weights"),

@@ -253,7 +253,7 @@ def test_a_chain_from_a_real_slice_lies_in_its_place_and_holds_it_on_request_onl
             assert raw is None or raw.hu.shape == alone.hu.shape
             assert not any(np.array_equal(plane, other) for plane in alone.hu for other in real.hu)
         header = pydicom.dcmread(next((tmp_path / run / "dicom" / "volume-0000").iterdir()))
-        assert "no slice is in it" in header.DerivationDescription
+        assert "no slice is from that scan" in header.DerivationDescription
         assert "not a patient" not in str(header)
     assert read_nifti(tmp_path / "kept" / "nifti" / "volume-0000.nii.gz").acquisition.real_slices == (at,)
 

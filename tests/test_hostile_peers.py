@@ -24,16 +24,16 @@ ONCE = PeerSettings(retries=0, timeout_s=1, max_image_mb=8)
 ENDS = {
     "search": "sends (an answer|answers) of more than 64 MB",
     "4 GB decompressed": "sends an answer of more than 64 MB",
-    "pages of answers": r"sends answers to one search without end \(\d+ so far\)",
-    "drip": "too little came of its answer within 1 s|no answer within 1 s",
+    "pages of answers": r"sends endless answers to one search \(\d+ so far\)",
+    "drip": "too little of its answer arrived within 1 s|no answer within 1 s",
     "image that does not end": r"sends an image of more than 8 MB \(PeerSettings\.max_image_mb\)",
     "images without end": "sends more images than it lists",
     "deflated": r"sends an image that inflates to more than 8 MB",
-    "without pixels": "3 of 3 images .* did not come; it sent an image without pixels",
-    "cut short": "3 of 3 images .* did not come; it sent an image cut short: 256 bytes of pixels where 512 are due",
+    "without pixels": "3 of 3 images .* did not arrive; it sent an image without pixels",
+    "cut short": "3 of 3 images .* did not arrive; it sent an image cut short: 256 bytes of pixels, expected 512",
     "another series": "sends an instance of another series than the one asked for",
     "nested": "answers, but not as a DICOMweb service does",
-    "to a search without end": r"sends answers to one request without end \(\d+ so far\)",
+    "to a search without end": r"sends endless answers to one request \(\d+ so far\)",
     "10 MB each": "sends answers of more than 64 MB",
     "claim": "sends a PDU of 4095 MB where 1 MB was agreed on",
     "message that does not end": "sends answers of more than 64 MB",
@@ -146,7 +146,7 @@ def test_odd_json_ends_in_one_line(tmp_path):
             "00080060": {"Value": ["\x1b[2J"]},
         }
         answer = json.dumps([hostile_rows]).encode()
-        with pytest.raises(UserError, match="no code") as info:
+        with pytest.raises(UserError, match="invalid code") as info:
             pull(url, Query(study="1.2", modality=""), tmp_path / "out", ONCE)
         assert str(info.value).isprintable()
 
@@ -192,7 +192,7 @@ def test_compressed_frames_are_counted_whatever_the_offset_table_holds(offsets, 
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     dataset.SOPClassUID, dataset.Rows = CTImageStorage, 4
     dataset.PixelData = encapsulate([b"ab" * 8, b"cd" * 8], fragments_per_frame=fragments, has_bot=offsets)
-    for frames, problem in ((2, ""), (2 * fragments + 1, f"{2 * fragments} compressed frames where")):
+    for frames, problem in ((2, ""), (2 * fragments + 1, f"{2 * fragments} compressed frames, expected")):
         dataset.NumberOfFrames = frames
         found = _pixel_problem(dataset)
         assert problem in found

@@ -60,7 +60,7 @@ def prepared(tmp_path: Path, *inputs: Path, **changes) -> PrepareReport:
 BASE = toy_head(0, 16, 32).astype(int)
 WRONG = {
     "offset lost": (BASE + 1024, "intercept of -1024 were missing"),
-    "offset twice": (np.where(BASE - 1024 < -1200, -1024, BASE - 1024), "intercept of -1024 were taken twice"),
+    "offset twice": (np.where(BASE - 1024 < -1200, -1024, BASE - 1024), "intercept of -1024 were applied twice"),
     "unsigned": (np.where(BASE < 0, BASE + 65536, BASE), "negative values were read as unsigned"),
     "window": (np.clip(BASE, -100, 300), "as if cut to a window"),
     "grey levels": ((np.clip(BASE, -100, 300) + 100) * 255 // 400, "as if scaled to grey levels"),
@@ -106,9 +106,9 @@ def test_data_without_their_offset_are_left_out_unless_trusted(tmp_path, kind, c
     assert not (tmp_path / "store").exists()
     report = prepared(tmp_path, source, trust_hu=True)
     assert len(report.prepared) == 1
-    assert "taken as HU though" in report.notes[0]
+    assert "taken as HU although" in report.notes[0]
     cli.main(["info", str(source)])
-    assert "values may be no HU" in capsys.readouterr().out
+    assert "values do not look like HU" in capsys.readouterr().out
 
 
 # --- Everything below a folder --------------------------------------------------------------------------------------
@@ -144,8 +144,8 @@ def test_every_file_is_read_listed_or_counted(tmp_path):
     reasons = {Path(e.source).name: e.reason for e in report.skipped}
     words = {
         "a.mha": "MetaImage", "b.nrrd": "NRRD", "c.img": "Analyze", "d.mgz": "mri_convert", "e.7z": "unpack it",
-        "loop": "read already", "same.dcm": "read already", "broken.dcm": "a link to nothing",
-        "cut.zip": "cut or damaged", "three.tar.gz": "also in it: 1 .txt",
+        "loop": "already been read", "same.dcm": "already been read", "broken.dcm": "a broken link",
+        "cut.zip": "cut short or damaged", "three.tar.gz": "also in it: 1 .txt",
     }  # fmt: skip
     assert reasons.keys() == words.keys()
     assert all(text in reasons[name] for name, text in words.items())
@@ -218,7 +218,7 @@ def test_one_id_over_clearly_different_heads_is_warned_about(tmp_path):
     series(tmp_path / "in" / "b", wide, number=1, PatientID="P7")
     series(tmp_path / "in" / "c", number=0, PatientID="P8", StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1")
     (warning,) = prepared(tmp_path, tmp_path / "in", fov_mm=400.0).warnings
-    assert "one patient's by ID" in warning
+    assert "have the same Patient ID" in warning
     assert "mm wide" in warning
     assert "patient_from=path" in warning
 
@@ -280,14 +280,14 @@ FINE = np.repeat(toy_head(0, 16, 32), 3, axis=0)[:40]
 def test_the_message_names_only_what_works(tmp_path, capsys):
     source, out = series(tmp_path / "in", FINE, step=2.0, skip=(20, 21, 22, 23, 24, 25, 26, 27)), tmp_path / "o.nii.gz"
     with pytest.raises(
-        UserError, match=r"8 slices missing.*too wide to interpolate, largest_part=True takes the 20 slices"
+        UserError, match=r"8 slices missing.*too wide to interpolate, largest_part=True uses the 20 slices"
     ) as e:
         read_volume(source)
     assert "interpolate_missing=True" not in str(e.value)
     with pytest.raises(UserError, match="too wide to interpolate"):
         read_volume(source, interpolate_missing=True, grid_mm=5.0)
     cli.main(["export", str(source), "--out", str(out), "--largest-part"])
-    assert "the 20 slices from z = 0.00 to -38.00 mm, of a scan with holes" in capsys.readouterr().out
+    assert "the 20 slices from z = 0.00 to -38.00 mm, of a scan with gaps" in capsys.readouterr().out
     assert np.array_equal(read_volume(out).volume.hu, FINE[:20])
     narrow = series(tmp_path / "narrow", FINE, step=2.0, skip=(20,))
     with pytest.raises(UserError, match="interpolate_missing=True fills them"):
@@ -405,4 +405,4 @@ def test_a_store_that_was_split_anew_takes_more_data(tmp_path):
         nifti(tmp_path / "in" / f"{number}" / "ct.nii", toy_head(number, 16, 32))
     report = prepared(tmp_path, tmp_path / "in")
     assert report.splits == {"train": 5}
-    assert "split as the store is (1 0 0, seed 3)" in report.warnings[0]
+    assert "split like the rest of the store (1 0 0, seed 3)" in report.warnings[0]

@@ -156,7 +156,7 @@ def damaged(name):
         "text.nii": (lambda path: path.write_text("hello " * 100), "not a NIfTI"),
         "empty.nii.gz": (lambda path: path.write_bytes(b""), "not a NIfTI"),
         "singular.nii": (image(all_codes(), singular), "singular"),
-        "tiny voxels.nii": (image(all_codes(), np.diag([1e-3, 1e-3, 1e-3, 1])), "absurd"),
+        "tiny voxels.nii": (image(all_codes(), np.diag([1e-3, 1e-3, 1e-3, 1])), "implausible"),
         "sheared.nii": (
             image(all_codes(), np.array([[1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])),
             "right angles",

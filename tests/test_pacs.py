@@ -245,11 +245,11 @@ def test_from_a_run_through_a_pacs_into_a_store(servers, tmp_path, capsys):
         origin = SyntheticOrigin("toy", "1", seed=3, volume=n)
         write_series(volume, run / "dicom" / f"volume-{n:04d}", synthetic=origin, patient_id=f"SYN-RUN-{n}")
     assert main("push", run, "--to", WEB, "--dry-run") == 0
-    assert "would send 24 images, 0 were there" in capsys.readouterr().out
+    assert "would send 24 images, 0 already there" in capsys.readouterr().out
     assert main("push", run, "--to", WEB) == 0
-    assert "sent 24 images, 0 were there" in capsys.readouterr().out
+    assert "sent 24 images, 0 already there" in capsys.readouterr().out
     assert main("push", run, "--to", ORTHANC) == 0
-    assert "sent 0 images, 24 were there" in capsys.readouterr().out
+    assert "sent 0 images, 24 already there" in capsys.readouterr().out
     assert main("pull", ORTHANC, "--patient", "SYN-RUN-1", "--out", tmp_path / "in", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "would pull  CT series 2.25." in out
@@ -339,7 +339,7 @@ def test_a_push_that_is_cut_goes_on(servers, series, tmp_path, way):
     many = tmp_path / "many"
     patient = make_series(many, f"many-{way}", size=128)  # 32 KiB a slice
     relay = Cutter(PORTS[way], limit=110_000, down=False)
-    with pytest.raises(UserError, match="run it again later to continue") as info:
+    with pytest.raises(UserError, match="run it again later to resume") as info:
         push([many], relay.url(url), ONCE)
     assert "\n" not in str(info.value)
     assert relay.cuts == 1
@@ -358,7 +358,7 @@ def test_a_pull_that_is_cut_shows_no_half_series_and_goes_on(servers, tmp_path, 
     patient = make_series(tmp_path / "many", f"pull-{way}", size=128)
     push([tmp_path / "many"], url, ONCE)
     relay = Cutter(PORTS[way], limit=110_000, down=True)
-    with pytest.raises(UserError, match="run it again later to continue"):
+    with pytest.raises(UserError, match="run it again later to resume"):
         pull(relay.url(url), Query(patient=patient), tmp_path / "out", ONCE)
     kept = files(tmp_path / "out")
     assert 0 < len(kept) < SLICES
@@ -380,7 +380,7 @@ def test_a_move_that_is_cut_shows_no_half_series_and_goes_on(servers, tmp_path, 
     push([tmp_path / "many"], url, ONCE)
     behind = PeerSettings(retries=0, timeout_s=20, receive_port=11300)
     with Cutter(11300, limit=110_000, down=False, at=peers.MOVE_PORT) as relay:
-        with pytest.raises(UserError, match="run it again later to continue"):
+        with pytest.raises(UserError, match="run it again later to resume"):
             pull(url, Query(patient=patient), tmp_path / "out", behind)
         assert relay.cuts == 1
     kept = files(tmp_path / "out")

@@ -101,12 +101,12 @@ def test_credentials_come_from_a_file_or_the_environment(tmp_path):
 @pytest.mark.parametrize(
     "text, mode, what",
     [
-        (f'user = "me"\npassword = "{SECRET}"', 0o644, "others can read it; chmod 600"),
+        (f'user = "me"\npassword = "{SECRET}"', 0o644, "others can read it; run chmod 600"),
         (f'user = "me"\npassword = {SECRET}', 0o600, "not TOML"),
-        (f'pass = "{SECRET}"', 0o600, "expected texts named"),
+        (f'pass = "{SECRET}"', 0o600, "expected strings named"),
         (f'password = "{SECRET}"', 0o600, "go together"),
-        ("password = 3", 0o600, "expected texts named"),
-        (f'user = "me"\npassword = "{SECRET}"\ntoken = "{SECRET}"', 0o600, "at once"),
+        ("password = 3", 0o600, "expected strings named"),
+        (f'user = "me"\npassword = "{SECRET}"\ntoken = "{SECRET}"', 0o600, "both user and token"),
         (f'token = "{SECRET}\\n"', 0o600, "control characters"),
     ],
 )
@@ -123,7 +123,7 @@ def test_bad_credentials_are_one_line_without_secrets(text, mode, what, tmp_path
 def test_credentials_do_not_cross_a_network_in_clear():
     given = Credentials("me", SECRET)
     for text in ("http://pacs/x", "dicom://AET@pacs", "http://192.168.1.2/x"):
-        with pytest.raises(UserError, match=r"in clear; use (https|dicoms)://"):
+        with pytest.raises(UserError, match=r"in clear text; use (https|dicoms)://"):
             check_privacy(parse_address(text), given)
         check_privacy(parse_address(text), Credentials())
     for text in ("https://pacs/x", "dicoms://AET@pacs", "http://127.0.0.1/x", "dicom://AET@[::1]"):
@@ -277,7 +277,9 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_given_up(series):
             if done:
                 assert len(push([series], url, patient).sent) == 4
             else:
-                with pytest.raises(UserError, match=r"in trouble or busy \(HTTP status 503\); run it again later"):
+                with pytest.raises(
+                    UserError, match=r"server failed or is busy \(HTTP status 503\); run it again later"
+                ):
                     push([series], url, patient)
                 assert left[0] == 99 - 4
 
@@ -374,7 +376,7 @@ def test_names_from_a_server_cannot_leave_the_folder(tag, value, tmp_path):
         row = {"0020000D": "1.2.3", "0020000E": "1.2.3.4", "00080060": "CT", "00080018": "1.2.3.4.5"}
         return page_of(path, {**row, tag: value})
 
-    with service(answer) as url, pytest.raises(UserError, match="by what is no UID; nothing is pulled"):
+    with service(answer) as url, pytest.raises(UserError, match=r"gives an invalid UID for .*; nothing is pulled"):
         pull(url, Query(study="1.2.3"), tmp_path / "out", ONCE)
     assert not (tmp_path / "out").exists()
 
@@ -479,7 +481,7 @@ def test_user_identity_is_negotiated(series, monkeypatch):
         monkeypatch.setenv("SLICEWISE_PACS_TOKEN", "token")
         push([series], url, ONCE)
     assert set(given) == {(2, b"me", b"wrong"), (2, b"me", SECRET.encode()), (5, b"token", b"")}
-    with storage([]) as url, pytest.raises(UserError, match="answers no queries"):
+    with storage([]) as url, pytest.raises(UserError, match="does not answer queries"):
         pull(url, Query(patient="P1"), Path("unused"), ONCE)
 
 

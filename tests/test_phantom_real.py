@@ -126,12 +126,12 @@ def test_cleaning_mends_what_maps_have_wrong_and_keeps_the_cells(tmp_path: Path)
     ("what", "message"),
     [
         ("one label", "label"),
-        ("unknown labels", "numbering has no name for label 77, 940"),
+        ("unknown labels", "numbering does not name label 77, 940"),
         ("4D", "three dimensions"),
         ("fractions", "fractions"),
         ("negative", "labels from"),
         ("no bone", "litres of bone"),
-        ("metres", "mind the units"),
+        ("metres", "check the units"),
         ("cut", "cut short"),
         ("empty", "cut short"),
     ],
@@ -169,7 +169,7 @@ def test_bad_folders_end_in_one_line(tmp_path: Path) -> None:
         find_maps(tmp_path)
     for name in ("a", "b"):
         (tmp_path / f"{name}.nii").write_bytes(b"the same map")
-    with pytest.raises(UserError, match="one map under two names"):
+    with pytest.raises(UserError, match="are the same map"):
         find_people(tmp_path, None, (1, 1, 0))
     with pytest.raises(UserError, match="split_people=10 3 3"):
         find_people(tmp_path, None, (10, 3, 3))

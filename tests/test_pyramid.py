@@ -249,8 +249,8 @@ def _changed(path: Path, out: Path, **recipe) -> Path:
 def test_levels_that_do_not_fit_are_one_line(levels, tmp_path):
     plan, drawer = levels
     cases = {
-        "one level is no pyramid": [plan],
-        "sees a level above, which is missing": [drawer, plan],
+        "one level is not a pyramid": [plan],
+        "follows a level above, which is missing": [drawer, plan],
         "pixels per side 32 where .* 64": [_changed(plan, tmp_path / "size.safetensors", size=16), drawer],
         "slice spacing 5.0 where .* 2.5": [
             _changed(plan, tmp_path / "mm.safetensors", spacing_mm=[2.5, 24.0, 24.0]), drawer
@@ -270,7 +270,7 @@ def test_a_pyramid_that_lost_a_level_is_one_line(joined, tmp_path):
     save_file(without, tmp_path / "p.safetensors", metadata={"slicewise": json.dumps(meta)})
     with pytest.raises(UserError, match="level 2: weights do not fit"):
         load_pyramid(tmp_path / "p.safetensors")
-    with pytest.raises(UserError, match="draws after the plan of a level above"):
+    with pytest.raises(UserError, match="follows the plan of a level above"):
         generate(
             Path(joined).parent / "drawer",
             tmp_path / "run",
@@ -380,7 +380,7 @@ def test_slices_between_are_made_from_the_outside_inward(joined, store):
 def test_seeds_that_do_not_fit_are_one_line(whole, joined, store):
     pyramid = load_pyramid(whole)
     hu = np.asarray(store.hu(store.records[0]))
-    with pytest.raises(UserError, match="lies 70 mm below the vertex, the plan knows heads down to 55 mm"):
+    with pytest.raises(UserError, match="lies 70 mm below the vertex, but the plan covers heads only down to 55 mm"):
         draw(pyramid, FEW, 0, [0], {14: hu[3]})
     with pytest.raises(UserError, match=r"needs GenerateSettings\.seed_volume"):
         draw(pyramid, replace(FEW, direction="up"), 0, [0])
@@ -420,11 +420,11 @@ def test_generate_goes_both_ways_from_a_seed(whole, store, tmp_path):
 def test_whole_heads_need_room_and_no_position(store, tmp_path):
     with pytest.raises(UserError, match="the longest head has 8 slices; give more than that"):
         train_denoiser(store, tmp_path / "a", replace(WHOLE, slices=8))
-    with pytest.raises(UserError, match="give slices that divide by 2"):
+    with pytest.raises(UserError, match="give slices divisible by 2"):
         train_denoiser(store, tmp_path / "b", replace(WHOLE, slices=11))
     with pytest.raises(UserError, match="position=False"):
         train_denoiser(store, tmp_path / "c", replace(WHOLE, position=True))
-    with pytest.raises(UserError, match="give as many of each, one a level"):
+    with pytest.raises(UserError, match="give the same number of each, one per level"):
         train_denoiser(store, tmp_path / "d", replace(WHOLE, unet3d=replace(WHOLE.unet3d, blocks=(1,))))
 
 
@@ -476,7 +476,7 @@ def test_generate_is_guided_by_an_earlier_checkpoint_of_the_same_levels(whole, j
     np.testing.assert_array_equal(*hu)  # led away from itself nothing moves
     with pytest.raises(UserError, match="guide: its slices is 3 where the checkpoint's is 12"):
         generate(whole, tmp_path / "a", replace(settings, guide=joined))
-    with pytest.raises(UserError, match="guide: has other levels"):
+    with pytest.raises(UserError, match="guide: its levels differ"):
         generate(whole, tmp_path / "b", replace(settings, guide=levels[1]))
 
 

@@ -49,7 +49,7 @@ def test_page_says_what_the_run_did(tmp_path: Path) -> None:
     assert facts(html) == {
         "Steps": "1,000", "Images seen": "16,000", "Time": "1:00:00", "Loss": "0.1", "Ran on": "2 x 1 threads, AVX512",
     }  # fmt: skip
-    assert html.count("<svg") == 5, "loss, error by noise level, learning rate, images a second, averages"
+    assert html.count("<svg") == 5, "loss, error by noise level, learning rate, images per second, averages"
     assert "noise of 4.1 HU" in html
     assert "Saved: 0.1" in html
     assert "<td>batch</td><td>16</td>" in html

@@ -222,7 +222,7 @@ def test_heads_that_come_while_training_are_taken_in(toy_store, tmp_path):
     (path / "manifest.jsonl").write_text(
         "".join(line + "\n" for line in (path / "manifest.jsonl").read_text().splitlines() if '"h2"' not in line)
     )
-    with pytest.raises(UserError, match="trained on h2, which is not in the train split"):
+    with pytest.raises(UserError, match="trained on h2, which is no longer in the train split"):
         train_denoiser(open_store(path), tmp_path / "run", replace(TOY, steps=48))
 
 
@@ -345,7 +345,7 @@ def test_going_on_with_what_the_run_is_not_is_refused_and_changes_nothing(change
         ({"warmup": 1.5}, "warmup=1.5"),
         ({"ema": 0.5}, "ema=0.5"),
         ({"unet": replace(TINY, channels=(8, 8, 8, 8), blocks=(1,) * 4, attention=(False,) * 4, fold=4)}, "16 pixels"),
-        ({"unet": replace(TINY, blocks=(1, 1, 1))}, "one a level"),
+        ({"unet": replace(TINY, blocks=(1, 1, 1))}, "one per level"),
         ({"unet": replace(TINY, window=(16.0,))}, "UNetConfig.window_mean"),
         ({"crop": (7, 8)}, "DenoiserTraining.crop"),
         ({"crop": (8, 18)}, "DenoiserTraining.crop"),
@@ -629,10 +629,10 @@ def _other_size(path):
 @pytest.mark.parametrize(
     "damage, what",
     [
-        (_cut, "cut or damaged"),
-        (_cut_in_header, "cut or damaged"),
+        (_cut, "cut short or damaged"),
+        (_cut_in_header, "cut short or damaged"),
         (_alter, "SHA-256"),
-        (lambda p: p.write_bytes(b""), "cut or damaged"),
+        (lambda p: p.write_bytes(b""), "cut short or damaged"),
         (lambda p: p.unlink(), "no such checkpoint"),
         (lambda p: p.with_suffix(".json").write_text("{"), "weights.json"),
         (lambda p: _rewrite(p, format=99), "format 99"),

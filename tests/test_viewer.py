@@ -155,7 +155,7 @@ def test_everything_at_the_paths_is_offered(tmp_path):
     with pytest.raises(UserError, match="absent: no such file"):
         entries([tmp_path / "absent"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no volume"):
+    with pytest.raises(UserError, match="no volume to show"):
         entries([tmp_path / "empty"])
 
 

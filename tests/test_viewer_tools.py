@@ -160,7 +160,7 @@ def test_distance_and_angle_are_those_of_the_patient(page):
 
 
 def test_region_is_the_arrays(page):
-    """Mean, SD, least and greatest HU and area of an ellipse, against NumPy on the array that was written."""
+    """Mean, SD, lowest and highest HU and area of an ellipse, against NumPy on the array that was written."""
     fresh(page)
     drag(page, "roi", (0.35, 0.3), (0.7, 0.65))
     a, b = (np.array(p) for p in page.evaluate("slicewise.sides[0].panel.overlay.shapes[0].points"))
@@ -261,7 +261,7 @@ def test_labels_lie_where_they_were_written(page, files):
         assert len({(int(v), int(w)) for v, w in zip(back.ravel(), LABELS.ravel(), strict=True)}) == 3, "one to one"
     with pytest.raises(UserError, match="belongs to another volume"):
         on_grid(read_labels(files / "seg.dcm"), found[1].read())
-    with pytest.raises(UserError, match="no DICOM segmentation"):
+    with pytest.raises(UserError, match="not a DICOM segmentation"):
         read_labels(next((files / "a").iterdir()))
     fresh(page)
     page.keyboard.press("8")

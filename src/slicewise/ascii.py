@@ -72,13 +72,13 @@ def chain(
     recipe = denoiser.recipe
     if (above is not None) != bool(recipe.above):
         raise UserError(
-            "this denoiser draws after the plan of a level above; join both with slicewise pyramid"
+            "this denoiser follows the plan of a level above; join both with slicewise pyramid"
             if recipe.above
-            else "this denoiser sees no level above"
+            else "this denoiser does not use a level above"
         )
     if recipe.whole:
         if start is not None:
-            raise UserError("a plan of whole heads continues from a slice in a pyramid only; see slicewise pyramid")
+            raise UserError("a plan of whole heads can continue from a slice only in a pyramid; see slicewise pyramid")
         stacks = whole_heads(denoiser, settings, seed, volumes, {}, device)
         yield from stacks[:, : settings.slices or None].swapaxes(0, 1)
         return
@@ -89,7 +89,7 @@ def chain(
     if start is None:
         if settings.direction == "up":
             raise UserError(
-                "ChainSettings.direction=up needs GenerateSettings.seed_volume: upward there is no slice of air to "
+                "ChainSettings.direction=up needs GenerateSettings.seed_volume: an upward chain has no slice of air to "
                 "start from"
             )
         before = [np.full((len(volumes), *size), HU_MIN, np.int16)] * (recipe.slices - 1)
@@ -201,8 +201,8 @@ def whole_heads(
     if not all(0 <= z < k for z in known):
         deepest = (k - 1) * recipe.spacing_mm[0]
         raise UserError(
-            f"the seed slice lies {max(known) * recipe.spacing_mm[0]:g} mm below the vertex, the plan knows heads down "
-            f"to {deepest:g} mm; take a slice within"
+            f"the seed slice lies {max(known) * recipe.spacing_mm[0]:g} mm below the vertex, but the plan covers heads "
+            f"only down to {deepest:g} mm; choose a slice above that"
         )
     scale = codec(recipe.scale, torch.device(device))
     context = torch.zeros(1, k, size, size, dtype=torch.float64, device=device)

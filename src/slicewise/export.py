@@ -54,7 +54,9 @@ def check_target(out: Path, patient_id: str, source: Provenance) -> None:
     a name of another format, a folder or file in use, no Patient ID."""
     name = out.name.lower()
     if out.suffix.lower() in (".gz", ".jpg", ".npy", ".nrrd", ".mha") and not is_nifti(name):
-        raise UserError(f"{out}: slicewise writes .nii, .nii.gz, .png, .dcm or a DICOM folder; give such a name")
+        raise UserError(
+            f"{out}: slicewise writes .nii, .nii.gz, .png, .dcm or a DICOM folder; give a name of that kind"
+        )
     if not name.endswith(".png"):
         check_patient_id(patient_id or str(source.header.get("PatientID", "")))
     if name.endswith(".dcm") and out.exists():

@@ -162,11 +162,11 @@ def fill_volume(
     if wrong := [z for z in missing if not 0 <= z < count]:
         raise UserError(f"slice {wrong[0]}: the volume has slices 0 to {count - 1} on the working grid")
     if not missing and not complete:
-        raise UserError("no slice is missing; name slices to redraw, or a way in which to complete the head")
+        raise UserError("no slice is missing; give slices to redraw, or a direction in which to complete the head")
     if missing and not (real and real[0] < min(missing) and max(missing) < real[-1]):
         raise UserError("a slice at an end of the scan has no neighbour beyond it; omit it and complete the head")
     if above_mm < 0 or ("up" in complete and round(above_mm / dz) < 1):
-        raise UserError(f"{above_mm:g} mm of the head above the scan: to complete it upward say how much is missing")
+        raise UserError(f"{above_mm:g} mm of the head above the scan: to complete it upward, say how much is missing")
     vertex = 0 if above_mm else first_head_slice(volume.hu)
     if early := [z for z in missing if z < vertex]:
         raise UserError(f"slice {early[0]} lies above the head, whose first slice is {vertex}")
@@ -174,7 +174,7 @@ def fill_volume(
         first = round(above_mm / dz) - vertex
         return _by_plan(model, volume, real, first, settings, seed, complete, device, progress)
     if complete:
-        raise UserError("this checkpoint has no plan, which says where a head ends; complete heads with a pyramid")
+        raise UserError("this checkpoint has no plan to say where a head ends; use a pyramid to complete heads")
     stacks = volume.hu[None].copy()
     drawn = between(model, settings, seed, [0], stacks, sorted(missing), -vertex * dz, device)
     for done, (z, slices) in enumerate(drawn, 1):
@@ -200,7 +200,7 @@ def _by_plan(
     late = [z for z in range(len(volume.hu)) if z not in set(real) and first + z >= deepest - 1]
     if late or ("down" in complete and last >= deepest - 1):
         reach = (deepest - 1) * model.recipe.spacing_mm[0]
-        raise UserError(f"the plan knows heads down to {reach:g} mm below the vertex; nothing is drawn below that")
+        raise UserError(f"the plan covers heads down to {reach:g} mm below the vertex; nothing is drawn below that")
     known = {first + z: volume.hu[z] for z in real if 0 <= first + z < deepest}
     head = draw(model, settings, seed, [0], known, complete, None, device, progress)[0]
     hu = np.concatenate([volume.hu[: max(0, -first)], head.hu, volume.hu[max(0, deepest - first) :]])

@@ -109,7 +109,7 @@ def generate(
         if process.is_main and not isinstance(model, Baseline) and settings.chain.direction != "down":
             tell(upward_doubt((model.levels[-1] if isinstance(model, Pyramid) else model).meta))
         if process.is_main and seed is not None and seed.doubt:
-            tell(f"values of the seed volume may be no HU: {seed.doubt}")
+            tell(f"values of the seed volume do not look like HU: {seed.doubt}")
         about = describe(settings, model, checkpoint, icnet if net is not None else None)
         if process.is_main:
             _claim(out, about)
@@ -175,13 +175,13 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
             return model
         return guided(model, load_generator(settings.guide, core, str(device), settings.size), settings.chain)
     if settings.guide is not None:
-        raise UserError("GenerateSettings.guide: leads denoisers, not baselines; leave it out")
+        raise UserError("GenerateSettings.guide: guides denoisers, not baselines; leave it out")
     baseline = load_baseline(checkpoint, str(device))
     if settings.seed_volume is not None:
         raise UserError(f"GenerateSettings.seed_volume: a {baseline.kind} cannot continue from a slice; leave it out")
     if settings.calibrate not in ("auto", "off"):
         raise UserError(
-            f"GenerateSettings.calibrate={settings.calibrate}: a {baseline.kind} is taken as it comes; add "
+            f"GenerateSettings.calibrate={settings.calibrate}: output of a {baseline.kind} is not calibrated; add "
             "GenerateSettings.calibrate=off"
         )
     if settings.size not in (0, baseline.recipe.size):
@@ -192,7 +192,7 @@ def _load(checkpoint: Path, settings: GenerateSettings, device: torch.device) ->
     baseline.check_slices(settings.chain.slices)
     if settings.chain != ChainSettings(slices=settings.chain.slices):
         raise UserError(
-            f"GenerateSettings.chain: a {baseline.kind} draws without a sampler; of these settings only slices counts"
+            f"GenerateSettings.chain: a {baseline.kind} draws without a sampler; of these settings, only slices applies"
         )
     return baseline
 
@@ -236,7 +236,7 @@ def upward_doubt(meta: dict[str, Any]) -> str:
         return ""
     return (
         f"upward chains are poor with this checkpoint (noisy brain, open vault): {share:.0%} of its training windows "
-        "had their lowest slice to find; train with a lower WindowTask.last_wanted for them"
+        "had their lowest slice as target; for upward chains, train with a lower WindowTask.last_wanted"
     )
 
 

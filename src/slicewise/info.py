@@ -102,7 +102,7 @@ def _volume(reading: Reading) -> dict[str, Any]:
         "mean_hu": float(volume.hu.mean()),
         "synthetic": a.synthetic,
         "real_slices": list(a.real_slices),
-        "notes": [*reading.notes, *([f"values may be no HU: {reading.doubt}"] if reading.doubt else [])],
+        "notes": [*reading.notes, *([f"values do not look like HU: {reading.doubt}"] if reading.doubt else [])],
     }
 
 

@@ -51,9 +51,9 @@ def check_levels(recipes: Sequence[Recipe], name: object) -> None:
     """`UserError` where levels do not fit one another: the first must see no level above, and each other one that which
     is there; on one field of view, one slice spacing and one HU scale."""
     if len(recipes) < 2:
-        raise UserError(f"{name}: one level is no pyramid; give the plan and what draws after it")
+        raise UserError(f"{name}: one level is not a pyramid; give the plan and the levels that follow it")
     if recipes[0].above:
-        raise UserError(f"{name}: its first level sees a level above, which is missing; give the plan first")
+        raise UserError(f"{name}: its first level follows a level above, which is missing; give the plan first")
     for number, (coarse, fine) in enumerate(pairwise(recipes), 2):
         for what, found, expected in (
             ("pixels per side", fine.size, coarse.size * fine.above),
@@ -63,7 +63,7 @@ def check_levels(recipes: Sequence[Recipe], name: object) -> None:
         ):
             if found != expected:
                 raise UserError(
-                    f"{name}: level {number} has {what} {found} where the level above it leads to {expected}; join "
+                    f"{name}: level {number} has {what} {found} where the level above it gives {expected}; join "
                     "levels that were trained for one another"
                 )
 
@@ -113,8 +113,8 @@ def draw(
     arms = arms_of(settings.direction) if outward is None else outward
     if settings.direction != "down" and not known:
         raise UserError(
-            f"ChainSettings.direction={settings.direction}: needs GenerateSettings.seed_volume; heads are drawn "
-            "downward without"
+            f"ChainSettings.direction={settings.direction}: needs GenerateSettings.seed_volume; without it, heads are "
+            "drawn downward"
         )
     if known and not plan.recipe.whole:
         raise UserError(
@@ -252,7 +252,7 @@ def join(levels: Sequence[Path], out: Path, half: bool = False, size: int = 0) -
     read = [load_tensors(weights_file(path)) for path in levels]
     for path, (_, meta) in zip(levels, read):
         if meta.get("kind") not in DENOISERS:
-            raise UserError(f"{path}: holds {meta.get('kind', 'no network')}, a level is a denoiser of slicewise train")
+            raise UserError(f"{path}: holds {meta.get('kind', 'no network')}, expected a denoiser of slicewise train")
     recipes = [Recipe.from_dict(meta["recipe"], path) for path, (_, meta) in zip(levels, read)]
     check_levels(recipes, out)
     size = size or recipes[-1].size
@@ -303,7 +303,7 @@ def guided(model: "Denoiser | Pyramid", guide: "Denoiser | Pyramid", settings: C
     if isinstance(model, Pyramid) and isinstance(guide, Pyramid) and len(model.levels) == len(guide.levels):
         return replace(model, levels=tuple(map(lead, model.levels, guide.levels)))
     raise UserError(
-        "GenerateSettings.guide: has other levels than the checkpoint; give an earlier or smaller one of the same "
+        "GenerateSettings.guide: its levels differ from the checkpoint's; give an earlier or smaller one of the same "
         "levels"
     )
 

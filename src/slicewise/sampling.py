@@ -17,39 +17,40 @@ class ChainSettings:
     """How slices are sampled."""
 
     sampler: Literal["auto", "dpmpp_2m", "dpmpp_2m_sde", "heun", "pc", "pc_noisy"] = "auto"
-    """Sampler: "dpmpp_2m" (NFE = steps), "dpmpp_2m_sde" (NFE = steps, with fresh noise at every level), "heun" (2 steps
-    - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely copied inpainting code has it: the noise of the last step
-    stays in the result); "auto" takes "dpmpp_2m_sde" for the levels of a pyramid and "dpmpp_2m" for a denoiser
-    alone."""
+    """Sampler: "dpmpp_2m" (NFE = steps), "dpmpp_2m_sde" (NFE = steps, with fresh noise at every level), "heun" (2
+    steps - 1), "pc" (2 steps, the paper's) or "pc_noisy" (as widely copied inpainting code has it: the noise of the
+    last step stays in the result); "auto" uses "dpmpp_2m_sde" for the levels of a pyramid and "dpmpp_2m" for a
+    denoiser alone."""
     steps: int = 20
     """Noise levels of a denoiser alone."""
     plan_steps: int = 30
-    """Noise levels of a pyramid's plan, which is sampled whole."""
+    """Noise levels of a pyramid's plan, which is sampled as a whole."""
     draw_steps: int = 5
-    """Noise levels of what draws after a plan, which needs few: most of a slice is decided by then."""
+    """Noise levels of a pyramid's drawer, which needs few: the plan has decided most of a slice."""
     draw_sigma: float = 0.25
-    """Second noise level of what draws after a plan, in units of x: the plan has decided what shows above it, so that
-    one step leads there from the highest."""
+    """Second noise level of a pyramid's drawer, in units of x: the plan has decided what shows above it, so one step
+    leads there from the highest."""
     spacing: Literal["karras", "geometric"] = "geometric"
-    """How noise levels are spaced: "geometric" (the paper's) or "karras" (EDM), which takes half of its steps above
+    """How noise levels are spaced: "geometric" (the paper's) or "karras" (EDM), which spends half of its steps above
     sigma = 3, where nothing is left to decide once neighbours are known."""
     sigma_min: float = 0.0
-    """Lowest noise level in units of x; 0 takes the one that the checkpoint was trained from."""
+    """Lowest noise level in units of x; 0 uses the lowest that the checkpoint was trained on."""
     sigma_max: float = 0.0
-    """Highest noise level in units of x; 0 takes the one that the checkpoint was trained to."""
+    """Highest noise level in units of x; 0 uses the highest that the checkpoint was trained on."""
     rho: float = 7.0
     """Exponent of the karras spacing."""
     snr: float = 0.15
     """Signal-to-noise ratio of the Langevin corrector (pc)."""
     known_sigma: float = 0.005
-    """Noise put on known slices, in units of x (per-slice model only): it hides from the network what is not quite
-    right in its own slices. 0.005 is 2 HU in the brain on the "half" scale."""
+    """Noise added to known slices, in units of x (per-slice model only): it hides small errors in the network's own
+    slices. 0.005 is 2 HU in the brain on the "half" scale."""
     above_sigma: float = 0.01
-    """Noise put on the slices of the level above, in units of x (drawers only): it decides how far they are trusted."""
+    """Noise added to the slices of the level above, in units of x (drawers only): it decides how far they are
+    trusted."""
     guidance: float = 1.5
-    """How far to lead away from a worse checkpoint (`guide`); 1 not at all."""
+    """Strength of guidance away from a worse checkpoint (`guide`); 1 means none."""
     guidance_interval: tuple[float, float] = (0.02, 5.0)
-    """Lowest and highest noise level, in units of x, at which to lead away."""
+    """Lowest and highest noise level, in units of x, at which guidance applies."""
     direction: Literal["down", "up", "both"] = "down"
     """Which way the chain goes: "down" (from the vertex), "up" or, from a seed slice, "both" ways."""
     slices: int = 0
@@ -112,23 +113,23 @@ class GenerateSettings:
     chain: ChainSettings = field(default_factory=ChainSettings)
     """Sampler, direction and number of slices."""
     guide: Path | None = None
-    """Worse checkpoint of the same levels to be led away from, such as an earlier one, which sharpens what is unsure
-    (see chain.guidance); takes twice the time."""
+    """Worse checkpoint of the same levels to guide away from, such as an earlier one; it sharpens uncertain detail
+    (see chain.guidance) and takes twice the time."""
     calibrate: Literal["auto", "after", "inside", "off"] = "auto"
-    """IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is calibrated
-    before the next is given it) or "off"; "auto" calibrates after a denoiser alone, whose chain drifts, and not what
-    follows a plan."""
+    """IC-Net "after" the chain (the uncalibrated volume is kept for the report), "inside" it (each slice is
+    calibrated before the next one sees it) or "off"; "auto" calibrates after a denoiser alone, whose chain drifts,
+    but not heads that follow a plan."""
     seed_volume: Path | None = None
-    """DICOM folder or NIfTI file of a real head to continue from; none starts from air."""
+    """DICOM folder or NIfTI file of a real head to continue from; without one, chains start from air."""
     seed_slice: int = -1
     """Slice of the seed volume, on the working grid, to continue from; 0 is the most superior, -1 the middle."""
     resample_seed: bool = False
     """Resample a seed volume of another spacing onto the checkpoint's grid."""
     keep_seed: bool = False
-    """Write the seed slice, too, with its scan's voxels in it; the headers say which slice that is."""
+    """Also write the seed slice, with the scan's own voxels; the headers say which slice that is."""
     nifti: bool = True
-    """Write NIfTI beside DICOM."""
+    """Write NIfTI as well as DICOM."""
     core: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the network core: "auto", "float32" or "bfloat16"."""
     device: str = "auto"
-    """Where to compute: "auto" (CUDA if there is one), "cpu" or "cuda"."""
+    """Where to compute: "auto" (CUDA if available), "cpu" or "cuda"."""

@@ -37,7 +37,7 @@ def preset(command: str, name: str) -> dict[str, Any]:
     known = presets(command)
     if name not in known:
         raise UserError(
-            f"preset {name}: not known for {command}; choose {', '.join(known) or 'none, there is no preset'}"
+            f"preset {name}: unknown for {command}; choose {', '.join(known) or 'none, there is no preset'}"
         )
     return known[name]
 

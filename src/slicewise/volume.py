@@ -221,7 +221,7 @@ class Volume:
         finite."""
         values = np.asarray(values)
         if values.ndim != 3:
-            raise UserError(f"{values.ndim} dimensions {values.shape} where one volume is expected; take one channel")
+            raise UserError(f"{values.ndim} dimensions {values.shape} where one volume is expected; select one channel")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UserError("voxels that are not finite; replace them before making a volume of them")
         hu = values if values.dtype == np.int16 else round_hu(values.astype(np.float64))
@@ -239,7 +239,7 @@ def volume_from_affine(hu: np.ndarray, affine: np.ndarray, acquisition: Acquisit
     linear = affine[:3, :3]
     spacing = np.linalg.norm(linear, axis=0)
     if not np.isfinite(affine).all() or spacing.min() < 1e-4 or abs(np.linalg.det(linear / spacing)) < 1e-3:
-        raise UserError(f"{source}: the affine is singular, so the voxels have no place; repair the header")
+        raise UserError(f"{source}: the affine is singular, so the voxels have no position; fix the header")
     order = _nearest_axes(linear / spacing)
     flips = [linear[axis, order[axis]] < 0 for axis in range(3)]
     flips[2] = not flips[2]

@@ -65,25 +65,25 @@ def judged_slices(model: Denoiser | Pyramid, volume: Volume, settings: AnomalySe
     recipe, (dz, dy, dx) = model.recipe, volume.spacing
     if recipe.joint and settings.method == "noising":
         raise UserError(
-            "AnomalySettings.method=noising: this checkpoint has one noise level for its whole window, so that true "
-            "neighbours cannot stay clean; take AnomalySettings.method=neighbours"
+            "AnomalySettings.method=noising: this checkpoint has one noise level for its whole window, so true "
+            "neighbours cannot stay clean; use AnomalySettings.method=neighbours"
         )
     if recipe.whole:
-        raise UserError("this checkpoint is a plan of whole heads; give a pyramid or what draws slices")
+        raise UserError("this checkpoint is a plan of whole heads; give a pyramid or a denoiser that draws slices")
     if isinstance(model, Denoiser) and recipe.above:
-        raise UserError("this denoiser draws after the plan of a level above; join both with slicewise pyramid")
+        raise UserError("this denoiser follows the plan of a level above; join both with slicewise pyramid")
     area = float((volume.hu[0] > AIR_HU).sum() * dy * dx / 100)
     if not settings.above_mm and area > VERTEX_CM2:
         raise UserError(
             f"{volume.acquisition.source or 'volume'}: its first slice shows {area:.0f} cm2, so the vertex is cut off; "
-            "say with AnomalySettings.above_mm how much of the head is missing above"
+            "give AnomalySettings.above_mm, the height of the missing part"
         )
     first = vertex_slice(volume, settings) + 1
     end = last_in_middle(recipe, len(volume.hu)) + 1 if settings.method == "noising" else len(volume.hu) - 1
     if isinstance(model, Pyramid):
         end = min(end, model.levels[0].recipe.slices - 1 - round(settings.above_mm / dz) + first - 1)
     if first >= end:
-        raise UserError(f"{volume.acquisition.source or 'volume'}: no slice of a head with neighbours on both sides")
+        raise UserError(f"{volume.acquisition.source or 'volume'}: no slice of the head has neighbours on both sides")
     return range(first, end)
 
 

@@ -36,7 +36,7 @@ RESEARCH_USE = "research use"
 REGIONS = {1: f"denser than expected ({RESEARCH_USE})", 2: f"less dense than expected ({RESEARCH_USE})"}
 _SERIES = {
     "pseudo-normal": "what the scan would look like if it were normal",
-    "residual": "residual: the scan less what it would look like if it were normal, in HU",
+    "residual": "residual: the scan minus what it would look like if it were normal, in HU",
 }
 
 
@@ -98,7 +98,7 @@ def _segment(found: Anomalies, scan: Volume, path: Path, file: Path, series_uid:
     """Write the regions as a segmentation of the scan's own images; why that was omitted, where it was."""
     marked = on_scans_grid(found.regions_map, found.volume, scan)
     if not marked.any():
-        return ["no region was found, so there is no segmentation"]
+        return ["no region was found, so no segmentation was written"]
     title = f"Unexpected regions ({RESEARCH_USE})"
     try:
         write_segments(marked, scan.positions, REGIONS, path, file, "regions", series_uid, title, abnormal=True)

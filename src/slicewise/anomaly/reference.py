@@ -59,7 +59,7 @@ class NormalReference:
             if self.settings.get(name) != value:
                 raise UserError(
                     f"AnomalySettings.{name}={value}: the normal reference was measured with {self.settings.get(name)};"
-                    " take that, or measure another with slicewise anomaly-reference"
+                    " use that value, or measure another reference with slicewise anomaly-reference"
                 )
 
     def save(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class NormalReference:
     def load(path: Path) -> "NormalReference":
         """Read what `save` wrote. Raises `UserError` for a file that is none."""
         if not path.is_file():
-            raise UserError(f"{path}: no normal reference there; make one with slicewise anomaly-reference")
+            raise UserError(f"{path}: holds no normal reference; make one with slicewise anomaly-reference")
         try:
             held = json.loads(path.read_text())
             assert held.pop("kind") == KIND
@@ -81,7 +81,7 @@ class NormalReference:
             return found
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
             raise UserError(
-                f"{path}: no normal reference, or one of another version; make one with slicewise anomaly-reference"
+                f"{path}: not a normal reference, or one of another version; make one with slicewise anomaly-reference"
             ) from None
 
 

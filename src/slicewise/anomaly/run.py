@@ -128,7 +128,7 @@ def judge(
     draws = drawn(model, checkpoint, volume, settings, folder, device, progress)
     tissue = tissue_map(volume.hu, volume.spacing, slices)
     if not tissue.any():
-        raise UserError(f"{volume.acquisition.source or 'volume'}: no brain within a skull is in it")
+        raise UserError(f"{volume.acquisition.source or 'volume'}: no brain within a skull found")
     values = studentised(volume.hu, draws, tissue, volume.spacing, settings.smooth_mm)
     depth = settings.above_mm + (np.arange(len(volume.hu)) - vertex_slice(volume, settings)) * volume.spacing[0]
     mean: np.ndarray = np.stack(draws).mean(axis=0, dtype=np.float32)
@@ -184,7 +184,7 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
             held = None
         if held != about:
             raise UserError(
-                f"{folder}: holds draws of another scan or checkpoint, or with other settings; give a new folder"
+                f"{folder}: holds draws of another scan or checkpoint, or made with other settings; give a new folder"
             )
     else:
         write_whole(file, (json.dumps(about, indent=1) + "\n").encode())

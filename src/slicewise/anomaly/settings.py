@@ -14,28 +14,27 @@ class AnomalySettings:
     """How pseudo-normal heads are drawn, and what counts as a region."""
 
     method: Literal["noising", "neighbours"] = "noising"
-    """ "noising" puts noise on each slice and takes it off again, given the true slices beside it; "neighbours" draws
-    each slice from nothing but the slices beside it."""
+    """ "noising" adds noise to each slice and removes it again, given the true slices beside it; "neighbours" draws
+    each slice from the slices beside it alone."""
     draws: int = 8
-    """Pseudo-normal heads to draw; the residual is the scan less their mean."""
+    """Pseudo-normal heads to draw; the residual is the scan minus their mean."""
     seed: int = 0
-    """Another seed draws other heads."""
+    """Seed of the draws; a different seed draws different heads."""
     noise: float = 0.1
-    """noising: noise put on slices, in units of x; 0.1 is about 40 HU in the brain on the "half" scale. What stands out
-    less is hidden by it; with more, normal anatomy is lost, too."""
+    """noising: noise added to slices, in units of x; 0.1 is about 40 HU in the brain on the "half" scale. Fainter
+    differences are hidden by it; with more noise, normal anatomy is lost as well."""
     plan_noise: float = 0.2
-    """noising: noise put on the plan of a pyramid, in units of x; 0 leaves the plan as the scan has it, lesions and
-    all."""
+    """noising: noise added to the plan of a pyramid, in units of x; 0 keeps the scan's own plan, including lesions."""
     steps: int = 0
-    """Noise levels, of plan and slices alike; 0 takes two for noising, and for neighbours as many as generate takes."""
+    """Noise levels, of plan and slices alike; 0 means two for noising, and for neighbours as many as generate uses."""
     gap: int = 3
-    """neighbours: slices in a row that are left out and drawn together; a lesion has to fit into so many."""
+    """neighbours: consecutive slices that are left out and drawn together; a lesion must fit within this many."""
     above_mm: float = 0.0
-    """How much of the head is missing above the first slice, in mm; else the scan begins at or above the vertex."""
+    """How much of the head is missing above the first slice, in mm; 0 if the scan starts at or above the vertex."""
     smooth_mm: float = 3.0
-    """Standard deviation, in mm, of the Gaussian that residuals are smoothed with before they are scored."""
+    """Standard deviation, in mm, of the Gaussian that smooths residuals before they are scored."""
     z: float = 4.0
-    """Absolute z-score from which on a voxel belongs to a region."""
+    """Smallest absolute z-score of a voxel in a region."""
     region_cm3: float = 0.3
     """Smallest region, in cm3."""
     batch: int = 16

@@ -72,8 +72,7 @@ class Baseline:
         if isinstance(self.network, SliceVAE) and slices > self.network.config.slices:
             raise UserError(
                 f"ChainSettings.slices={slices}: a slice VAE draws heads of {self.network.config.slices} slices, as "
-                "long as "
-                "the longest it was trained on; ask for no more"
+                "long as the longest it was trained on; give no more than that"
             )
 
 

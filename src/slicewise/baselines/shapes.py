@@ -17,7 +17,7 @@ class StyleGAN2Config:
     channel_base: int = 4096
     """Sets the channels at a size of r pixels: channel_base/r."""
     channel_max: int = 256
-    """Most channels."""
+    """Largest number of channels."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StyleGAN3Config:
     channel_base: int = 4096
     """Sets the channels where the cutoff is f: channel_base/(2 f)."""
     channel_max: int = 256
-    """Most channels."""
+    """Largest number of channels."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class DiscriminatorConfig:
     channel_base: int = 4096
     """Sets the channels at a size of r pixels: channel_base/r."""
     channel_max: int = 256
-    """Most channels."""
+    """Largest number of channels."""
     group: int = 4
-    """Slices whose spread is shown to the discriminator together (minibatch standard deviation)."""
+    """Slices per group for the minibatch standard deviation, which the discriminator sees."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class SliceVAEConfig:
     latent: int = 256
     """Channels of the latent."""
     slices: int = field(default=32, metadata={"derived": True})
-    """T, slices of a head, from the vertex on; follows from the data."""
+    """T, slices of a head, from the vertex down; follows from the data."""
     components: int = 64
-    """Principal components kept of each latent dimension's columns."""
+    """Principal components kept for the columns of each latent dimension."""
     size: int = field(default=128, metadata={"derived": True})
     """Pixels per side; follows from the data."""
 

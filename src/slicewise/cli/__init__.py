@@ -24,7 +24,7 @@ GROUPS = (
         {
             "demo": ("Demo", "generate a few volumes with the release checkpoint: DICOM, pictures, report"),
             "generate": ("Generate", "generate volumes with a checkpoint"),
-            "fill": ("Fill", "draw the missing slices of a scan, given all that is known of it"),
+            "fill": ("Fill", "draw the missing slices of a scan from the slices it has"),
             "calibrate": ("Calibrate", "calibrate a volume's slices with IC-Net, or match their histograms"),
         },
     ),
@@ -32,7 +32,7 @@ GROUPS = (
         "Prepare data",
         "data",
         {
-            "prepare": ("Prepare", "DICOM and NIfTI archives to a store of training data"),
+            "prepare": ("Prepare", "turn DICOM and NIfTI archives into a store of training data"),
             "phantom": ("Phantom", "make head phantoms: DICOM series, or a store to train on"),
             "split": ("Split", "split a store again into training, validation and test, by patient"),
         },
@@ -44,8 +44,8 @@ GROUPS = (
             "train": ("Train", "train the denoiser on a store"),
             "train-icnet": ("TrainICNet", "train IC-Net, the intensity calibration network, on a store"),
             "train-slice-vae": ("TrainSliceVAE", "train a baseline: the slice-to-3D VAE"),
-            "train-gan": ("TrainGAN", "train a baseline: StyleGAN2 or StyleGAN3, of single slices"),
-            "pyramid": ("JoinLevels", "join a plan and what draws after it into one checkpoint"),
+            "train-gan": ("TrainGAN", "train a baseline: StyleGAN2 or StyleGAN3, for single slices"),
+            "pyramid": ("JoinLevels", "join a plan and the levels that follow it into one checkpoint"),
         },
     ),
     (
@@ -53,23 +53,23 @@ GROUPS = (
         "evaluation",
         {
             "evaluate": ("Evaluate", "compare synthetic volumes with real ones: tables and an HTML report"),
-            "reference": ("Reference", "measure a store, for the report of generate to compare with"),
+            "reference": ("Reference", "measure a store as a reference for the report of generate"),
         },
     ),
     (
-        "Find what is not normal (research use)",
+        "Find anomalies (research use)",
         "anomaly",
         {
             "anomaly": ("Anomaly", "draw what a scan would look like if it were normal, and score the difference"),
-            "anomaly-reference": ("AnomalyReference", "measure what normal heads leave, for anomaly to compare with"),
+            "anomaly-reference": ("AnomalyReference", "measure normal heads as a reference for anomaly"),
         },
     ),
     (
-        "Look at and convert",
+        "View and convert",
         "volumes",
         {
-            "info": ("Info", "say what a checkpoint, store, run, DICOM folder or NIfTI file holds"),
-            "view": ("View", "look at volumes in a browser: three planes, 3D, windows, two side by side"),
+            "info": ("Info", "describe a checkpoint, store, run, DICOM folder or NIfTI file"),
+            "view": ("View", "view volumes in a browser: three planes, 3D, windows, two side by side"),
             "export": ("Export", "write any volume as a DICOM series, NIfTI or picture"),
         },
     ),
@@ -79,7 +79,7 @@ GROUPS = (
         {
             "push": ("Push", "send DICOM to a PACS (DICOMweb or DIMSE)"),
             "pull": ("Pull", "fetch CT series from a PACS, for prepare to read"),
-            "deidentify": ("Deidentify", "copy CT images without what says who the patient is"),
+            "deidentify": ("Deidentify", "copy CT images without anything that identifies the patient"),
             "segmentation": ("Segmentation", "write a label map as a DICOM segmentation"),
         },
     ),
@@ -89,8 +89,8 @@ GROUPS = (
         {
             "study create": ("Create", "draw the cases, hide which is which, make the readers' links"),
             "study serve": ("Serve", "serve the readers' pages"),
-            "study close": ("Close", "take no more answers"),
-            "study report": ("Report", "tables, tests, agreement and ROC of what has been answered"),
+            "study close": ("Close", "accept no more answers"),
+            "study report": ("Report", "tables, tests, agreement and ROC of the answers so far"),
         },
     ),
     (
@@ -102,7 +102,7 @@ GROUPS = (
 COMMANDS = {name: (module, kind) for _, module, commands in GROUPS for name, (kind, _) in commands.items()}
 
 HEAD = """\
-usage: slicewise COMMAND [OPTIONS]        (slicewise COMMAND --help explains one)
+usage: slicewise COMMAND [OPTIONS]        (slicewise COMMAND --help explains each)
 
 Whole head CT volumes, slice by slice, in the full 12-bit range (-1024 ... 3071 HU).
 """
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"slicewise {name}: {as_flags(str(error), kind)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"slicewise {name}: stopped; the same command resumes where it stopped", file=sys.stderr)
+        print(f"slicewise {name}: stopped; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

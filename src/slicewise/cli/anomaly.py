@@ -14,27 +14,27 @@ from slicewise.release import CHECKPOINT
 
 @dataclass(frozen=True, kw_only=True)
 class Anomaly:
-    """Draw what every slice of a head would look like if it were normal, and score where the scan differs: residuals,
-    z-scores, regions, scores with their empirical p. For research use only; nothing of it is a diagnosis."""
+    """Draw what every slice of a head would look like if it were normal, and score where the scan differs:
+    residuals, z-scores, regions, scores with their empirical p. For research use only; nothing here is a diagnosis."""
 
     volume: Annotated[Path, Positional]
     """DICOM folder or NIfTI file."""
     out: Path
-    """Folder to write to; a run that was stopped resumes from the draws that are there."""
+    """Folder to write to; an interrupted run resumes from the draws already in it."""
     reference: Path
-    """What normal heads leave: FOLDER or FOLDER/reference.json of slicewise anomaly-reference."""
+    """Normal reference: FOLDER or FOLDER/reference.json of slicewise anomaly-reference."""
     checkpoint: Path = CHECKPOINT
     """Run folder or weights of a denoiser or a pyramid; by default the release checkpoint."""
     resample: bool = False
     """Resample a scan of another spacing, or a tilted one, onto the checkpoint's grid."""
     series_uid: str = ""
-    """Which series, where the folder holds several."""
+    """UID of the series to read, if the folder holds several."""
     patient_id: str = ""
     """Patient ID to write; by default the scan's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute: "auto" takes CUDA if there is one."""
+    """Where to compute: "auto" uses CUDA if available."""
     json: bool = False
-    """Print what anomaly.json holds."""
+    """Print the contents of anomaly.json."""
     settings: Annotated[AnomalySettings, PLAIN] = field(default_factory=AnomalySettings)
 
     def run(self) -> None:
@@ -103,21 +103,21 @@ class Anomaly:
 
 @dataclass(frozen=True, kw_only=True)
 class AnomalyReference:
-    """Measure what normal heads leave, for slicewise anomaly to compare with: heads that the checkpoint has not learnt
-    from, and without findings."""
+    """Measure normal heads as a reference for slicewise anomaly: heads without findings that the checkpoint was not
+    trained on."""
 
     data: Annotated[Path, Positional]
-    """Prepared store, or DICOM and NIfTI below a folder."""
+    """Prepared store, or folder of DICOM and NIfTI files."""
     out: Path
-    """Folder to write reference.json to, and the draws, from which a run that was stopped resumes."""
+    """Folder for reference.json and for the draws, from which an interrupted run resumes."""
     split: str = "val"
-    """Where DATA is a prepared store, its "train", "val", "test" or "all"."""
+    """Split to use if DATA is a prepared store: "train", "val", "test" or "all"."""
     resample: bool = False
     """Resample heads of another spacing, or tilted ones, onto the checkpoint's grid."""
     checkpoint: Path = CHECKPOINT
     """Run folder or weights of a denoiser or a pyramid; by default the release checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute: "auto" takes CUDA if there is one."""
+    """Where to compute: "auto" uses CUDA if available."""
     settings: Annotated[AnomalySettings, PLAIN] = field(default_factory=AnomalySettings)
 
     def run(self) -> None:

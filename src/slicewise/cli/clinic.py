@@ -15,14 +15,15 @@ from slicewise.io.peer import PeerSettings, Query
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Send DICOM files to a PACS. What it holds already is not sent again; run it again to resume after a failure."""
+    """Send DICOM files to a PACS. Files that it already holds are not sent again; run the command again to resume an
+    interrupted transfer."""
 
     paths: Annotated[tuple[Path, ...], Positional]
     """Runs of slicewise generate, DICOM folders or files."""
     to: str
-    """Where to: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
+    """Destination: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
     dry_run: bool = False
-    """Ask what the PACS holds already, and send nothing."""
+    """Only ask what the PACS already holds; send nothing."""
     json: bool = False
     """Print the report as JSON."""
     settings: Annotated[PeerSettings, PLAIN] = field(default_factory=PeerSettings)
@@ -37,23 +38,23 @@ class Push:
             return
         print_skipped(self, report.skipped)
         verb = "would send" if self.dry_run else "sent"
-        print(f"{verb} {len(report.sent)} images, {len(report.there_before)} were there")
+        print(f"{verb} {len(report.sent)} images, {len(report.there_before)} already there")
         if not report.can_be_asked:
-            print("note      the peer answers no queries, so what it holds already was sent again")
+            print("note      the peer does not answer queries, so images that it already holds were sent again")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Fetch series from a PACS into a folder that prepare reads. What already exists is not fetched again; run it
-    again to resume where it was cut off."""
+    """Fetch series from a PACS into a folder that prepare reads. Files that already exist are not fetched again; run
+    the command again to resume an interrupted transfer."""
 
     source: Annotated[str, Positional]
-    """Where from: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
+    """Source: https://HOST/PATH (DICOMweb) or dicom://AE-TITLE@HOST:PORT (DIMSE; dicoms:// over TLS)."""
     out: Path
     """Folder to write to: OUT/STUDY-UID/SERIES-UID/SOP-UID.dcm."""
     query: Annotated[Query, PLAIN]
     deidentify: bool = False
-    """Strip every image of what says who the patient is before it is written (see slicewise deidentify)."""
+    """De-identify every image before it is written (see slicewise deidentify)."""
     dry_run: bool = False
     """Only list what would be fetched."""
     json: bool = False
@@ -82,20 +83,20 @@ class Pull:
                 print(f"would pull  {series.modality} series {series.series} of study {series.study}{images}")
             return
         print(f"{len(report.folders)} series in {self.out}: {report.fetched} images fetched, ", end="")
-        print(f"{report.there_before} were there")
+        print(f"{report.there_before} already there")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deidentify:
-    """Copy CT images without what says who the patient is: the basic profile of DICOM PS3.15, with new UIDs. Run it
-    again to resume, or to add more of the same patients."""
+    """Copy CT images without anything that identifies the patient: the basic profile of DICOM PS3.15, with new UIDs.
+    Run it again to resume, or to add more images of the same patients."""
 
     paths: Annotated[tuple[Path, ...], Positional]
     """DICOM folders or files."""
     out: Path
-    """Folder to write to; the secret key in it, .deidentify-key, is not for giving away."""
+    """Folder to write to; do not share the secret key in it, .deidentify-key."""
     deface: bool = False
-    """Set the face to air: in slices through the orbits and below, all that lies in front."""
+    """Set the face to air: in slices through the orbits and below, everything in front."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -110,8 +111,10 @@ class Deidentify:
             return
         print_skipped(self, report.skipped)
         print_notes(self, "warning", report.warnings)
-        print(f"wrote {report.written} images, {report.there_before} were there; {len(report.attributes)} attributes")
-        print(f"were taken out: see {self.out / REPORT_FILE}. Keep {self.out / KEY_FILE} to yourself.")
+        print(
+            f"wrote {report.written} images, {report.there_before} already there; {len(report.attributes)} attributes"
+        )
+        print(f"were removed: see {self.out / REPORT_FILE}. Keep {self.out / KEY_FILE} to yourself.")
 
 
 @dataclass(frozen=True, kw_only=True)

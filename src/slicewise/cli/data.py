@@ -15,8 +15,8 @@ from slicewise.settings import write_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Read every CT volume below the given folders (DICOM, however nested and mixed, and NIfTI), resample it onto the
-    working grid and store it for training. Running it again does only what is new."""
+    """Read every CT volume below the given folders (DICOM, however nested and mixed, and NIfTI), resample it onto
+    the working grid and store it for training. Running it again adds only what is new."""
 
     inputs: Annotated[tuple[Path, ...], Positional]
     """Folders or files."""
@@ -41,14 +41,16 @@ class Prepare:
         print_skipped(self, report.skipped)
         print_notes(self, "note", report.notes)
         if report.others:
-            print(f"note      {sum(report.others.values())} other files, which are no images: {listed(report.others)}")
+            print(f"note      {sum(report.others.values())} other files that are not images: {listed(report.others)}")
         print_notes(self, "warning", report.warnings)
         verb = "would prepare" if self.dry_run else "prepared"
         splits = ", ".join(f"{n} {split}" for split, n in report.splits.items())
-        print(f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} were there; the store holds {splits}")
+        print(
+            f"{verb} {len(report.prepared)} volumes, {len(report.already_done)} already there; the store holds {splits}"
+        )
         if not report.splits.get("val"):
-            print("note      no patient is in the validation split: train judges itself on what it trains on, and")
-            print("          train-icnet needs one; slicewise split changes the shares, more patients fill them")
+            print("note      no patient is in the validation split, so train validates on its training data, and")
+            print("          train-icnet cannot run; change the shares with slicewise split, or add patients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +65,11 @@ class Phantom:
     seed: int = 0
     """Seed of the first head; the next has seed + 1, and so on."""
     workers: int = 0
-    """Processes; 0 takes one a processor."""
+    """Processes; 0 means one per processor."""
     store: bool = False
     """Write a prepared store to train on instead of DICOM; training can begin while heads are being made."""
     segmentations: bool = False
-    """Write the labels as DICOM Segmentations, too (needs the clinic extra)."""
+    """Also write the labels as DICOM Segmentations (needs the clinic extra)."""
     dry_run: bool = False
     """Only say what would be written."""
     settings: Annotated[PhantomSettings, PLAIN] = field(default_factory=PhantomSettings)
@@ -92,8 +94,8 @@ class Phantom:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Split a prepared store again into training, validation and test, by patient; voxels stay as they are. Checkpoints
-    that were trained on the store have then seen volumes that it calls validation or test."""
+    """Split a prepared store again into training, validation and test, by patient; no voxel is touched. Checkpoints
+    trained on the store before may then have seen volumes of the new validation and test splits."""
 
     store: Annotated[Path, Positional]
     """Prepared store."""

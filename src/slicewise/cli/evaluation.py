@@ -15,26 +15,26 @@ from slicewise.evaluation.settings import EvaluateSettings
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Compare synthetic volumes with real ones: Fréchet and kernel distances, tissue, noise, continuity, diversity,
-    each beside what two halves of the real set give; with the training data, a search for copies."""
+    each next to the value between two halves of the real set; with the training data, also a search for copies."""
 
     real: Annotated[Path, Positional]
-    """Real volumes: a prepared store, or DICOM and NIfTI below a folder."""
+    """Real volumes: a prepared store, or a folder of DICOM and NIfTI files."""
     synth: Annotated[Path, Positional]
-    """Synthetic volumes, likewise, or a folder of slicewise generate."""
+    """Synthetic volumes: the same, or a folder written by slicewise generate."""
     out: Path
     """Folder for metrics.json, tables (Markdown, CSV) and evaluation.html."""
     train: Path | None = None
-    """What the generator was trained on, for the memorisation audit; REAL must be held out from it."""
+    """The generator's training data, for the memorisation audit; REAL must be held out from it."""
     real_split: str = "all"
-    """Where REAL is a prepared store, its "train", "val", "test" or "all"."""
+    """Split to use if REAL is a prepared store: "train", "val", "test" or "all"."""
     synth_split: str = "all"
-    """Where SYNTH is a prepared store, its "train", "val", "test" or "all"."""
+    """Split to use if SYNTH is a prepared store: "train", "val", "test" or "all"."""
     train_split: str = "all"
-    """Where --train is a prepared store, its "train", "val", "test" or "all"."""
+    """Split to use if --train is a prepared store: "train", "val", "test" or "all"."""
     cache: Path | None = None
-    """Folder of what was computed of each volume, to share between evaluations; by default cache in OUT."""
+    """Folder for what was computed for each volume, to share between evaluations; by default cache in OUT."""
     json: bool = False
-    """Print what metrics.json holds."""
+    """Print the contents of metrics.json."""
     settings: Annotated[EvaluateSettings, PLAIN] = field(default_factory=EvaluateSettings)
 
     def run(self) -> None:
@@ -70,14 +70,14 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Measure tissue means, HU distribution and slice steps of a store, for the report of generate to compare with."""
+    """Measure tissue means, HU distribution and slice steps of a store, as a reference for the report of generate."""
 
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
     """JSON file to write."""
     split: str = "val"
-    """Which volumes: "train", "val" or "test"."""
+    """Split to measure: "train", "val" or "test"."""
 
     def run(self) -> None:
         from slicewise.data.store import open_store

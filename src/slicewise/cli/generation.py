@@ -18,7 +18,7 @@ from slicewise.sampling import GenerateSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Generate head CT volumes, slice after slice: DICOM series, NIfTI, pictures and a report."""
+    """Generate head CT volumes, slice by slice: DICOM series, NIfTI, pictures and a report."""
 
     out: Path
     """Folder to write to; volumes that already exist are kept."""
@@ -27,7 +27,7 @@ class Generate:
     icnet: Path = ICNET
     """Run folder or weights of IC-Net; by default the release one."""
     reference: Path = REFERENCE
-    """Measures of the training data for the report (slicewise reference); by default the release's."""
+    """Measurements of the training data for the report (slicewise reference); by default the release's."""
     report: bool = True
     """Write pictures and the HTML report."""
     dry_run: bool = False
@@ -84,7 +84,7 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Generate a few head CT volumes with the release checkpoint and say where to look."""
+    """Generate a few head CT volumes with the release checkpoint and say where they are."""
 
     out: Path = Path("runs/demo")
     """Folder to write to."""
@@ -137,41 +137,41 @@ class Calibrate:
             return
         if shift := brain_shift(volume, done):
             mean, worst = shift
-            print(f"note      a real volume: its brain moved by {mean:+.1f} HU on average, {worst:+.1f} HU where most")
+            print(f"note      a real volume: its brain moved by {mean:+.1f} HU on average, {worst:+.1f} HU at worst")
         if self.method == "icnet" and self.seed_slice is None:
-            print("          calibration began from air; --seed-slice names a slice that is right and keeps its HU")
+            print("          calibration started from air; give --seed-slice, a correct slice that keeps its HU")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
-    """Draw the missing slices of a head scan, given all that is known of it. Holes in a DICOM series are found; slices
-    that are spoilt can be named. Real slices keep their voxels. For research only."""
+    """Draw the missing slices of a head scan, given all of its known slices. Gaps in a DICOM series are found;
+    damaged slices can be listed. Real slices keep their voxels. For research only."""
 
     volume: Annotated[Path, Positional]
     """DICOM folder or NIfTI file."""
     out: Path
     """A .nii, .nii.gz, .png or .dcm (Enhanced CT) file to write, or a new folder for a DICOM series."""
     slices: tuple[int, ...] = ()
-    """Slices to redraw, on the checkpoint's grid, 0 the most superior, beside those that are missing."""
+    """Slices to redraw besides the missing ones, on the checkpoint's grid; 0 is the most superior."""
     complete: tuple[Literal["up", "down"], ...] = ()
-    """Ways in which to draw the rest of a head that the scan cuts off, as far as the checkpoint's plan reaches."""
+    """Directions in which to complete a head that the scan cuts off, as far as the checkpoint's plan reaches."""
     above_mm: float = 0.0
-    """How much of the head is missing above the first slice, in mm; else the scan begins at or above the vertex."""
+    """How much of the head is missing above the first slice, in mm; 0 if the scan starts at or above the vertex."""
     checkpoint: Path = CHECKPOINT
     """Run folder or weights of a denoiser or a pyramid; by default the release checkpoint."""
     size: int = 0
     """Pixels per side, for checkpoints that draw several: 128 or 512 with the release's; 0 takes what the checkpoint
     says, which is 128 for the release's."""
     seed: int = 0
-    """Another seed draws other slices."""
+    """Seed of the draws; a different seed draws different slices."""
     resample: bool = False
     """Resample a scan of another spacing onto the checkpoint's grid."""
     series_uid: str = ""
-    """Which series, where the folder holds several."""
+    """UID of the series to read, if the folder holds several."""
     patient_id: str = ""
     """Patient ID to write; by default the scan's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute: "auto" takes CUDA if there is one."""
+    """Where to compute: "auto" uses CUDA if available."""
 
     def run(self) -> None:
         from slicewise.export import check_target, write_volume

@@ -46,14 +46,14 @@ def parse(name: str, kind: type[Command], argv: list[str]) -> Command:
             settings = fill(settings, read_table(Path(file), name), f"--config {file}")
         command = unfilled(kind, settings=settings)
     elif chosen or file:
-        raise UserError(f"--preset and --config have nothing to set in {name}")
+        raise UserError(f"{name} has no settings for --preset or --config")
     about = " ".join((kind.__doc__ or "").split())
     parsed = tyro.cli(
         kind, args=argv, prog=f"slicewise {name}", description=about, default=command, registry=registry({kind: name})
     )
     for field, hint in get_type_hints(kind, include_extras=True).items():
         if _is_positional(hint) and getattr(parsed, field) == ():
-            print(f"slicewise {name}: name one or more {field.upper()}; --help explains", file=sys.stderr)
+            print(f"slicewise {name}: give one or more {field.upper()}; see --help", file=sys.stderr)
             sys.exit(2)
     return parsed
 
@@ -103,11 +103,15 @@ def _is_positional(hint: Any) -> bool:
 
 def _sources(name: str) -> list[StructFieldSpec]:
     """The flags that fill settings; `parse` has taken them before tyro looks, which only explains them."""
-    found = [StructFieldSpec("config", _shown("config", Path | None), None, "TOML file of settings; flags beat it.")]
+    found = [
+        StructFieldSpec("config", _shown("config", Path | None), None, "TOML file of settings; flags override it.")
+    ]
     if known := tuple(presets(name)):
         kind = _shown("preset", Literal[known] | None)
         found.append(
-            StructFieldSpec("preset", kind, None, "Settings that come with slicewise; flags and file beat it.")
+            StructFieldSpec(
+                "preset", kind, None, "Settings that come with slicewise; flags and --config override them."
+            )
         )
     return found
 

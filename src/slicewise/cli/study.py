@@ -14,18 +14,18 @@ from slicewise.study.design import StudySettings
 
 @dataclass(frozen=True, kw_only=True)
 class Create:
-    """Make a reading study in a new folder."""
+    """Create a reading study in a new folder."""
 
     out: Annotated[Path, Positional]
-    """Folder to make."""
+    """Folder to create."""
     real: Path
     """Real volumes: DICOM or NIfTI folder, prepared store or run of slicewise generate."""
     synthetic: Path
-    """Synthetic volumes, likewise."""
+    """Synthetic volumes, in the same forms."""
     consent: Path | None = None
-    """Text file to show on the first page, a paragraph a line."""
+    """Text file to show on the first page, one paragraph per line."""
     allow_leak: bool = False
-    """Make it even where a program tells its cases apart without looking at them."""
+    """Create the study even if a program can tell its cases apart without looking at them."""
     settings: Annotated[StudySettings, PLAIN] = field(default_factory=StudySettings)
 
     def run(self) -> None:
@@ -42,22 +42,22 @@ class Create:
             f"{grid['size']} pixels of {grid['pixel_mm']:.2f} mm; {len(plans)} readers read {len(plans[0]['cases'])} "
             "each"
         )
-        print(f"{leak_text(leak)}{' (told to continue)' if leak.tells else ''}")
+        print(f"{leak_text(leak)}{' (allowed)' if leak.tells else ''}")
         print(f"links: {out / READERS} holds the readers' tokens; slicewise study serve {out} shows them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Serve the pages of a reading study until Ctrl-C. Every answer is on disk before the reader is told so."""
+    """Serve the pages of a reading study until Ctrl-C. Every answer is on disk before the page confirms it."""
 
     folder: Annotated[Path, Positional]
     """Study made by slicewise study create."""
     host: str = "127.0.0.1"
-    """Address to bind to; other than 127.0.0.1 lets other machines in: put a proxy with TLS before it."""
+    """Address to bind to; other than 127.0.0.1 lets other machines in: put a proxy with TLS in front of it."""
     port: int = 8090
-    """Port to bind to; 0 takes a free one."""
+    """Port to bind to; 0 picks a free one."""
     url: str = ""
-    """How readers reach the server, for the links, where it is not its own address."""
+    """Address that readers' links start with, if it is not the server's own."""
 
     def run(self) -> None:
         from slicewise.study.app import open_study, study_app
@@ -76,7 +76,7 @@ class Serve:
 
 @dataclass(frozen=True, kw_only=True)
 class Close:
-    """Close a reading study: from now on no answer is taken or changed, while it is served or later."""
+    """Close a reading study: from now on no answer is accepted or changed, even by a running server."""
 
     folder: Annotated[Path, Positional]
     """Study made by slicewise study create."""

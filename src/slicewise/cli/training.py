@@ -19,11 +19,11 @@ class Train:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it resumes where it stopped, bit for bit."""
+    """Run folder; a run already in it resumes where it stopped, bit for bit."""
     init: Path | None = None
-    """Checkpoint to start from (fine-tuning); give the settings it was made with."""
+    """Checkpoint to start from (fine-tuning); give the settings it was trained with."""
     processes: int = 0
-    """Processes of one thread to train with on a CPU; 0 takes as many as train fastest."""
+    """Single-threaded processes to train with on a CPU; 0 uses as many as train fastest."""
     settings: Annotated[DenoiserTraining, PLAIN] = field(default_factory=DenoiserTraining)
 
     def run(self) -> None:
@@ -44,7 +44,7 @@ class TrainICNet:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it resumes where it stopped, bit for bit."""
+    """Run folder; a run already in it resumes where it stopped, bit for bit."""
     settings: Annotated[ICNetTraining, PLAIN] = field(default_factory=ICNetTraining)
 
     def run(self) -> None:
@@ -56,13 +56,13 @@ class TrainICNet:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSliceVAE:
-    """Train the slice-to-3D VAE (Volokitin et al. 2020) on a store: slices, then how latents run along a head.
-    slicewise generate draws heads from it, with --calibrate off."""
+    """Train the slice-to-3D VAE (Volokitin et al. 2020) on a store: first slices, then how their latents vary along
+    a head. slicewise generate draws heads from it, with --calibrate off."""
 
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it resumes where it stopped, bit for bit."""
+    """Run folder; a run already in it resumes where it stopped, bit for bit."""
     settings: Annotated[SliceVAETraining, PLAIN] = field(default_factory=SliceVAETraining)
 
     def run(self) -> None:
@@ -80,7 +80,7 @@ class TrainGAN:
     data: Annotated[Path, Positional]
     """Prepared store."""
     out: Path
-    """Run folder; a started run in it resumes where it stopped, bit for bit."""
+    """Run folder; a run already in it resumes where it stopped, bit for bit."""
     settings: Annotated[GANTraining, PLAIN] = field(default_factory=GANTraining)
 
     def run(self) -> None:
@@ -94,15 +94,15 @@ class TrainGAN:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinLevels:
-    """Join levels that were trained for one another into one checkpoint, which generate takes: a plan of the whole head
-    (train --pool), then what draws after it (train --above)."""
+    """Join levels that were trained for one another into one checkpoint for generate: a plan of the whole head
+    (train --pool), then the levels that follow it (train --above)."""
 
     levels: Annotated[tuple[Path, ...], Positional]
     """Run folders or weights, the plan first."""
     out: Path
     """File to write (.safetensors)."""
     half: bool = False
-    """Write float16, half as large."""
+    """Write float16, which halves the file."""
     size: int = 0
     """Pixels per side that generate draws unless told otherwise; 0 takes the finest level."""
 

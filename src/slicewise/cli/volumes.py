@@ -12,7 +12,7 @@ from slicewise.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what a checkpoint, prepared store, run folder, DICOM folder or NIfTI file holds."""
+    """Describe a checkpoint, prepared store, run folder, DICOM folder or NIfTI file."""
 
     path: Annotated[Path, Positional]
     """File or folder."""
@@ -31,16 +31,16 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Look at volumes in a browser on this machine: three planes and 3D, windows, HU, two volumes linked."""
+    """View volumes in a browser on this machine: three planes and 3D, windows, HU, two volumes linked."""
 
     paths: Annotated[tuple[Path, ...], Positional]
     """DICOM folders, NIfTI files, prepared stores or runs of slicewise generate."""
     labels: tuple[Path, ...] = ()
-    """DICOM segmentations or NIfTI label maps to lay over the volumes that they belong to."""
+    """DICOM segmentations or NIfTI label maps to overlay on the volumes that they belong to."""
     host: str = "127.0.0.1"
-    """Address to bind to; other than 127.0.0.1 lets other machines look."""
+    """Address to bind to; other than 127.0.0.1 lets other machines in."""
     port: int = 0
-    """Port to bind to; 0 takes a free one."""
+    """Port to bind to; 0 picks a free one."""
     browser: bool = True
     """Open the page in a browser."""
 
@@ -67,26 +67,26 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write any volume that slicewise reads in another form. HU and geometry stay as they are, and so does what the
-    headers say of patient, study and origin."""
+    """Write any volume that slicewise reads in another format. HU, geometry and what the headers say about patient,
+    study and origin are kept."""
 
     volume: Annotated[str, Positional]
     """DICOM folder, NIfTI file, or STORE:ID for a volume of a prepared store."""
     out: Path
     """A .nii, .nii.gz, .png or .dcm (Enhanced CT, multi-frame) file to write, or a new folder for a DICOM series."""
     patient_id: str = ""
-    """Patient ID to write; by default the volume's. With another one nothing is written that leads back to the patient,
-    the study or the images of the source."""
+    """Patient ID to write; by default the volume's. With a different one, nothing is written that leads back to the
+    patient, the study or the images of the source."""
     series_uid: str = ""
-    """Which series, where the folder holds several."""
+    """UID of the series to read, if the folder holds several."""
     interpolate_missing: bool = False
-    """Fill holes of one or two missing slices, with --slice-mm also of thinner ones."""
+    """Fill gaps of one or two missing slices, of the series or, with --slice-mm, of the new grid."""
     largest_part: bool = False
-    """Of a scan with wider holes take the longest part without."""
+    """From a scan with wider gaps, use the longest part without one."""
     slice_mm: float = 0.0
-    """Resample an unevenly spaced or tilted scan to even axial slices this far apart, in mm (0 = leave)."""
+    """Resample an unevenly spaced or tilted scan to even axial slices this far apart, in mm (0: leave as it is)."""
     keep_tilt: bool = False
-    """Lay resampled slices in the gantry's plane instead of upright."""
+    """Keep resampled slices in the gantry's plane instead of upright."""
     syntax: str = "uncompressed"
     """DICOM transfer syntax: uncompressed, jpeg-ls, jpeg-2000 or rle (all lossless)."""
 

@@ -108,7 +108,7 @@ def prepare(
     """
     settings, out = settings or PrepareSettings(), Path(out)
     if not inputs:
-        raise UserError("nothing to prepare: name one or more folders or files")
+        raise UserError("nothing to prepare: give one or more folders or files")
     _check_store(out, settings)
     store = open_store(out) if is_store(out) else None
     key_file = private_folder(out) / KEY_FILE
@@ -118,12 +118,14 @@ def prepare(
     if store and (rule := _split_of(store)) not in (None, (settings.split, settings.seed)):
         settings = replace(settings, split=rule[0], seed=rule[1])
         shares = " ".join(f"{share:g}" for share in settings.split)
-        warnings.append(f"new patients are split as the store is ({shares}, seed {settings.seed}); see slicewise split")
+        warnings.append(
+            f"new patients are split like the rest of the store ({shares}, seed {settings.seed}); see slicewise split"
+        )
     with _pool(settings.workers) as pool, counting_bar(progress) as bar:
         jobs, skipped, others = _find_jobs(inputs, settings, key, pool, bar)
         warnings += _shared_ids(jobs)
         if not jobs and not skipped:
-            raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; name a folder that holds CT scans")
+            raise UserError(f"{_names(inputs)}: no DICOM or NIfTI file here; give a folder that holds CT scans")
         named = [job for job in jobs if isinstance(job.source, Series) and job.source.acquisition.names_patient]
         if named and not settings.allow_names:
             raise UserError(
@@ -223,8 +225,8 @@ def _shared_ids(jobs: Sequence[_Job]) -> list[str]:
         if isinstance(job.source, Series):
             studies[job.patient_id].add(job.source.acquisition.study_uid)
     return [
-        f"Patient ID {patient} stands for {len(uids)} studies, which are taken for one patient's; if they are of "
-        "several people, add PrepareSettings.patient_from=path"
+        f"Patient ID {patient} has {len(uids)} studies, which are taken as one patient's; if they are of several "
+        "people, add PrepareSettings.patient_from=path"
         for patient, uids in studies.items()
         if len(uids) > 1 and PLACEHOLDER.fullmatch(patient)
     ]
@@ -241,7 +243,7 @@ def _unlike_heads(store: Store, patients: set[str]) -> list[str]:
         narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
         if widths[wide] - widths[narrow] > UNLIKE_MM:
             told.append(
-                f"{narrow} and {wide} are one patient's by ID, but the heads are {widths[narrow]:.0f} and "
+                f"{narrow} and {wide} have the same Patient ID, but the heads are {widths[narrow]:.0f} and "
                 f"{widths[wide]:.0f} mm wide; if they are of several people, add PrepareSettings.patient_from=path"
             )
     return told
@@ -306,7 +308,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | Skipped:
         uid = "" if isinstance(job.source, str) else job.source.acquisition.series_uid
         return Skipped(job.name, str(error), series_uid=uid)
     except MemoryError:
-        return Skipped(job.name, "too large for the memory there is; use fewer PrepareSettings.workers")
+        return Skipped(job.name, "too large for the available memory; use fewer PrepareSettings.workers")
     return write_volume(
         out,
         volume,
@@ -318,7 +320,7 @@ def _make(job: _Job, out: Path, settings: PrepareSettings) -> Record | Skipped:
         synthetic=reading.volume.acquisition.synthetic,
         vertex_slice=0 if settings.crop_air_above else None,
         source_fingerprint=job.fingerprint,
-        notes=(*reading.notes, *filter(None, [reading.doubt and f"taken as HU though {reading.doubt}", shear])),
+        notes=(*reading.notes, *filter(None, [reading.doubt and f"taken as HU although {reading.doubt}", shear])),
     )
 
 
@@ -344,9 +346,8 @@ def _run(
                 running |= {pool.submit(_make, job, out, settings) for job in islice(waiting, 1)}
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, most likely for want of memory; run it again with fewer "
-            "PrepareSettings.workers "
-            "(what is done stays done)"
+            "a worker process was killed, most likely because memory ran out; run it again with fewer "
+            "PrepareSettings.workers (finished volumes are kept)"
         ) from error
 
 
@@ -382,7 +383,7 @@ def _key_of(store: Store | None, file: Path) -> bytes:
     key = read_key(file)
     if store and store.settings.get("key_check") != _digest(key, "key", ""):
         raise UserError(
-            f"{file}: not there, or not the key that {store.path} was made with, so its patients cannot be told; "
+            f"{file}: missing, or not the key that {store.path} was made with, so its patients cannot be recognised; "
             "restore it, or prepare into another folder"
         )
     return key

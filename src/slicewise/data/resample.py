@@ -86,8 +86,8 @@ def resample_volume(volume: Volume, grid: Grid | None = None) -> Volume:
     first, last = _covered_range(planes, outline, grid.min_coverage)
     if first == last:
         raise UserError(
-            f"{volume.acquisition.source}: no axial slice covers {grid.min_coverage:.0%} of the head; "
-            "lower the least coverage or leave the scan out"
+            f"{volume.acquisition.source}: no axial slice covers {grid.min_coverage:.0%} of the head; lower the "
+            "minimum coverage or leave the scan out"
         )
     resampled = Volume.regular(
         round_hu(np.stack([values for values, _ in planes[first:last]])),
@@ -121,7 +121,8 @@ def shear_note(volume: Volume) -> str:
     tilt = np.degrees(np.arccos(min(1.0, abs(volume.normal[2]))))
     return (
         f"slices up to {step:.1f} mm apart are tilted by {tilt:.1f} degrees; upright ones are interpolated across "
-        f"{rise / step:.1f} of them, which makes the vault beaded; Grid.keep_tilt=True keeps the gantry's plane"
+        f"{rise / step:.1f} of them, which makes the skull vault look beaded; Grid.keep_tilt=True keeps the gantry's "
+        "plane"
     )
 
 
@@ -200,7 +201,7 @@ def _locate(volume: Volume, grid: Grid) -> tuple[np.ndarray, float, np.ndarray]:
     )
     z, y, x = np.nonzero(body_mask(coarse))
     if len(z) == 0:
-        raise UserError(f"{volume.acquisition.source}: no head in it, nothing lies above {HEAD_HU} HU")
+        raise UserError(f"{volume.acquisition.source}: no head in it: nothing is above {HEAD_HU} HU")
     points = (
         coarse.positions[z]
         + y[:, None] * coarse.pixel_spacing[0] * coarse.column_axis

@@ -78,7 +78,7 @@ def open_set(path: Path | str, split: str = "all") -> VolumeSet:
 def _judged(read: Callable[[], Reading]) -> Reading:
     """A volume without the slices of a real scan that a synthetic one continued from: they say nothing of the model."""
     reading = read()
-    doubt = (f"values may be no HU: {reading.doubt}",) if reading.doubt else ()
+    doubt = (f"values do not look like HU: {reading.doubt}",) if reading.doubt else ()
     real = len(reading.volume.acquisition.real_slices)
     left = (f"{real} seed slice{'s' * (real > 1)} of a real scan left out",) if real else ()
     return replace(reading, volume=without_real_slices(reading.volume), notes=(*reading.notes, *doubt, *left))

@@ -22,44 +22,45 @@ class PrepareSettings:
     """How an archive becomes training data."""
 
     size: int = 128
-    """Pixels a side of a prepared slice."""
+    """Pixels per side of a prepared slice."""
     fov_mm: float = 240.0
-    """Field of view a side, mm; the head is in its middle."""
+    """Side of the field of view, mm; the head is in its middle."""
     slice_mm: float = 5.0
     """Distance between prepared slices, mm."""
     crop_air_above: bool = True
-    """Begin with the first slice that shows the head."""
+    """Start with the first slice that shows the head."""
     min_coverage: float = 0.85
-    """Least share of the head that the scan must cover in a slice (the ends of tilted scans are cut)."""
+    """Smallest share of the head that the scan must cover in a slice (the ends of tilted scans are cut)."""
     remove_table: bool = False
     """Set table and head holder to air."""
     interpolate_missing: bool = False
-    """Fill holes by linear interpolation where no more than two slices are missing, of the series or of the working
+    """Fill gaps by linear interpolation where no more than two slices are missing, of the series or of the working
     grid; otherwise such a series is left out."""
     largest_part: bool = False
-    """Of a scan with holes that are not filled take the longest part without one."""
+    """From a scan with gaps that are not filled, use the longest part without one."""
     keep_tilt: bool = False
-    """Lay slices in the plane of a tilted gantry instead of upright, so that thick ones are not interpolated across."""
+    """Keep slices in the plane of a tilted gantry instead of upright, so that thick ones are not interpolated
+    across."""
     trust_hu: bool = False
-    """Take volumes whose values cannot be HU by their histogram (no air near -1000, soft tissue not near 30, no bone),
-    which are left out otherwise."""
+    """Accept volumes whose values, judging by their histogram, cannot be HU (no air near -1000, soft tissue not near
+    30, no bone); they are left out otherwise."""
     patient_from: Literal["id", "path"] = "id"
-    """What tells patients apart: "id", the Patient ID, and the path of NIfTI; or "path", the first folder below the
+    """How patients are told apart: "id", by Patient ID, and NIfTI by path; or "path", by the first folder below the
     given one."""
     min_slices: int = 8
-    """Least number of slices, before and after resampling; shorter ones are left out."""
+    """Smallest number of slices, before and after resampling; shorter volumes are left out."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of patients for training, validation and test."""
     seed: int = 0
-    """Seed of the split; a patient's place depends on it alone, but that a small store fills validation and test from
-    training. Into a store that is there new patients come by its own shares and seed."""
+    """Seed of the split; a patient's split depends on it alone, except that a small store fills validation and test
+    from training. An existing store splits new patients by its own shares and seed."""
     keep_sources: bool = False
-    """Write the paths of the scans into the manifest, where whoever gets the store reads them."""
+    """Write the paths of the scans into the manifest, where anyone who gets the store can read them."""
     allow_names: bool = False
-    """Take DICOM whose headers hold patients' names; such data are refused otherwise (a store holds no names, but the
-    folders it comes from do)."""
+    """Accept DICOM whose headers contain patients' names, which is refused otherwise (a store contains no names, but
+    the folders it comes from do)."""
     workers: int = 0
-    """Processes; 0 takes one a processor."""
+    """Processes; 0 means one per processor."""
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.fov_mm <= 0 or self.slice_mm <= 0 or self.min_slices < 1 or self.workers < 0:
@@ -93,7 +94,7 @@ class PhantomSettings:
     table: float = 0.0
     """Probability that the head holder is in view."""
     profile_mm: float = 0.0
-    """Width of the slice profile in mm; 0: as slice_mm."""
+    """Width of the slice profile in mm; 0: same as slice_mm."""
     kernel: str = "soft"
     """Reconstruction kernel: soft, standard or bone."""
     hardening: float = 1.0
@@ -112,10 +113,10 @@ class PhantomSettings:
     numbering: Path | None = None
     """TOML table of the maps' label numbers; none: FreeSurfer's and SynthSeg's."""
     split_people: tuple[int, int, int] = (10, 3, 3)
-    """How many persons of the folder serve train, val and test; no two splits share one."""
+    """How many persons of the folder go into train, val and test; no two splits share one."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of heads for train, val and test."""
     cache: Path | None = None
-    """Folder for what is computed once of every map; none: the user's cache folder."""
+    """Folder for what is computed once for every map; none: the user's cache folder."""
     device: str = "cpu"
     """Where heads from real anatomy are warped: cpu or cuda."""

@@ -229,8 +229,8 @@ def split_store(path: Path | str, fractions: Sequence[float], seed: int) -> Stor
     store = open_store(path)
     if store.settings.get("phantom", {}).get("anatomy"):
         raise UserError(
-            f"{path}: its heads come from a few persons, whom another split would mix; generate them again with "
-            "slicewise phantom --split-people"
+            f"{path}: its heads come from a few persons, and another split would put one person into several splits; "
+            "generate them again with slicewise phantom --split-people"
         )
     move_patients(store, {record.patient: assign_split(record.patient, fractions, seed) for record in store.records})
     store = open_store(path)
@@ -350,11 +350,11 @@ def _map(file: Path, shape: tuple[int, ...], size: int, mtime_ns: int) -> np.mem
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise _damaged(file, "it is cut or no .npy file") from error
+        raise _damaged(file, "it is cut short or not an .npy file") from error
     if array.dtype != np.int16 or array.shape != tuple(shape) or not array.flags.c_contiguous:
         raise _damaged(file, f"it holds {array.dtype} {array.shape}, the manifest says int16 {tuple(shape)}")
     if array.offset + array.nbytes != size:
-        raise _damaged(file, f"it has {size} bytes where {array.offset + array.nbytes} are due")
+        raise _damaged(file, f"it has {size} bytes, expected {array.offset + array.nbytes}")
     found: np.memmap = array
     return found
 

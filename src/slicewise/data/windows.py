@@ -75,7 +75,7 @@ class Heads:
         self.rows: torch.Tensor | None = torch.zeros(0, dtype=torch.int16, device=self.device)
         self.take(store, [r.id for r in store.select(split)] if ids is None else ids)
         if not self.records:
-            raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients, or take another")
+            raise UserError(f"{store.path}: no volume in the {split} split; prepare more patients, or use another")
 
     def take(self, store: Store, ids: Sequence[str]) -> None:
         """Take in heads that are not held yet, in this order."""
@@ -84,8 +84,8 @@ class Heads:
         lost = [name for name in ids if name not in there]
         if lost:
             raise UserError(
-                f"{store.path}: the started run trained on {lost[0]}, which is not in the {self.split} split now; give "
-                "that run's store or another folder"
+                f"{store.path}: the existing run trained on {lost[0]}, which is no longer in the {self.split} split; "
+                "give that run's store or another folder"
             )
         if not ids:
             return
@@ -155,7 +155,9 @@ class Heads:
                 f"{file}: cannot be read ({error.strerror}); fix the store and run this command again"
             ) from None
         if read.size != pixels:
-            raise UserError(f"{file}: was cut while in use; delete it, prepare it again and run this command again")
+            raise UserError(
+                f"{file}: was cut short while in use; delete it, prepare it again and run this command again"
+            )
         return read.reshape(record.shape[1:])
 
 

@@ -52,10 +52,10 @@ class WindowTask:
     known_sigma: float = 0.05
     """Largest noise on a known slice, in units of x; drawn log-uniformly from a fifteenth of it upward."""
     missing: float = 0.1
-    """Probability that a slice that is not wanted is missing, so that a chain can start from fewer slices."""
+    """Probability that an unwanted slice is missing, so that a chain can start from fewer slices."""
     last_wanted: float = 0.6
-    """Probability that exactly the last slice is wanted (the downward chain); else it is in a third of windows the
-    first (upward), in a third any (filling gaps), and in a third a random subset."""
+    """Probability that exactly the last slice is wanted (the downward chain); otherwise, in a third of windows the
+    first slice is wanted (upward), in a third any one (filling gaps), and in a third a random subset."""
     seeded: float = 0.2
     """Probability that some slices of a whole head are known (networks of whole heads only): in half of them a short
     run, from which a head continues, in half all but one, which is a gap."""

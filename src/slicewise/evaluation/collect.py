@@ -149,7 +149,7 @@ class Work:
         found = features_from(kept)
         if any(f.rows.shape[1] != self.extractor.features for f in found.values()):
             raise UserError(
-                f"{self.cache.folder}: holds features of another extractor in the place of {self.extractor.name}; "
+                f"{self.cache.folder}: holds features of another extractor in place of those of {self.extractor.name}; "
                 "delete the folder and run it again"
             )
         return key, found
@@ -162,7 +162,7 @@ class Work:
             for kept_under in side.feature_keys:
                 kept = self.cache.get(kept_under, [name])
                 if kept is None:
-                    raise UserError(f"{self.cache.folder}: features vanished while they were in use; run it again")
+                    raise UserError(f"{self.cache.folder}: features were deleted while in use; run it again")
                 yield kept[name]
 
         return stream
@@ -245,7 +245,9 @@ def read_member(side: Side, member: Member, settings: EvaluateSettings, frame: F
     side.notes += [f"{member.name}: {note}" for note in reading.notes]
     volume = reading.volume
     if volume.hu.min() == volume.hu.max():
-        raise UserError(f"{member.name}: every voxel is {volume.hu.flat[0]} HU, there is no image in it; leave it out")
+        raise UserError(
+            f"{member.name}: every voxel is {volume.hu.flat[0]} HU, so there is no image in it; leave it out"
+        )
     frame = frame or frame_of(volume, settings)
     if _on(volume, frame):
         return volume
@@ -284,7 +286,7 @@ def read_again(side: Side, number: int, settings: EvaluateSettings, frame: Frame
     member = side.source.members[side.members[number]]
     volume = read_member(Side(side.title, side.source), member, settings, frame)
     if volume is None:
-        raise UserError(f"{member.name}: changed while it was evaluated; run it again")
+        raise UserError(f"{member.name}: changed during the evaluation; run it again")
     return volume
 
 

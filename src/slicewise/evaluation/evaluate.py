@@ -182,12 +182,11 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
     said = []
     if work.settings.extractor == "radimagenet" and not work.settings.weights_sha256:
         said.append(
-            "RadImageNet's weights are about in several files, and EvaluateSettings.weights_sha256 was not given: "
-            "numbers compare "
-            "with those of the same file alone, whose hash is in the extractor's name."
+            "RadImageNet's weights exist in several files, and EvaluateSettings.weights_sha256 was not given: compare "
+            "numbers only with those from the same file, whose hash is in the extractor's name."
         )
     if set(real.digests) == set(synth.digests):
-        said.append(f"{real.source.path} is on both sides: every distance is that of a set from itself.")
+        said.append(f"{real.source.path} is on both sides: every distance is that of a set to itself.")
     elif shared := len(set(real.digests) & set(synth.digests)):
         said.append(f"{shared} volumes are in both sets, voxel for voxel.")
     if train and (known := _names(real) & _names(train)):
@@ -197,7 +196,7 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
         )
     for side in (*sides, *([train] if train else [])):
         if len(set(side.digests)) < len(side.digests):
-            said.append(f"{side.source.path}: {len(side.digests) - len(set(side.digests))} volumes are there twice.")
+            said.append(f"{side.source.path}: {len(side.digests) - len(set(side.digests))} volumes are duplicates.")
         said += [f"left out: {name}: {reason}" for name, reason in side.skipped]
         said += [f"left out: {entry.source}: {entry.reason}" for entry in side.source.skipped]
         said += [f"repaired: {note}" for note in side.notes]
@@ -212,12 +211,12 @@ def _notices(sides: Sequence[Side], train: Side | None, work: Work) -> list[str]
         if patients < volumes:
             said.append(
                 f"{side.source.path}: {volumes} volumes of {patients} patients, by their names; intervals and floors "
-                "draw patients."
+                "resample patients."
             )
         elif len(_names(side)) == 1:
             said.append(
-                f"{side.source.path}: all {volumes} volumes bear one patient's name, "
-                f"{side.source.members[0].patient}; each is taken for another's."
+                f"{side.source.path}: all {volumes} volumes have the same patient name, "
+                f"{side.source.members[0].patient}; each is taken as a patient of its own."
             )
         if patients < 4:
             of = f"volumes of {patients} patients" if patients < volumes else "volumes"

@@ -23,15 +23,15 @@ class EvaluateSettings:
     brain: tuple[float, float] = (-10.0, 70.0)
     """Second HU window; also what counts as parenchyma."""
     all_slices: bool = True
-    """Fréchet distances on all slices too, not on middle ones only."""
+    """Compute Fréchet distances on all slices as well as on the middle ones."""
     step_mm: float = 10.0
-    """Distance between the coronal and sagittal slices of "all", mm; 0 takes every one."""
+    """Distance between the coronal and sagittal slices of "all", mm; 0 uses every slice."""
     resample: bool = False
-    """Bring volumes of another grid onto that of the first real volume; otherwise they are refused."""
+    """Resample volumes on another grid onto that of the first real volume; otherwise they are refused."""
     depth: int = 0
-    """Slices that bMMD² and MS-SSIM see, from the top; 0 takes as many as the first real volume has."""
+    """Slices that bMMD² and MS-SSIM use, from the top; 0 means as many as the first real volume has."""
     pairs: int = 25
-    """Pairs of volumes of either set whose MS-SSIM is taken, at most."""
+    """Largest number of pairs of volumes per set for MS-SSIM."""
     batch: int = 4
     """Volumes in a batch of bMMD²."""
     neighbours: int = 5
@@ -39,7 +39,7 @@ class EvaluateSettings:
     rounds: int = 200
     """Bootstrap draws."""
     seed: int = 0
-    """Seed of draws and halves."""
+    """Seed of the bootstrap draws and random halves."""
 
     def __post_init__(self) -> None:
         for name in ("whole", "brain"):

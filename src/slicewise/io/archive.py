@@ -54,7 +54,7 @@ def read_volume(
         archive = find([path])
         if archive.nifti and not archive.series:
             if len(archive.nifti) > 1:
-                raise UserError(f"{path}: {len(archive.nifti)} NIfTI files where one volume was expected; name one")
+                raise UserError(f"{path}: {len(archive.nifti)} NIfTI files where one volume was expected; specify one")
             return load_nifti(archive.nifti[0])
     series = one_series(path, series_uid)
     return load(

@@ -158,7 +158,7 @@ def deidentify_files(
     for number, file in enumerate(files.paths):
         progress(number, len(files.paths))
         if is_nifti(file):
-            reason = "NIfTI is not de-identified: see to its name, its header's texts and its JSON file yourself"
+            reason = "NIfTI is not de-identified: check its name, its header's texts and its JSON file yourself"
             skipped.append(Skipped(file, reason))
             continue
         found = read_header(file)
@@ -208,7 +208,7 @@ def unfit(ds: Dataset) -> str:
     if burned[:1] in ("Y", "T", "1"):
         return "annotation is burned into the pixels, which is not cleaned"
     if any("SCREEN" in kind for kind in kinds):
-        return "a saved screen by its Image Type, which can show names"
+        return "a screen capture by its Image Type, which can show names"
     return ""
 
 
@@ -222,7 +222,7 @@ def doubtful(ds: Dataset) -> list[str]:
             ("are SECONDARY by their Image Type: look for text in the pixels", "SECONDARY" in kinds and not synthetic),
             ("were converted from film or screen: look for text in the pixels", bool(ds.get("ConversionType"))),
             (
-                "say that a face can be recognised in them: see the option deface",
+                "say that they show a recognisable face: see the option deface",
                 str(ds.get("RecognizableVisualFeatures") or "").strip().upper()[:1] == "Y",
             ),
         )
@@ -457,7 +457,7 @@ def _counted(out: Path) -> Counter[str]:
     except (FileNotFoundError, NotADirectoryError):
         return Counter()
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{out / REPORT_FILE}: damaged; remove it to count anew") from None
+        raise UserError(f"{out / REPORT_FILE}: damaged; remove it to start a new count") from None
 
 
 def _write_report(out: Path, attributes: Counter[str], files: int, skipped: Counter[str]) -> None:

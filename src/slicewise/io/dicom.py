@@ -172,7 +172,7 @@ def load(
     if len(series.slices) < min_slices:
         raise UserError(
             f"{series.name}: {_count(len(series.slices), 'slice')} where {min_slices} or more are needed; "
-            "point at a whole series"
+            "give a whole series"
         )
     orientation = np.array([s.orientation for s in series.slices]).mean(axis=0)
     row, column = _unit(orientation[:3]), orientation[3:]
@@ -199,7 +199,7 @@ def load(
     if len(keep) < min_slices:
         raise UserError(
             f"{series.name}: {_count(len(keep), 'slice')} in {len(slices)} copies where {min_slices} or more are "
-            "needed; point at a whole series"
+            "needed; give a whole series"
         )
     if len(keep) < len(slices):
         hu, positions, slices, clipped = hu[keep], positions[keep], *([a[z] for z in keep] for a in (slices, clipped))
@@ -271,11 +271,11 @@ def _without_doubles(
             keep.append(z)
         elif not np.array_equal(hu[z], hu[keep[-1]]):
             raise UserError(
-                f"{series.name}: two different images at one place ({slices[keep[-1]].path} and {slices[z].path}): "
+                f"{series.name}: two different images at one position ({slices[keep[-1]].path} and {slices[z].path}): "
                 "two reconstructions or phases are mixed; sort them into separate folders and UIDs"
             )
     dropped = len(slices) - len(keep)
-    return np.array(keep), [f"{_count(dropped, 'double slice')} dropped"] if dropped else []
+    return np.array(keep), [f"{_count(dropped, 'duplicate slice')} dropped"] if dropped else []
 
 
 def _repair_gaps(
@@ -295,13 +295,12 @@ def _repair_gaps(
             widest = max(k for _, k in gaps) - 1
             first = f"the first below z = {volume.positions[gaps[0][0], 2]:.2f} mm"
             fill = (
-                f"; a hole of {widest} is too wide to interpolate" if wide else ", interpolate_missing=True fills them"
+                f"; a gap of {widest} is too wide to interpolate" if wide else ", interpolate_missing=True fills them"
             )
             raise UserError(
-                f"{series.name}: {missing} missing, {first}; restore the files{fill}, largest_part=True takes the "
-                f"{rest}"
+                f"{series.name}: {missing} missing, {first}; restore the files{fill}, largest_part=True uses the {rest}"
             )
-        done.append(f"the {rest}, of a scan with holes")
+        done.append(f"the {rest}, of a scan with gaps")
         volume = part
         gaps = find_gaps(volume.slice_steps)
     if gaps:

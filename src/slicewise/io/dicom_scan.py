@@ -236,7 +236,7 @@ def read_header(path: str) -> tuple[Acquisition, list[Slice], tuple[str, ...]] |
         with open(path, "rb") as stream:
             if not _looks_like_dicom(stream):
                 if path.lower().endswith(DICOM_SUFFIXES):
-                    return Skipped(path, "not a DICOM file, in spite of its name", damaged=True)
+                    return Skipped(path, "not a DICOM file, despite its name", damaged=True)
                 return None
             try:  # all tags: picking some takes pydicom longer than keeping all unparsed
                 header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
@@ -290,7 +290,7 @@ def _check_kind(header: Dataset) -> None:
     if "Rows" not in header:
         raise _Unfit("no image in it" + (f" ({UID(kind).name})" if kind else ""))
     if _whole(header, "SamplesPerPixel", 1) != 1:
-        raise _Unfit(f"colour picture ({_text(header, 'PhotometricInterpretation')}), not CT values")
+        raise _Unfit(f"colour image ({_text(header, 'PhotometricInterpretation')}), not CT values")
     if modality == "PT":
         raise _Unfit(f"PET, not CT: its values are in {_text(header, 'Units') or 'other units'}")
     if modality not in ("CT", "") or (kind and "MR Image" in UID(kind).name):
@@ -313,11 +313,11 @@ def _pixels(header: Dataset, stream: BinaryIO) -> Pixels:
     rows, columns = _whole(header, "Rows", 0), _whole(header, "Columns", 0)
     frames = _whole(header, "NumberOfFrames", 1)
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE and frames > 0):
-        raise _Unfit(f"{rows}x{columns} pixels in {frames} frames are absurd", damaged=True)
+        raise _Unfit(f"{rows}x{columns} pixels in {frames} frames are implausible", damaged=True)
     bits_stored = _whole(header, "BitsStored", 16)
     high_bit = _whole(header, "HighBit", bits_stored - 1)
     if not bits_stored <= high_bit + 1 <= 16:
-        raise _Unfit(f"High Bit {high_bit} does not go with {bits_stored} Bits Stored", damaged=True)
+        raise _Unfit(f"High Bit {high_bit} does not match {bits_stored} Bits Stored", damaged=True)
     signed = _whole(header, "PixelRepresentation", 0) == 1
     big_endian = syntax == ExplicitVRBigEndian
     offset = -1
@@ -338,7 +338,7 @@ def _pixels(header: Dataset, stream: BinaryIO) -> Pixels:
             due, there = rows * columns * frames * 2, os.fstat(stream.fileno()).st_size - offset
             if min(stated, there) < due:
                 found = max(min(stated, there), 0)
-                raise _Unfit(f"truncated: {found} bytes of pixels where {due} are due", damaged=True)
+                raise _Unfit(f"truncated: {found} bytes of pixels, expected {due}", damaged=True)
     padding = None
     if (value := _whole(header, "PixelPaddingValue", None, signed)) is not None:
         limit = _whole(header, "PixelPaddingRangeLimit", value, signed)
@@ -376,7 +376,7 @@ def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
     """The slices in one file: one, or one a frame (Enhanced CT, PS3.3 C.7.6.16)."""
     enhanced = "PerFrameFunctionalGroupsSequence" in header or "SharedFunctionalGroupsSequence" in header
     if not enhanced and _whole(header, "NumberOfFrames", 1) > 1:
-        raise _Unfit("several frames without functional groups: their places are unknown")
+        raise _Unfit("several frames without functional groups: their positions are unknown")
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     for index in range(_whole(header, "NumberOfFrames", 1)):
@@ -405,7 +405,7 @@ def _slices(path: str, header: Dataset, pixels: Pixels) -> Iterator[Slice]:
         if max(abs(a * a + b * b + c * c - 1), abs(d * d + e * e + f * f - 1), abs(a * d + b * e + c * f)) > 0.01:
             raise _Unfit("Image Orientation is not two unit vectors at right angles")
         if not 0 < min(spacing) <= max(spacing) < 100:
-            raise _Unfit(f"Pixel Spacing {spacing} mm is absurd")
+            raise _Unfit(f"Pixel Spacing {spacing} mm is implausible")
         is_real = enhanced and _text(item("FrameContentSequence"), "FrameComments") == REAL_FRAME
         yield Slice(
             path=path,
@@ -501,9 +501,9 @@ def _needed(header: Dataset, name: str, count: int) -> list[float]:
     tag, text = _tag(name), _text(header, name)
     what = f"{dictionary_description(tag)} ({tag.group:04X},{tag.element:04X})"
     if not text:
-        raise _Unfit(f"{what} is missing, so the {_WHY_NEEDED.get(name, 'slice has no place')}")
+        raise _Unfit(f"{what} is missing, so the {_WHY_NEEDED.get(name, 'slice has no position')}")
     kind = "a number" if count == 1 else f"{count} numbers"
-    comma = "; numbers take a decimal point, no comma: fix the files" if "," in text else ""
+    comma = "; numbers need a decimal point, not a comma: fix the files" if "," in text else ""
     raise _Unfit(f"{what} is '{text}', not {kind}{comma}", damaged=True)
 
 

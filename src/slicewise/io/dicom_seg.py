@@ -70,7 +70,7 @@ def write_segments(
     reading = load(found).volume
     files = {tuple(s.position): s.path for s in found.slices}
     if len({s.path for s in found.slices}) != len(reading.hu) or len(files) != len(reading.hu):
-        raise UserError(f"{series}: a series of one file a slice, each at its own place, is expected")
+        raise UserError(f"{series}: expected a series of one file per slice, each at its own position")
     if voxels.shape != reading.hu.shape or np.abs(positions - reading.positions).max() > 0.01:
         raise UserError(f"{labels}: not on the grid of {series}: {voxels.shape} voxels against {reading.hu.shape}")
     present = [int(v) for v in np.unique(voxels) if v]
@@ -170,7 +170,7 @@ def read_segmentation(file: Path) -> tuple[Volume, dict[int, str]]:
         return volume_from_affine(held.array.astype(np.int16).transpose(2, 1, 0), held.affine[:, order], frame), names
     except Exception as error:  # highdicom and pydicom raise many kinds on what is no segmentation
         kind = type(error).__name__
-        raise UserError(f"{file}: no DICOM segmentation, or damaged ({kind}); give a label map") from error
+        raise UserError(f"{file}: not a DICOM segmentation, or damaged ({kind}); give a label map") from error
 
 
 def read_label_map(file: Path) -> Volume:
@@ -181,7 +181,7 @@ def read_label_map(file: Path) -> Volume:
     except Exception as error:  # nibabel raises many kinds on what is no image
         raise UserError(f"{file}: not a NIfTI file, or damaged ({type(error).__name__}); give a label map") from error
     if values.ndim != 3 or (values != np.rint(values)).any() or values.min() < 0 or values.max() > MOST_LABELS:
-        raise UserError(f"{file}: a 3D map of whole labels from 0 to {MOST_LABELS} is expected")
+        raise UserError(f"{file}: expected a 3D map of whole-number labels from 0 to {MOST_LABELS}")
     return volume_from_affine(values.astype(np.int16), RAS_TO_LPS @ image.affine)
 
 
@@ -191,4 +191,6 @@ def label_names(file: Path) -> dict[int, str]:
         table = json.loads(file.read_text())
         return {int(label): str(name) for name, label in table.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        raise UserError(f'{file}: no names of labels; give names=FILE, a JSON file like {{"skull": 4}}') from None
+        raise UserError(
+            f'{file}: not a file of label names; give names=FILE, a JSON file like {{"skull": 4}}'
+        ) from None

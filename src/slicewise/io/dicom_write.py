@@ -90,9 +90,9 @@ class SyntheticOrigin:
             numbers = ", ".join(str(z + 1) for z in self.drawn)
             text = f"Scan of a patient in which slice {numbers} is synthetic, for research only"
         elif self.from_scan:
-            text = "Synthetic continuation of a scan of a patient, "
+            text = "Synthetic continuation of a scan of a patient; "
             numbers = ", ".join(str(z + 1) for z in real_slices)
-            text += f"from whom slice {numbers} is" if real_slices else "of whom no slice is in it"
+            text += f"slice {numbers} is from that scan" if real_slices else "no slice is from that scan"
         text += f": model {self.model}, version {self.version}, seed {self.seed}, volume {self.volume}"
         return f"{text}; {self.description}" if self.description else text
 
@@ -186,9 +186,11 @@ def check_folder(folder: Path) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder}: folder is not empty; give a new one, or remove it first")
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is a file, but a folder is to be written; give another name")
+            raise UserError(f"{folder}: is a file, not a folder; give another name")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); choose a folder of yours") from error
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); check its permissions or choose another folder"
+        ) from error
 
 
 def check_patient_id(patient_id: str) -> None:

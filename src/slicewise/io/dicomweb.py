@@ -309,7 +309,7 @@ class WebPeer:
                 return rows
             rows += page
             if len(rows) > MOST_ROWS or time.monotonic() > deadline:
-                raise TooMuch(f"answers to one search without end ({len(rows)} so far)")
+                raise TooMuch(f"endless answers to one search ({len(rows)} so far)")
 
     @contextmanager
     def _errors(self, passing: tuple[int, ...] = ()) -> Iterator[None]:
@@ -326,7 +326,7 @@ class WebPeer:
                 raise
             raise _http_failure(where, status) from None
         except TooMuch as error:
-            raise UserError(f"{where}: sends {error}; nothing more is taken from it") from None
+            raise UserError(f"{where}: sends {error}; nothing more is accepted from it") from None
         except EOFError:
             raise PeerUnavailable("its message ended early") from None
         except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
@@ -334,7 +334,9 @@ class WebPeer:
             raise UserError(f"{where}: answers, but not as a DICOMweb service does ({kind}); fix the path") from error
         except requests.RequestException as error:
             if self._watch.has_cut:
-                raise PeerUnavailable(f"too little came of its answer within {self._settings.timeout_s:g} s") from None
+                raise PeerUnavailable(
+                    f"too little of its answer arrived within {self._settings.timeout_s:g} s"
+                ) from None
             causes = list(_causes(error))
             if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
                 reason = next(c.verify_message for c in causes if isinstance(c, ssl.SSLCertVerificationError))
@@ -345,7 +347,7 @@ class WebPeer:
                 raise UserError(f"{where}: does not speak TLS at this port; fix the port, or use http://") from None
             lookups = [c.errno for c in causes if isinstance(c, socket.gaierror)]
             if socket.EAI_NONAME in lookups:
-                raise UserError(f"{where}: no host of that name; fix the address") from None
+                raise UserError(f"{where}: no host with that name; fix the address") from None
             if lookups:
                 raise PeerUnavailable("the name of its host cannot be looked up") from None
             raise PeerUnavailable(_why(error, causes, self._settings.timeout_s)) from None
@@ -361,12 +363,12 @@ def _status(error: Any) -> int:
 def _http_failure(where: str, status: int) -> Exception:
     """What a status other than success means to the user."""
     if status in _TRANSIENT:
-        return PeerUnavailable(f"the server is in trouble or busy (HTTP status {status})")
+        return PeerUnavailable(f"the server failed or is busy (HTTP status {status})")
     if status in (401, 407):
         who = "the proxy" if status == 407 else "it"
         return UserError(f"{where}: {who} does not accept these credentials (HTTP status {status}); check them")
     if status == 403:
-        return UserError(f"{where}: these credentials do not allow that (HTTP status 403); ask for the right to it")
+        return UserError(f"{where}: these credentials do not allow that (HTTP status 403); ask for permission")
     if status in (404, 405):
         return UserError(f"{where}: no DICOMweb service there (HTTP status {status}); fix the path of the address")
     return UserError(f"{where}: refused the request (HTTP status {status})")

@@ -139,7 +139,7 @@ class DimsePeer:
                 what: Any = instance.path
                 if (instance.sop_class, instance.syntax) not in accepted:
                     if not any(kind == instance.sop_class for kind, _ in accepted):
-                        told(instance, f"the peer takes no {UID(instance.sop_class).name}")
+                        told(instance, f"the peer does not accept {UID(instance.sop_class).name}")
                         continue
                     what = _uncompressed(instance)
                 self._check_open(association)
@@ -187,7 +187,7 @@ class DimsePeer:
         except UserError:
             if 0 < len(missing) < len(wanted):
                 # It takes such requests, as it had begun: Orthanc ends a C-MOVE so (C000H) whose association was cut.
-                raise PeerUnavailable(f"the peer broke off after {len(wanted) - len(missing)} images") from None
+                raise PeerUnavailable(f"the peer stopped after {len(wanted) - len(missing)} images") from None
             raise
         finally:
             if problems:
@@ -205,9 +205,8 @@ class DimsePeer:
         with self._association(contexts, roles, [*handlers, *self._limits()]) as association:
             if not any(c.abstract_syntax == GET for c in association.accepted_contexts):
                 raise UserError(
-                    f"{self._address.url}: takes no C-GET; give PeerSettings.receive_port, and have the peer know "
-                    "our title "
-                    f"{self._settings.ae_title}, to use C-MOVE"
+                    f"{self._address.url}: does not accept C-GET; to use C-MOVE, give PeerSettings.receive_port and "
+                    f"register our title {self._settings.ae_title} at the peer"
                 )
             for keys in asked:
                 for status, _ in self._bounded(association.send_c_get(keys, GET)):
@@ -234,14 +233,14 @@ class DimsePeer:
             association = stack.enter_context(self._association([(MOVE, PLAIN)]))
             if not association.accepted_contexts:
                 raise UserError(
-                    f"{self._address.url}: takes no C-MOVE; leave out PeerSettings.receive_port to use C-GET"
+                    f"{self._address.url}: does not accept C-MOVE; leave out PeerSettings.receive_port to use C-GET"
                 )
             for keys in asked:
                 for status, _ in self._bounded(association.send_c_move(keys, self._settings.ae_title, MOVE)):
                     if status and status.Status == 0xA801:
                         raise UserError(
                             f"{self._address.url}: does not know our AE title {self._settings.ae_title} as a C-MOVE "
-                            f"destination; have it entered with this host and port {where[1]}"
+                            f"destination; register it there with this host and port {where[1]}"
                         )
                     self._retrieve_status(status, f"C-MOVE to {self._settings.ae_title}, which it may not know")
 
@@ -262,11 +261,11 @@ class DimsePeer:
         self._heard = time.monotonic()
         for count, answer in enumerate(answers):
             if count > MOST_ROWS or time.monotonic() - self._heard > SEARCH_TIMEOUTS * self._settings.timeout_s:
-                raise self._too_much(f"answers to one request without end ({count} so far)")
+                raise self._too_much(f"endless answers to one request ({count} so far)")
             yield answer
 
     def _too_much(self, what: str) -> UserError:
-        return UserError(f"{self._address.url}: sends {what}; nothing more is taken from it")
+        return UserError(f"{self._address.url}: sends {what}; nothing more is accepted from it")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -275,13 +274,13 @@ class DimsePeer:
             yield
         except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
             kind = type(error).__name__
-            raise UserError(f"{self._address.url}: its answers to a query make no sense ({kind})") from error
+            raise UserError(f"{self._address.url}: its answers to a query are invalid ({kind})") from error
 
     def _asked(self, keys: Dataset) -> list[Dataset]:
         """The answers to a C-FIND without which nothing can be pulled."""
         rows = self._find(keys)
         if rows is None:
-            raise UserError(f"{self._address.url}: answers no queries (C-FIND), so nothing can be pulled from it")
+            raise UserError(f"{self._address.url}: does not answer queries (C-FIND), so nothing can be pulled from it")
         return rows
 
     def _status(self, status: Dataset, what: str) -> int:
@@ -292,7 +291,8 @@ class DimsePeer:
         if code not in (0x0000, 0xFF00, 0xFF01) and code >> 12 != 0xB:
             comment = "".join(c for c in str(status.get("ErrorComment", "")) if c.isprintable()).strip()
             raise UserError(
-                f"{self._address.url}: does not take our {what} (status {code:04X}H{': ' if comment else ''}{comment})"
+                f"{self._address.url}: does not accept our {what} (status "
+                f"{code:04X}H{': ' if comment else ''}{comment})"
             )
         return code
 
@@ -348,7 +348,7 @@ class DimsePeer:
             socket.getaddrinfo(address.host, address.port)
         except socket.gaierror as error:
             if error.errno == socket.EAI_NONAME:
-                raise UserError(f"{address.url}: no host of that name; fix the address") from None
+                raise UserError(f"{address.url}: no host with that name; fix the address") from None
             raise PeerUnavailable("the name of its host cannot be looked up") from None
         association = self._entity().associate(
             address.host,
@@ -453,15 +453,16 @@ class DimsePeer:
             )
         except ssl.SSLError as error:
             return UserError(
-                f"{where}: TLS fails ({error.reason}); is this port for TLS, PeerSettings.certificate the right one?"
+                f"{where}: TLS failed ({error.reason}); check that this port uses TLS and that "
+                "PeerSettings.certificate is the right one"
             )
         except ConnectionResetError:
-            return PeerUnavailable("it takes the connection and resets it: is TLS asked for at a port without?")
+            return PeerUnavailable("it accepts the connection and resets it: check whether this port uses TLS")
         except TimeoutError:
             return PeerUnavailable(f"no answer within {self._settings.timeout_s:g} s")
         except OSError as error:
             return PeerUnavailable((error.strerror or type(error).__name__).lower())
-        return PeerUnavailable("it takes the connection and closes it: not a DICOM port, TLS missing, or busy")
+        return PeerUnavailable("it accepts the connection and closes it: not a DICOM port, TLS missing, or busy")
 
     def _identity(self) -> list[Any]:
         """User Identity Negotiation (PS3.7 D.3.3.7): type 2, user and passcode, or 5, a JSON web token."""
@@ -495,7 +496,7 @@ class DimsePeer:
                 context.load_cert_chain(self._settings.certificate, self._settings.key)
             except (ssl.SSLError, OSError):
                 raise UserError(
-                    f"PeerSettings.certificate={self._settings.certificate}: not a PEM certificate that goes with "
+                    f"PeerSettings.certificate={self._settings.certificate}: not a PEM certificate that matches "
                     "PeerSettings.key"
                 ) from None
         return context
@@ -567,6 +568,7 @@ def _uncompressed(instance: Instance) -> Dataset:
             dataset.decompress(generate_instance_uid=False)
         except Exception as error:  # decoders raise whatever they like
             raise UserError(
-                f"{instance.path}: the peer takes no {UID(instance.syntax).name}, and decoding fails; fix the file"
+                f"{instance.path}: the peer does not accept {UID(instance.syntax).name}, and decoding fails; fix "
+                "the file"
             ) from error
     return dataset

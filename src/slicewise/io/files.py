@@ -28,10 +28,10 @@ _ITK = "convert it to NIfTI first (in Python: SimpleITK.WriteImage(SimpleITK.Rea
 _UNREAD = {
     (".nrrd", ".nhdr"): f"NRRD; {_ITK}",
     (".mha", ".mhd"): f"MetaImage; {_ITK}",
-    (".hdr", ".img"): f"Analyze, which tells no left from right; {_ITK} and check the sides",
+    (".hdr", ".img"): f"Analyze, which does not tell left from right; {_ITK} and check the sides",
     (".mgz", ".mgh"): "FreeSurfer; convert it first (mri_convert FILE head.nii.gz)",
     (".mnc",): "MINC; convert it first (mnc2nii FILE head.nii)",
-    (".7z", ".rar"): "an archive of a kind that is not read; unpack it first",
+    (".7z", ".rar"): "an archive of an unsupported kind; unpack it first",
     (".dcm.gz", ".dcm.bz2"): "a compressed DICOM file; unpack it first",
 }
 # What one zip or tar may unpack to.
@@ -111,7 +111,7 @@ def _walk(top: str, found: Files, seen: dict[tuple[int, int], str]) -> Iterator[
         place = state.st_dev, state.st_ino
         if place in seen:
             if os.path.islink(folder):
-                found.skipped.append(Skipped(folder, f"a link to {seen[place]}, which is read already"))
+                found.skipped.append(Skipped(folder, f"a link to {seen[place]}, which has already been read"))
             folders.clear()
             continue
         seen[place] = folder
@@ -131,7 +131,7 @@ def _sort_in(path: str, found: Files, seen: dict[tuple[int, int], str]) -> None:
     try:
         state = os.stat(path)
     except OSError as error:
-        reason = "a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
+        reason = "a broken link" if os.path.islink(path) else f"cannot be read: {error.strerror}"
         found.skipped.append(Skipped(path, reason, damaged=True))
         return
     if not stat.S_ISREG(state.st_mode):
@@ -140,7 +140,7 @@ def _sort_in(path: str, found: Files, seen: dict[tuple[int, int], str]) -> None:
     place = state.st_dev, state.st_ino
     if place in seen:
         if seen[place] != path:
-            found.skipped.append(Skipped(path, f"a link to {seen[place]}, which is read already"))
+            found.skipped.append(Skipped(path, f"a link to {seen[place]}, which has already been read"))
         return
     seen[place] = path
     unread = next((text for ends, text in _UNREAD.items() if name.endswith(ends)), "")
@@ -183,12 +183,12 @@ def _unpack(path: str, found: Files) -> None:
         found.skipped.append(Skipped(path, f"unpacks to {error}; unpack it first", damaged=True))
         return
     except _DAMAGED as error:
-        why = "is encrypted; unpack it first" if "password" in str(error) else "is cut or damaged; copy it again"
+        why = "is encrypted; unpack it first" if "password" in str(error) else "is cut short or damaged; copy it again"
         found.skipped.append(Skipped(path, f"an archive that {why}", damaged=True))
     else:
         if others or not members:
             rest = listed(others) or "nothing"
-            found.skipped.append(Skipped(path, f"of an archive DICOM alone is read; also in it: {rest}"))
+            found.skipped.append(Skipped(path, f"only DICOM is read from an archive; also in it: {rest}"))
     if members:
         found.unpacked[path] = folder
 

@@ -60,7 +60,7 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
     notes: list[str] = []
     changes: list[str] = []
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        changes.append(f"{np.count_nonzero(~np.isfinite(values))} voxels without a number set to air")
+        changes.append(f"{np.count_nonzero(~np.isfinite(values))} non-finite voxels set to air")
         values = np.nan_to_num(values, nan=HU_MIN, posinf=HU_MIN, neginf=HU_MIN)
     low, high = values.min(), values.max()
     if low >= LEAST_TISSUE_HU:
@@ -82,7 +82,7 @@ def load_nifti(path: Path | str, min_slices: int = 2) -> Reading:
     affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) % 8, 1.0)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if np.isfinite(spacing).all() and not 0.02 <= spacing.min() <= spacing.max() <= 50:
-        raise UserError(f"{name}: voxels of {' x '.join(f'{v:g}' for v in spacing)} mm are absurd; repair the header")
+        raise UserError(f"{name}: voxels of {' x '.join(f'{v:g}' for v in spacing)} mm are implausible; fix the header")
     about = _read_sidecar(name)
     real = about.get("RealSlices") or ()
     acquisition = Acquisition(
@@ -220,14 +220,14 @@ def _conflicts(image: Any) -> list[str]:
         try:
             off = np.linalg.norm(far @ (affine - header.get_qform()).T, axis=1).max()
         except ValueError:
-            return ["the header's sform is taken; its qform is no rotation"]
+            return ["the header's sform is used; its qform is not a rotation"]
         if off > CONFLICT_MM:
-            told.append(f"the header's sform is taken; its qform puts voxels up to {off:.1f} mm elsewhere")
+            told.append(f"the header's sform is used; its qform puts voxels up to {off:.1f} mm elsewhere")
     elif sform:
         spacing, stated = np.linalg.norm(affine[:3, :3], axis=0), np.array(header.get_zooms()[:3], np.float64)
         if (np.abs(spacing - stated) * image.shape[:3]).max() > CONFLICT_MM:
             sizes = (" x ".join(f"{v:g}" for v in np.round(size, 3)) for size in (spacing, stated))
-            told.append("the header's sform is taken, voxels of {} mm; its pixdim says {}".format(*sizes))
+            told.append("the header's sform is used, voxels of {} mm; its pixdim says {}".format(*sizes))
     return told
 
 

@@ -204,7 +204,7 @@ def pull(
                     raise Unasked("more images than it lists")
                 uid = check_file(file, series, settings.max_image_mb << 20)
             except (Unasked, TooMuch) as error:
-                raise UserError(f"{address.url}: sends {error}; nothing more is taken from it") from None
+                raise UserError(f"{address.url}: sends {error}; nothing more is accepted from it") from None
             except Damaged as error:
                 damage[str(error)] += 1  # as if it had not come: it is asked for again
                 return False
@@ -221,7 +221,7 @@ def pull(
             peer.retrieve(series, dict(missing), len(missing) == len(wanted), keep)
         if missing:
             raise PeerUnavailable(
-                f"{len(missing)} of {len(wanted)} images of series {series.series} did not come"
+                f"{len(missing)} of {len(wanted)} images of series {series.series} did not arrive"
                 + "".join(f"; it sent {what}" for what, _ in damage.most_common(1))
             )
         with output_errors(out):
@@ -232,8 +232,7 @@ def pull(
     if not found:
         kind = f"{query.modality} " if query.modality else ""
         raise UserError(
-            f"{address.url}: no {kind}series matches there; check Query.patient, Query.study, Query.series and "
-            "Query.date"
+            f"{address.url}: no {kind}series matches; check Query.patient, Query.study, Query.series and Query.date"
         )
     return PullReport(tuple(found), tuple(whole.values()), fetched, sum(before.values()))
 
@@ -258,7 +257,7 @@ def read_instances(paths: Iterable[Path | str]) -> tuple[list[Instance], list[Sk
                 continue
             instance = _identity(file)
             if instance is None:
-                skipped.append(Skipped(file, "one of the UIDs that sending takes is missing or no UID"))
+                skipped.append(Skipped(file, "one of the UIDs needed for sending is missing or invalid"))
             elif instance.uid in found:
                 skipped.append(Skipped(file, f"the same SOP Instance UID as {found[instance.uid].path}"))
             else:
@@ -345,7 +344,7 @@ def _persist(
         except PeerUnavailable as error:
             failures = 1 if left() < before else failures + 1
             if failures > settings.retries:
-                raise UserError(f"{address.url}: {error}; run it again later to continue where it was") from None
+                raise UserError(f"{address.url}: {error}; run it again later to resume") from None
         longest = min(settings.backoff_s * 2 ** (failures - 1), MAX_WAIT_S)
         time.sleep(random.uniform(longest / 2, longest))
 
@@ -354,9 +353,9 @@ def _checked(found: Sequence[RemoteSeries], address: Address) -> list[RemoteSeri
     """The series once each; their UIDs become names of folders, so nothing else may stand in them."""
     for series in found:
         if not (is_uid(series.study) and is_uid(series.series)):
-            raise UserError(f"{address.url}: names a series by what is no UID; nothing is pulled")
+            raise UserError(f"{address.url}: gives an invalid UID for a series; nothing is pulled")
         if not is_code(series.modality):
-            raise UserError(f"{address.url}: names a modality by what is no code; nothing is pulled")
+            raise UserError(f"{address.url}: gives an invalid code for a modality; nothing is pulled")
     return list({s.series: s for s in found}.values())
 
 
@@ -364,11 +363,13 @@ def _listed(peer: Peer, series: RemoteSeries, address: Address) -> dict[str, str
     """SOP Class by SOP Instance UID of the images of a series; these become names of files."""
     listed = peer.instances(series.study, series.series)
     if listed is None:
-        raise UserError(f"{address.url}: answers no queries, so it cannot be pulled from")
+        raise UserError(f"{address.url}: does not answer queries, so it cannot be pulled from")
     if not listed:
         raise PeerUnavailable(f"it lists no images of series {series.series}")
     if not all(map(is_uid, listed)):
-        raise UserError(f"{address.url}: names images of series {series.series} by what is no UID; nothing is pulled")
+        raise UserError(
+            f"{address.url}: gives an invalid UID for an image of series {series.series}; nothing is pulled"
+        )
     return listed
 
 

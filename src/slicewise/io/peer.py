@@ -75,31 +75,32 @@ class PeerSettings:
     """TOML file with user and password, or token, that only you can read; without it they come from SLICEWISE_PACS_USER
     and SLICEWISE_PACS_PASSWORD, or SLICEWISE_PACS_TOKEN."""
     ca: Path | None = None
-    """PEM file of the authority that signed the peer's TLS certificate, where the system does not know it."""
+    """PEM file of the authority that signed the peer's TLS certificate, if the system does not know it."""
     certificate: Path | None = None
-    """PEM file of our own TLS certificate, where the peer asks for one."""
+    """PEM file of our own TLS certificate, if the peer asks for one."""
     key: Path | None = None
     """PEM file of the private key of that certificate."""
     ae_title: str = "SLICEWISE"
     """Our application entity title (DIMSE)."""
     receive_port: int = 0
-    """Port to receive on by C-MOVE, as the peer has it on record for our title; 0 asks by C-GET."""
+    """Port to receive on by C-MOVE, as registered at the peer for our title; 0 uses C-GET."""
     receive_host: str = "127.0.0.1"
     """Address to receive on by C-MOVE."""
     timeout_s: float = 30.0
-    """Seconds without an answer after which a connection is given up; an answer of less than 64 KiB in that time is
-    none."""
+    """Seconds without an answer after which a connection is given up; less than 64 KiB in that time counts as no
+    answer."""
     retries: int = 4
-    """Further attempts after one that brought nothing."""
+    """Further attempts after one that received nothing."""
     backoff_s: float = 1.0
-    """Seconds before the first of them; each next waits twice as long."""
+    """Seconds before the first retry; each further one waits twice as long."""
     max_image_mb: int = 512
-    """Largest image that is taken from the peer, MB; more is refused."""
+    """Largest image to accept from the peer, MB; larger ones are refused."""
 
     def __post_init__(self) -> None:
         if not _AE_TITLE.fullmatch(self.ae_title):
             raise UserError(
-                f"PeerSettings.ae_title={self.ae_title!r}: expected 1 to 16 letters, digits or signs without spaces"
+                f"PeerSettings.ae_title={self.ae_title!r}: expected 1 to 16 letters, digits or punctuation marks, no "
+                "spaces"
             )
         if self.timeout_s <= 0 or self.retries < 0 or self.backoff_s < 0 or not 0 <= self.receive_port < 65536:
             raise UserError(
@@ -153,8 +154,8 @@ class Query:
         if not _PATIENT.fullmatch(patient) or not patient.isprintable() or (self.patient and not patient):
             raise UserError(
                 f"Query.patient={self.patient!r}: expected one Patient ID of up to 64 characters, without * and ?, "
-                "which "
-                "would match others, backslash and control characters; pull by Query.study where the ID holds them"
+                "which would match others, backslashes and control characters; pull by Query.study if the ID contains "
+                "them"
             )
         if not is_code(self.modality):
             raise UserError(f"Query.modality={self.modality!r}: expected a code such as CT, or nothing for all")
@@ -229,7 +230,7 @@ def parse_address(text: str) -> Address:
     port = port or _PORTS[scheme]
     if parts.password is not None or (parts.username is not None and scheme in ("http", "https")):
         raise UserError(
-            f"{scheme}://{where}: a user or password does not belong into an address; set {ENV_USER} and "
+            f"{scheme}://{where}: a user or password does not belong in an address; set {ENV_USER} and "
             f"{ENV_PASSWORD}, or give PeerSettings.credentials=FILE"
         )
     if scheme in ("http", "https"):
@@ -238,7 +239,7 @@ def parse_address(text: str) -> Address:
         return Address(f"{scheme}://{where}:{port}{parts.path.rstrip('/')}", scheme, host, port)
     title = parts.username or ""
     if not _AE_TITLE.fullmatch(title):
-        raise UserError(f"{scheme}://{where}: no AE title of the peer; write {scheme}://AE-TITLE@{where}:{port}")
+        raise UserError(f"{scheme}://{where}: the peer's AE title is missing; write {scheme}://AE-TITLE@{where}:{port}")
     return Address(f"{scheme}://{title}@{where}:{port}", scheme, host, port, title)
 
 
@@ -258,7 +259,7 @@ def read_credentials(file: Path | None, environ: Mapping[str, str] = os.environ)
     if bool(given.get("user")) != bool(given.get("password")):
         raise UserError(f"{where}: user and password go together; one of them is missing")
     if given.get("token") and given.get("user"):
-        raise UserError(f"{where}: user and token at once; keep one of them")
+        raise UserError(f"{where}: both user and token are set; keep one of them")
     if any(not value.isprintable() for value in given.values()):
         raise UserError(f"{where}: line breaks or control characters in a value; remove them")
     return Credentials(**given)
@@ -269,7 +270,8 @@ def check_privacy(address: Address, credentials: Credentials) -> None:
     if (credentials.user or credentials.token) and not address.is_private:
         secure = {"http": "https", "dicom": "dicoms"}[address.scheme]
         raise UserError(
-            f"{address.url}: user, password or token would cross the network in clear; use {secure}://, or unset them"
+            f"{address.url}: user, password or token would cross the network in clear text; use {secure}://, or unset "
+            "them"
         )
 
 
@@ -278,15 +280,17 @@ def _read_private(file: Path, where: str) -> dict[str, str]:
         mode = file.stat().st_mode
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read ({type(error).__name__}); give a TOML file of yours") from None
+        raise UserError(
+            f"{where}: cannot be read ({type(error).__name__}); give a TOML file that you can read"
+        ) from None
     if os.name == "posix" and mode & 0o077:
-        raise UserError(f"{where}: others can read it; chmod 600 {file}")
+        raise UserError(f"{where}: others can read it; run chmod 600 {file}")
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError:  # its message could quote the file
         raise UserError(f'{where}: not TOML; expected lines like user = "..." and password = "..."') from None
     if not table.keys() <= {"user", "password", "token"} or not all(isinstance(v, str) for v in table.values()):
-        raise UserError(f"{where}: expected texts named user and password, or token")
+        raise UserError(f"{where}: expected strings named user and password, or token")
     return table
 
 

@@ -56,7 +56,7 @@ def _guess(peak: int, counts: np.ndarray, codes: np.ndarray) -> str:
     if counts[codes > TOO_DENSE_HU].sum() > counts.sum() / 4:
         return ", as if negative values were read as unsigned"
     if peak < -50 and counts[0] and counts[codes < -950].sum() - counts[0] > LEAST_SHARE * counts.sum():
-        return ", as if the rescale intercept of -1024 were taken twice"
+        return ", as if the rescale intercept of -1024 were applied twice"
     if held[0] >= 0 and held[-1] <= 255:
         return ", as if scaled to grey levels"
     if held[-1] <= 400:

@@ -120,8 +120,8 @@ def _pixel_problem(dataset: Dataset) -> str:
         return "an image without pixels"
     if not UID(str(dataset.file_meta.TransferSyntaxUID)).is_encapsulated:
         due, there = get_expected_length(dataset, "bytes"), len(dataset[keyword].value)
-        return f"an image cut short: {there} bytes of pixels where {due} are due" if there < due else ""
+        return f"an image cut short: {there} bytes of pixels, expected {due}" if there < due else ""
     frames = int(dataset.get("NumberOfFrames") or 1)
     fragments = islice(generate_fragments(dataset[keyword].value), 1, None)  # the first item is the offset table
     there = sum(map(bool, fragments))
-    return f"an image cut short: {there} compressed frames where {frames} are due" if there < frames else ""
+    return f"an image cut short: {there} compressed frames, expected {frames}" if there < frames else ""

@@ -21,7 +21,7 @@ def read_key(file: Path) -> bytes:
     except ValueError:
         raise UserError(f"{file}: damaged; restore it, or write into another folder") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); it is for its owner alone") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror}); only its owner may read it") from error
 
 
 def keep_key(file: Path, key: bytes) -> None:
@@ -36,9 +36,7 @@ def keep_key(file: Path, key: bytes) -> None:
                 stream.write(key.hex() + "\n")
         except FileExistsError:
             if read_key(file) != key:
-                raise UserError(
-                    f"{file}: another process has begun there with a key of its own; run it again"
-                ) from None
+                raise UserError(f"{file}: another process has started there with its own key; run it again") from None
 
 
 def keyed(key: bytes, kind: str, text: str) -> bytes:

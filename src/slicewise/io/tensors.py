@@ -46,7 +46,9 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             meta = json.loads((file.metadata() or {}).get("slicewise", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: the checkpoint is cut or damaged ({error}); copy it again or train again") from error
+        raise UserError(
+            f"{path}: the checkpoint is cut short or damaged ({error}); copy it again or train again"
+        ) from error
     if meta is None:
         raise UserError(f"{path}: not a slicewise checkpoint (no metadata in it); give one that slicewise wrote")
     sidecar = path.with_suffix(".json")

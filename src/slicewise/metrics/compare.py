@@ -100,8 +100,8 @@ def feature_distances(
             a, b = (check_features(side[plane, window]).astype(np.float64) for side in (real, synth))
             if a.shape[1] != b.shape[1]:
                 raise UserError(
-                    f"features of {a.shape[1]} and of {b.shape[1]} numbers come from two extractors, whose distances "
-                    "mean nothing; extract both sets with one"
+                    f"features of {a.shape[1]} and of {b.shape[1]} numbers come from different extractors and cannot "
+                    "be compared; extract both sets with one extractor"
                 )
             pool, sizes = np.concatenate([a, b]), (len(a), len(b))
             where = (window_text(window), "middle")

@@ -24,8 +24,8 @@ def make_extractor(name: str, weights: Path | None = None, sha256: str = "") -> 
     if name == "efficientnet-lite0":
         if weights is not None:
             raise UserError(
-                f"EvaluateSettings.weights={weights}: efficientnet-lite0 brings its own weights; leave "
-                "EvaluateSettings.weights away"
+                f"EvaluateSettings.weights={weights}: efficientnet-lite0 comes with its own weights; leave out "
+                "EvaluateSettings.weights"
             )
         return efficientnet_lite0()
     if name not in NAMES:
@@ -74,13 +74,12 @@ def _checked(weights: Path, sha256: str) -> str:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
-            f"EvaluateSettings.weights={weights}: cannot be read ({error.strerror}); name the weights file"
+            f"EvaluateSettings.weights={weights}: cannot be read ({error.strerror}); give the weights file"
         ) from None
     if not found.startswith(sha256.lower()):
         raise UserError(
-            f"EvaluateSettings.weights={weights}: SHA-256 begins {found[:8]}, expected {sha256[:8]}: another file, "
-            "or a damaged one; "
-            "fetch it again"
+            f"EvaluateSettings.weights={weights}: SHA-256 begins {found[:8]}, expected {sha256[:8]}: another file, or "
+            "a damaged one; download it again"
         )
     return found
 

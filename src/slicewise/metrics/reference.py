@@ -123,7 +123,9 @@ class ReferenceStats:
             if shapes != ((4, len(BRAIN_EDGES) - 1), (len(HEAD_EDGES) - 1,), (len(STEP_EDGES) - 1,)):
                 raise ValueError("histograms have other bins")
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{name_of_text}: no statistics of a reference set ({error}); measure it again") from error
+            raise UserError(
+                f"{name_of_text}: not the statistics of a reference set ({error}); measure it again"
+            ) from error
         return stats
 
     def save(self, path: Path) -> None:
@@ -136,7 +138,7 @@ class ReferenceStats:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); give a file that slicewise reference made") from error
+            raise UserError(f"{path}: cannot be read ({error}); give a file that slicewise reference wrote") from error
         return ReferenceStats.from_json(text, str(path))
 
     @property

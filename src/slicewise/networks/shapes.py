@@ -28,7 +28,7 @@ class UNetConfig:
     a convolution alone learns places only slowly, from its padding."""
     copy: bool = True
     """Add to each output slice a linear mix of the input slices, its weights a function of the noise levels: what
-    neighbouring slices share passes to the digit, and the network is left with what differs."""
+    neighbouring slices share passes through exactly, and the network is left with what differs."""
     detail: tuple[float, ...] = (8.0, 64.0)
     """Amplifications (times `UNet.zoom`) at which each slice less its 3 x 3 mean is shown to the stem and to the linear
     mix. At sigma = 0.01 the noise to be found is a hundredth of what the rest of the input spans: networks learn to
@@ -109,7 +109,7 @@ class NCSNppConfig:
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     """Width of each level in units of `channels`, from full resolution downward."""
     blocks: int = 2
-    """Residual blocks a level going down; one more going up."""
+    """Residual blocks per level going down; one more going up."""
     attention: tuple[int, ...] = (16,)
     """Resolutions with self-attention (the lowest level always has it, between the two halves)."""
     condition: int = field(default=0, metadata={"derived": True})
@@ -119,9 +119,9 @@ class NCSNppConfig:
     fourier_scale: float = 16.0
     """Standard deviation of the frequencies at which log σ is embedded."""
     in_channels: int = field(default=0, metadata={"derived": True})
-    """Channels of the input; 0 means one a slice."""
+    """Channels of the input; 0 means one per slice."""
     out_channels: int = field(default=0, metadata={"derived": True})
-    """Channels of the output; 0 means one a slice."""
+    """Channels of the output; 0 means one per slice."""
 
     def __post_init__(self) -> None:
         if self.image_size % 2 ** (len(self.multipliers) - 1):
@@ -131,8 +131,8 @@ class NCSNppConfig:
             )
         if self.slices < 1 or self.channels < 4 or self.channels % 4 or self.blocks < 1 or not self.multipliers:
             raise UserError(
-                f"NCSN++: {self.slices} slices, {self.channels} channels, {self.blocks} blocks; "
-                "it takes at least one slice and block, and channels in multiples of 4"
+                f"NCSN++: {self.slices} slices, {self.channels} channels, {self.blocks} blocks; it needs at least one "
+                "slice and block, and channels in multiples of 4"
             )
 
 
@@ -155,4 +155,6 @@ class ICNetConfig:
         if self.output not in OUTPUTS:
             raise UserError(f"IC-Net output {self.output!r} is unknown; choose one of {', '.join(OUTPUTS)}")
         if self.levels < 2 or self.channels < 4 or self.fold < 1:
-            raise UserError(f"IC-Net: {self.levels} levels, {self.channels} channels; it takes 2 and 4 at the least")
+            raise UserError(
+                f"IC-Net: {self.levels} levels, {self.channels} channels; it needs at least 2 levels and 4 channels"
+            )

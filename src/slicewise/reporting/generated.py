@@ -156,13 +156,13 @@ def _facts(run: Mapping[str, Any], count: int, slices: int) -> list[tuple[str, s
     facts = [("volumes", f"{count}"), ("slices", f"{slices}")]
     settings = run.get("settings")
     values = {**(settings if isinstance(settings, Mapping) else {}), **run}
-    for key, label in (("model", "model"), ("seed", "seed"), ("nfe_per_slice", "evaluations a slice (NFE)")):
+    for key, label in (("model", "model"), ("seed", "seed"), ("nfe_per_slice", "evaluations per slice (NFE)")):
         if key in values:
             facts.append((label, str(values[key])))
     if "seconds_per_volume" in values:
         seconds = float(values["seconds_per_volume"])
         facts.append(("time", str(timedelta(seconds=round(seconds * count)))))
-        facts.append(("time a slice", f"{seconds * count / slices:.2f} s"))
+        facts.append(("time per slice", f"{seconds * count / slices:.2f} s"))
     return facts
 
 

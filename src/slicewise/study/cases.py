@@ -35,7 +35,7 @@ def common_grid(
     size = round(fov_mm / pixel)
     if size < 16:
         raise UserError(
-            f"StudySettings.fov_mm={fov_mm:g}: only {size} pixels of {pixel:g} mm; choose a larger one or "
+            f"StudySettings.fov_mm={fov_mm:g}: only {size} pixels of {pixel:g} mm; choose a larger one or a smaller "
             "StudySettings.pixel_mm"
         )
     return Grid(size, size * pixel, step, crop_air_above=True, remove_table=table)

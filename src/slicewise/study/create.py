@@ -36,12 +36,12 @@ STUDY, CASES, KEY, READERS, ANSWERS = "study.json", "cases", "key.json", "reader
 # One date for every case file.
 _DATE = 946684800
 CONSENT = (
-    "You will look at head CT volumes, some of them of patients and some of them made by a computer, and rate how "
+    "You will look at head CT volumes, some from patients and some made by a computer, and rate how "
     "well structures hold together from slice to slice.",
     "Your ratings, your guesses and the time you take are stored under a reader number, not under your name. You may "
     "stop at any time and continue later, on any computer, with your personal link. Keep the link to yourself.",
-    "The volumes are for this study only. Do not copy them, do not try to find out whom they show, and do not talk "
-    "about single cases with other readers before all have finished.",
+    "The volumes are for this study only. Do not copy them, do not try to find out whom they show, and do not discuss "
+    "individual cases with other readers until all have finished.",
 )
 
 
@@ -82,8 +82,8 @@ def create(
         study, leak = _build(building, drawn, grid, settings, seed, rng, _consent(consent), progress)
         if leak.tells and not allow_leak:
             raise UserError(
-                f"the cases can be told apart without looking at them: {leak_text(leak)}, where {MOST_AUC} is the "
-                "most that is taken; bring both sets through the same steps (real=STORE, the prepared one), or "
+                f"the cases can be told apart without looking at them: {leak_text(leak)}, above the limit of "
+                f"{MOST_AUC}; put both sets through the same steps (real=STORE, the prepared one), or "
                 "add allow_leak=True and say so in the paper"
             )
     return study, skipped, leak
@@ -248,9 +248,9 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 def read_key(folder: Path) -> dict[str, dict[str, Any]]:
     """Case to kind and source. Raises `UserError` where the key is not there."""
-    found: dict[str, dict[str, Any]] = _read(
-        folder / KEY, "the key is missing; put it back before asking for a report"
-    )["cases"]
+    found: dict[str, dict[str, Any]] = _read(folder / KEY, "the key is missing; restore it before asking for a report")[
+        "cases"
+    ]
     return found
 
 

@@ -32,17 +32,17 @@ class StudySettings:
     """A reading study."""
 
     title: str = "Reading study"
-    """What readers see on top."""
+    """Title that readers see."""
     readers: int = 3
-    """Number of readers; each gets a personal link and an order of their own."""
+    """Number of readers; each gets a personal link and their own order."""
     cases: str = "50+50"
     """Real + synthetic volumes that every reader reads."""
     repeats: str = "5+5"
-    """Real + synthetic volumes that every reader reads a second time, for the agreement with oneself."""
+    """Real + synthetic volumes that every reader reads a second time, for intra-reader agreement."""
     practice: str = "1+1"
-    """Real + synthetic volumes to begin with, whose answers do not count."""
+    """Real + synthetic practice volumes at the start, whose answers do not count."""
     structures: tuple[str, ...] = STRUCTURES
-    """What is rated."""
+    """Structures to rate."""
     anchors: tuple[str, str, str] = ANCHORS
     """What 1, 2 and 3 on the scale mean."""
     margin: float = 0.25
@@ -50,14 +50,14 @@ class StudySettings:
     kappa: Literal["linear", "quadratic"] = "linear"
     """Weights of kappa, by distance or by its square."""
     pixel_mm: float = 0.0
-    """Side of a pixel of the grid that all cases are shown on, mm; 0 takes the largest of all cases, so that resolution
+    """Pixel size of the grid that all cases are shown on, mm; 0 uses the largest of all cases, so that resolution
     gives nothing away."""
     slice_mm: float = 0.0
-    """Distance between the slices of that grid, mm; 0 takes the largest of all cases."""
+    """Distance between the slices of that grid, mm; 0 uses the largest of all cases."""
     fov_mm: float = 240.0
     """Side of the field of view, mm."""
     slices: int = 0
-    """Slices of every case, from the vertex down; 0 takes as many as the shortest case has."""
+    """Slices of every case, from the vertex down; 0 means as many as the shortest case has."""
     remove_table: bool = True
     """Set table and head holder to air, in real and synthetic volumes alike."""
     seed: int = -1
@@ -75,11 +75,11 @@ class StudySettings:
         most = sum(cases) - gap(sum(cases))
         if repeats[0] > cases[0] or repeats[1] > cases[1] or sum(repeats) > most:
             raise UserError(
-                f"StudySettings.repeats={self.repeats}: of StudySettings.cases={self.cases}, {most} at most can "
-                "come back a third of them later"
+                f"StudySettings.repeats={self.repeats}: of StudySettings.cases={self.cases}, {most} at most can be "
+                "repeated a third of the cases later"
             )
         if not self.structures or len(set(self.structures)) < len(self.structures) or "" in self.structures:
-            raise UserError("StudySettings.structures: name one or more, each once")
+            raise UserError("StudySettings.structures: give one or more, each once")
         if not 0 < self.margin < SCALE[-1] - SCALE[0]:
             raise UserError(
                 f"StudySettings.margin={self.margin:g}: must lie between 0 and {SCALE[-1] - SCALE[0]} points"

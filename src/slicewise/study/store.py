@@ -55,7 +55,9 @@ class Answers:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise UserError(f"{path}: cannot be used for answers ({error}); look at its rights and its disk") from None
+            raise UserError(
+                f"{path}: cannot be used for answers ({error}); check its permissions and its disk"
+            ) from None
 
     def add(
         self,
@@ -92,7 +94,7 @@ class Answers:
                 raise Refused("the study is closed")
             finished = self._places(_FINISHED, reader)
             if place - 1 not in finished or place in finished or self.is_reopened(reader, place):
-                raise Refused("one case back, and no further")
+                raise Refused("you can go back one case, but no further")
             self._insert(reader, place - 1, "reopened", "", "", 0)
 
     def is_reopened(self, reader: str, place: int) -> bool:

@@ -165,17 +165,18 @@ def network_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
         shape = settings.unet
         if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
             raise UserError(
-                "UNetConfig.channels, UNetConfig.blocks, UNetConfig.attention: give as many of each, one a level"
+                "UNetConfig.channels, UNetConfig.blocks, UNetConfig.attention: give the same number of each, one per "
+                "level"
             )
         if len(shape.window) != len(shape.window_mean) or any(side < 1 or side % 2 == 0 for side in shape.window_mean):
             raise UserError(
-                "UNetConfig.window, UNetConfig.window_mean: give as many of each, the means odd and above 0"
+                "UNetConfig.window, UNetConfig.window_mean: give the same number of each, the means odd and above 0"
             )
         if size % multiple:
             pooling = f", DenoiserTraining.pool={settings.pool}" if settings.pool > 1 else ""
             raise UserError(
-                f"slices of {size} pixels do not divide by {multiple}, as {len(shape.channels)} levels and "
-                f"UNetConfig.fold={shape.fold}{pooling} need; prepare another size or take fewer levels"
+                f"slices of {size} pixels are not divisible by {multiple}, as {len(shape.channels)} levels and "
+                f"UNetConfig.fold={shape.fold}{pooling} require; prepare another size or use fewer levels"
             )
         return asdict(replace(settings.unet, slices=slices, context=slices - settings.slices, condition=condition))
     return asdict(
@@ -194,13 +195,13 @@ def _whole_config(settings: DenoiserTraining, size: int) -> dict[str, Any]:
     shape = settings.unet3d
     if not len(shape.channels) == len(shape.blocks) == len(shape.attention):
         raise UserError(
-            "UNet3dConfig.channels, UNet3dConfig.blocks, UNet3dConfig.attention: give as many of each, one a level"
+            "UNet3dConfig.channels, UNet3dConfig.blocks, UNet3dConfig.attention: give the same number of each, one per "
+            "level"
         )
     if size % (shape.multiple * settings.pool) or settings.slices % shape.slices_multiple:
         raise UserError(
-            f"{settings.slices} slices of {size} pixels, DenoiserTraining.pool={settings.pool}: give slices that "
-            "divide by "
-            f"{shape.slices_multiple} and pixels that divide by {shape.multiple * settings.pool}, or fewer levels"
+            f"{settings.slices} slices of {size} pixels, DenoiserTraining.pool={settings.pool}: give slices divisible "
+            f"by {shape.slices_multiple} and pixels divisible by {shape.multiple * settings.pool}, or fewer levels"
         )
     return asdict(replace(shape, slices=settings.slices, size=size // settings.pool))
 
@@ -224,7 +225,7 @@ def train_denoiser(store: Store, out: Path, settings: DenoiserTraining, init: Pa
     with processes(settings.device) as process:
         if settings.batch % process.world:
             raise UserError(
-                f"DenoiserTraining.batch={settings.batch} does not divide over {process.world} processes; make it a "
+                f"DenoiserTraining.batch={settings.batch} is not divisible by {process.world} processes; make it a "
                 "multiple"
             )
         return run(DenoiserTrainer(store, out, settings, init, process), out, "train", process)
@@ -349,9 +350,8 @@ class DenoiserTrainer:
                     raise
             if self.micro == 1 or self.process.world > 1:  # processes would have to halve together
                 raise UserError(
-                    f"DenoiserTraining.micro_batch={self.micro}: does not fit into the memory of "
-                    f"{self.process.device}; give a "
-                    "smaller one, or a smaller network"
+                    f"DenoiserTraining.micro_batch={self.micro}: does not fit in the memory of {self.process.device}; "
+                    "give a smaller one, or a smaller network"
                 )
             self.optimizers[0].zero_grad(set_to_none=True)
             if self.process.device.type == "cuda":
@@ -359,9 +359,8 @@ class DenoiserTrainer:
             self.micro = -(-self.micro // 2)
         if self.micro < held and not self.settings.fit_memory:
             raise UserError(
-                f"DenoiserTraining.batch={self.settings.batch}: does not fit into the memory of "
-                f"{self.process.device} at once; add "
-                f"DenoiserTraining.micro_batch={self.micro}, which does, or DenoiserTraining.fit_memory=True"
+                f"DenoiserTraining.batch={self.settings.batch}: does not fit in the memory of {self.process.device} at "
+                f"once; add DenoiserTraining.micro_batch={self.micro}, which does, or DenoiserTraining.fit_memory=True"
             )
         return shown
 

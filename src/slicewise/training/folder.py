@@ -32,7 +32,7 @@ def alone(out: Path, process: Process) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{out}: another program is training here; wait for its end, or give another folder"
+                f"{out}: another program is training here; wait until it ends, or give another folder"
             ) from None
         yield
 

@@ -50,7 +50,8 @@ def build(settings: GANTraining, size: int) -> tuple[StyleGAN2 | StyleGAN3, Disc
     smallest = 16 if settings.network == "stylegan3" else 8
     if size < smallest or size & (size - 1):
         raise UserError(
-            f"slices of {size} pixels: {settings.network} takes a power of two from {smallest} on; prepare another size"
+            f"slices of {size} pixels: {settings.network} needs a power of two, {smallest} or more; prepare another "
+            "size"
         )
     generator: StyleGAN2 | StyleGAN3
     if settings.network == "stylegan2":
@@ -79,7 +80,7 @@ def train_gan(store: Store, out: Path, settings: GANTraining | None = None) -> P
     with processes(settings.device) as process:
         if settings.batch % process.world:
             raise UserError(
-                f"GANTraining.batch={settings.batch} does not divide over {process.world} processes; make it a multiple"
+                f"GANTraining.batch={settings.batch} is not divisible by {process.world} processes; make it a multiple"
             )
         return run(GANTrainer(store, out, settings, process), out, "train-gan", process)
 

@@ -157,7 +157,7 @@ def train_icnet(store: Store, out: Path, settings: ICNetTraining | None = None) 
     settings.check()
     with processes(settings.device) as process:
         if process.world > 1:
-            raise UserError("train-icnet: it takes one process; start it without torchrun")
+            raise UserError("train-icnet: it runs in one process; start it without torchrun")
         return run(ICNetTrainer(store, Path(out), settings, process), Path(out), "train-icnet", process)
 
 

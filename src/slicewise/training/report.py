@@ -14,7 +14,12 @@ from slicewise.reporting.pages import FAINT, RAW, REF, RUN, figure_axes, flat, l
 
 # Pictures of samples on the page, evenly chosen from those there are.
 PICTURES = 6
-_ROW_NAMES = {"loss": "Loss", "loss_hu": "Error, HU", "loss_g": "Loss of the generator", "loss_d": "Loss of the judge"}
+_ROW_NAMES = {
+    "loss": "Loss",
+    "loss_hu": "Error, HU",
+    "loss_g": "Loss of the generator",
+    "loss_d": "Loss of the discriminator",
+}
 
 
 def write_run_page(run: Path) -> Path:
@@ -29,12 +34,12 @@ def write_run_page(run: Path) -> Path:
     validations = [row for row in rows if "validation" in row]
     widths = next((row["ema"] for row in reversed(rows) if "ema" in row), None)
     about, env = _json(run / "weights.json"), _json(run / "env.json")
-    plots = [(_loss(steps), "Loss, the mean of every 20 steps; grey: each, line: over 5 % of the run.")]
+    plots = [(_loss(steps), "Loss, averaged over 20 steps. Grey: each average; line: smoothed over 5 % of the run.")]
     if validations:
         noise = validations[-1].get("noise_hu")
         plots.append((_levels(validations, about, noise), _levels_caption(noise)))
     plots.append((_curve(steps, "lr", "learning rate"), "Learning rate: warm-up, constant, cooldown."))
-    plots.append((_curve(steps, "images_per_s", "images a second"), "Images a second, of all processes together."))
+    plots.append((_curve(steps, "images_per_s", "images per second"), "Images per second, of all processes together."))
     if widths:
         chosen = about.get("ema")
         made = "made after training from two that were kept (Karras et al. 2024)"
@@ -134,8 +139,10 @@ def _levels(validations: Sequence[Mapping[str, Any]], about: Mapping[str, Any], 
 
 
 def _levels_caption(noise_hu: float | None) -> str:
-    floor = f" Floor: a denoiser that knew all but the scan's own noise of {noise_hu:.1f} HU." if noise_hu else ""
-    return f"Root mean square error of the denoised slice by noise level, its neighbours known.{floor}"
+    floor = (
+        f" Floor: a denoiser that knew everything but the scan's own noise of {noise_hu:.1f} HU." if noise_hu else ""
+    )
+    return f"Root mean square error of the denoised slice by noise level, given its neighbours.{floor}"
 
 
 def _brain_slope(about: Mapping[str, Any]) -> float:

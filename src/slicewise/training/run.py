@@ -325,8 +325,8 @@ def training_heads(store: Store, out: Path, process: Process) -> Heads:
 
 def _diverged(out: Path, step: int) -> UserError:
     return UserError(
-        f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, "
-        "continue with a smaller RunSettings.lr, or where there is one with DenoiserTraining.core=float32"
+        f"{out}: the loss is not finite at step {step}; the last good checkpoint is kept, so continue with a smaller "
+        "RunSettings.lr or, for a denoiser, with DenoiserTraining.core=float32"
     )
 
 

@@ -18,10 +18,10 @@ class RunSettings:
     steps: int = 6000
     """Optimiser steps."""
     minutes: float = 0.0
-    """Instead of steps, minutes of wall-clock time that the whole run may take (0 = by steps); a finished run that is
-    given more resumes."""
+    """Minutes of wall-clock time for the whole run, instead of steps (0 = by steps); a finished run resumes if given
+    more."""
     batch: int = 16
-    """Samples a step, over all processes together."""
+    """Samples per step, over all processes together."""
     lr: float = 1e-3
     """Learning rate of Adam."""
     warmup: float = 0.02
@@ -39,7 +39,7 @@ class RunSettings:
     samples: int = 0
     """Pictures of generated slices in a run, evenly spread."""
     device: str = "auto"
-    """Where to train: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", …"""
+    """Where to train: "auto" (CUDA if available), "cpu", "cuda", "cuda:1", …"""
     tensorboard: bool = False
     """Also write TensorBoard logs."""
 
@@ -68,13 +68,13 @@ class DenoiserTraining(RunSettings):
     slices: int = 3
     """K, slices in a window; of "unet3d", more than the longest head has."""
     pool: int = 1
-    """Train on pixels so many times as large as the store's: the plan of a pyramid (see `pyramid`)."""
+    """Train on pixels this many times as large as the store's, for the plan of a pyramid (see `pyramid`)."""
     above: int = 0
-    """See the slices of a level whose pixels are so many times as large, too: those above, at and below the wanted one,
-    as a pyramid's drawer does; 0 for none."""
+    """Also see the slices of a level whose pixels are this many times as large: those above, at and below the wanted
+    slice, as a pyramid's drawer does; 0 for none."""
     above_sigma: float = 0.05
-    """Largest noise on the slices of that level, in units of x, drawn log-uniformly from a fifteenth of it upward: it
-    decides how far the drawer trusts a plan that is not quite right."""
+    """Largest noise on the slices of that level, in units of x, drawn log-uniformly from a fifteenth of it upward:
+    it decides how far the drawer trusts an imperfect plan."""
     task: WindowTask = field(default_factory=WindowTask)
     """How the slices of a window are corrupted."""
     sigma: SigmaDistribution = field(default_factory=SigmaDistribution)
@@ -84,21 +84,21 @@ class DenoiserTraining(RunSettings):
     position: bool = True
     """Tell the network each window's position below the vertex."""
     starts: float = 0.08
-    """Share of windows, beside their own, at which a chain starts from air: one slice in thirty decides the rest."""
+    """Extra share of windows at which a chain starts from air: that one slice in thirty decides the rest."""
     flip: bool = False
     """Mirror windows left to right at random (the paper augments nothing)."""
     crop: tuple[int, int] = (0, 0)
-    """Rows and columns of the part of each window that is trained on, about the head and at random within that; (0, 0)
-    takes the whole. Half of a head CT is air, of which there is little to learn."""
+    """Rows and columns of the part of each window that is trained on, around the head and at random within that; (0,
+    0) uses the whole slice. Half of a head CT is air, from which there is little to learn."""
     ema: float = 0.0
     """Relative width of the average of weights that is saved at the end, in (0, 0.28); 0 chooses it by validation."""
     balance: bool = True
     """Balance the loss over noise levels by a learned uncertainty (EDM2)."""
     micro_batch: int = 0
-    """Windows that go through the network at once; 0 takes a process's whole share of the batch. Less needs less memory
-    and gives the same step, up to rounding."""
+    """Windows that go through the network at once; 0 uses a process's whole share of the batch. Fewer need less
+    memory and give the same step, up to rounding."""
     fit_memory: bool = False
-    """Where the device's memory does not hold so many windows at once, continue with the most that it holds."""
+    """If the device's memory cannot hold that many windows at once, continue with as many as fit."""
     validation_windows: int = 32
     """Windows in a validation."""
     core: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -155,14 +155,14 @@ class ICNetTraining(RunSettings):
     """Distortion to undo: "offset" changes contrast, μ in [0.7, 1.3], and shifts by up to 20 HU; "paper" changes
     contrast only."""
     neighbour_error_hu: float = 1.0
-    """Standard deviation in HU of an offset given to the neighbour, and of a change of contrast that is as large at 100
-    HU from the mean, in the "offset" recipe. In a chain the neighbour is itself only calibrated: a network that trusts
-    it wholly hands every error on, one that has seen this comes back to what heads look like."""
+    """Standard deviation in HU of an offset given to the neighbour, and of a change of contrast that is as large at
+    100 HU from the mean, in the "offset" recipe. In a chain the neighbour is itself only calibrated: a network that
+    trusts it fully passes every error on, while one trained with this returns to what heads look like."""
     slight: float = 0.7
-    """Share of slices distorted only a tenth as much, in the "offset" recipe. A good generator's slices are nearly
-    right as they come: a network that has seen but large distortions moves those by what it takes for one."""
+    """Share of slices distorted only a tenth as much, in the "offset" recipe. A good generator's slices are already
+    nearly right: a network that has seen only large distortions finds one in them and moves them."""
     both_ways: bool = True
-    """Whether the known neighbour is as often the slice below as the one above, for chains that run upward from a seed
+    """Use the slice below as the known neighbour as often as the one above, for chains that run upward from a seed
     slice; the paper's chain runs downward only."""
     steps: int = 4000
     batch: int = 8
@@ -170,10 +170,10 @@ class ICNetTraining(RunSettings):
     warmup: float = 0.05
     cooldown: float = 0.95
     air_pairs: float = 0.03
-    """Share of pairs in which the neighbour is air and the slice is not distorted, so that the first slice of a chain,
-    which nothing can be compared with, is left alone."""
+    """Share of pairs in which the neighbour is air and the slice is not distorted, so that the first slice of a
+    chain, which has nothing to be compared with, is left alone."""
     least_tissue: float = 0.02
-    """Least share of a slice's voxels inside the window, in both slices of a pair; emptier pairs are dropped."""
+    """Smallest share of a slice's voxels inside the window, in both slices of a pair; emptier pairs are dropped."""
     validation_pairs: int = 128
     """Pairs of the validation split, the same at every validation."""
 
@@ -192,7 +192,7 @@ class ICNetTraining(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SliceVAETraining(RunSettings):
-    """Settings of the slice VAE's training; defaults as published, but for the batch (published: 128)."""
+    """Settings of the slice VAE's training; defaults as published, except for the batch (published: 128)."""
 
     network: SliceVAEConfig = field(default_factory=SliceVAEConfig)
     """Shape of the network."""
@@ -206,7 +206,7 @@ class SliceVAETraining(RunSettings):
     cooldown: float = 0.0
     clip: float = 1e4
     heads: int = 400
-    """Most volumes that the columns are fitted to."""
+    """Largest number of volumes that the columns are fitted to."""
     validation_slices: int = 64
     """Slices in a validation."""
 
@@ -241,9 +241,9 @@ class GANTraining(RunSettings):
     """Window and companding of the HU scale."""
     steps: int = 20000
     lr: float = 0.0
-    """Learning rate of Adam for the generator; 0 takes the published one (0.002; 0.0025 for StyleGAN3)."""
+    """Learning rate of Adam for the generator; 0 uses the published one (0.002; 0.0025 for StyleGAN3)."""
     lr_discriminator: float = 0.0
-    """Learning rate of Adam for the discriminator; 0 takes the published one (0.002)."""
+    """Learning rate of Adam for the discriminator; 0 uses the published one (0.002)."""
     warmup: float = 0.0
     cooldown: float = 0.0
     clip: float = 1e6
@@ -253,7 +253,7 @@ class GANTraining(RunSettings):
     ema_images: float = 5000.0
     """Half-life, in slices seen, of the moving average of weights that is saved."""
     r1: float = 0.0
-    """Weight of the R1 penalty; 0 takes 0.0002 pixels / batch."""
+    """Weight of the R1 penalty; 0 uses 0.0002 pixels / batch."""
     r1_every: int = 16
     """Steps between R1 penalties."""
     path: float = 2.0
@@ -265,7 +265,7 @@ class GANTraining(RunSettings):
     ada_target: float = 0.6
     """Overfitting, mean sign of the discriminator on real slices, at which augmentation is held; 0 augments nothing."""
     ada_images: int = 500_000
-    """Slices seen in which augmentation can go from never to always."""
+    """Slices seen over which augmentation can go from never to always."""
     flip: bool = False
     """Mirror slices left to right at random (the paper augments nothing)."""
 

@@ -36,7 +36,7 @@ def train_slice_vae(store: Store, out: Path, settings: SliceVAETraining | None =
     settings.check()
     with processes(settings.device) as process:
         if process.world > 1:
-            raise UserError("train-slice-vae: it takes one process (batch norm); start it without torchrun")
+            raise UserError("train-slice-vae: it runs in one process (batch norm); start it without torchrun")
         return run(SliceVAETrainer(store, out, settings, process), out, "train-slice-vae", process)
 
 

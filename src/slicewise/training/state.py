@@ -36,11 +36,11 @@ def check_same(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
         found = held.get("settings", {}).get(name)
         if found != value:
             raise UserError(
-                f"{path}: the started run's {name} is {found}, this one's is {value}; give another "
+                f"{path}: the existing run's {name} is {found}, this one's is {value}; give another "
                 "folder or the settings of that run"
             )
     if held["heads"] != wanted["heads"][: len(held["heads"])]:
-        raise UserError(f"{path}: the started run was trained on other data; give another folder or that run's store")
+        raise UserError(f"{path}: the existing run was trained on other data; give another folder or that run's store")
 
 
 def pack(trainer: Trainer) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def unpack(path: Path, trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
             source = tensors.get(f"{name}.{key}")
             if source is None or source.shape != target.shape:
                 raise UserError(
-                    f"{path}: the started run has another network ({name}.{key}); give another folder or the settings "
+                    f"{path}: the existing run has another network ({name}.{key}); give another folder or the settings "
                     "of that run"
                 )
             copy(target, source)

@@ -48,7 +48,7 @@ def show(volume: Volume) -> Shown:
     note = ""
     if not volume.is_even:
         steps = volume.slice_steps
-        note = f"uneven slices ({steps.min():.2f} to {steps.max():.2f} mm): the nearest one is shown at every place"
+        note = f"uneven slices ({steps.min():.2f} to {steps.max():.2f} mm): the nearest one is shown at every position"
         volume = evenly(volume)
     volume = volume_from_affine(volume.hu.transpose(2, 1, 0), volume.affine, volume.acquisition)  # display order
     geometry = np.concatenate([volume.positions[[0, -1]].ravel(), volume.row_axis, volume.pixel_spacing])

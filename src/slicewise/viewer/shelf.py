@@ -67,7 +67,7 @@ def entries(paths: Iterable[Path]) -> tuple[list[Entry], list[Skipped]]:
             found += [Entry(_short(file), partial(lambda f: load_nifti(f).volume, file)) for file in archive.nifti]
     if not found:
         reasons = "; ".join(f"{entry.source}: {entry.reason}" for entry in skipped[:3])
-        raise UserError(f"{', '.join(map(str, paths))}: holds no volume to show{': ' + reasons if reasons else ''}")
+        raise UserError(f"{', '.join(map(str, paths))}: no volume to show{': ' + reasons if reasons else ''}")
     return found, skipped
 
 

@@ -119,7 +119,7 @@ def draw_descent(seed: int, s: PhantomSettings) -> Descent:
     held = [share if any(p.split == split for p in people) else 0.0 for split, share in zip(SPLITS, s.split)]
     if not sum(held):
         raise UserError(
-            f"PhantomSettings.split={s.split}: no person is in the splits that are to get heads; see "
+            f"PhantomSettings.split={s.split}: the splits that get heads hold no person; see "
             "PhantomSettings.split_people"
         )
     split = SPLITS[int(rng.choice(3, p=np.array(held) / sum(held)))]
@@ -143,8 +143,8 @@ def check_settings(s: PhantomSettings) -> PhantomSettings:
     """The settings, or a `UserError` that says which one is wrong."""
     if s.size not in SIZES:
         raise UserError(
-            f"PhantomSettings.size={s.size}: the phantom is made at {', '.join(map(str, SIZES))} pixels; take one "
-            "of them"
+            f"PhantomSettings.size={s.size}: the phantom is made at {', '.join(map(str, SIZES))} pixels; choose one of "
+            "them"
         )
     if not 200 <= s.fov_mm <= 400:
         raise UserError(f"PhantomSettings.fov_mm={s.fov_mm:g}: a head needs 200 to 400 mm; the default is 240")
@@ -163,7 +163,9 @@ def check_settings(s: PhantomSettings) -> PhantomSettings:
     if len(s.split) != 3 or min(s.split) < 0 or abs(sum(s.split) - 1) > 1e-6:
         raise UserError(f"PhantomSettings.split={s.split}: give three shares (train, val, test) that sum to 1")
     if not 0 <= s.offset_hu <= 20:
-        raise UserError(f"PhantomSettings.offset_hu={s.offset_hu:g}: slices are off by 0 to 20 HU; the default is 0.6")
+        raise UserError(
+            f"PhantomSettings.offset_hu={s.offset_hu:g}: offsets of slices are 0 to 20 HU; the default is 0.6"
+        )
     if not 0 <= s.noise_hu <= 50:
         raise UserError(f"PhantomSettings.noise_hu={s.noise_hu:g}: noise is 0 to 50 HU; the default is 4")
     return s

@@ -77,7 +77,7 @@ def find_maps(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file() and is_nifti(file))
     if not files:
         raise UserError(
-            f"PhantomSettings.anatomy={folder}: holds no label map (.nii or .nii.gz); give the folder of the files"
+            f"PhantomSettings.anatomy={folder}: holds no label map (.nii or .nii.gz); give the folder that does"
         )
     return files
 
@@ -128,26 +128,26 @@ def read_map(file: Path, numbering: dict[int, int]) -> HeadMap:
     except Exception as error:  # nibabel raises many kinds on what is no image
         raise UserError(f"{file}: not a NIfTI file, or cut short ({type(error).__name__}); copy it again") from error
     if values.ndim != 3 or not isinstance(image, nib.Nifti1Image):
-        raise UserError(f"{file}: shape {values.shape}, where a map of three dimensions is expected")
+        raise UserError(f"{file}: shape {values.shape}; expected a map of three dimensions")
     if not np.isfinite(values).all() or (values != np.rint(values)).any():
-        raise UserError(f"{file}: holds fractions; a label map has whole numbers, one a tissue")
+        raise UserError(f"{file}: holds fractions; a label map has one whole number per tissue")
     if values.min() < 0 or values.max() > 30000:
-        raise UserError(f"{file}: labels from {values.min():g} to {values.max():g}; expected are 0 to 30000")
+        raise UserError(f"{file}: labels from {values.min():g} to {values.max():g}; expected 0 to 30000")
     volume = volume_from_affine(values.astype(np.int16), RAS_TO_LPS @ image.affine)
     present = np.unique(volume.hu)
     unknown = [int(n) for n in present if int(n) not in numbering]
     if unknown:
         shown = ", ".join(map(str, unknown[:12])) + (" …" if len(unknown) > 12 else "")
         raise UserError(
-            f"{file}: the numbering has no name for label {shown}; name them in a table (PhantomSettings.numbering)"
+            f"{file}: the numbering does not name label {shown}; add it to a table (PhantomSettings.numbering)"
         )
     if len(present) < 3:
-        raise UserError(f"{file}: holds {len(present)} label(s), so no map of a head")
+        raise UserError(f"{file}: holds {len(present)} label(s), so it is not a map of a head")
     table = np.zeros(int(present.max()) + 1, np.uint8)
     for number in present:
         table[number] = numbering[int(number)]
     if not 0.3 <= min(volume.spacing) <= max(volume.spacing) <= 3:
-        raise UserError(f"{file}: voxels of {volume.spacing} mm; expected are 0.3 to 3 mm, mind the units")
+        raise UserError(f"{file}: voxels of {volume.spacing} mm; expected 0.3 to 3 mm; check the units")
     tissue = _to_grid(table[volume.hu], volume.spacing)
     _check_head(file, tissue)
     tissue = clean(tissue)

@@ -44,9 +44,8 @@ def find_people(folder: Path, numbering: Path | None, shares: tuple[int, int, in
     files = find_maps(folder)
     if len(shares) != 3 or min(shares) < 0 or sum(shares) != len(files) or not shares[0]:
         raise UserError(
-            f"PhantomSettings.split_people={' '.join(map(str, shares))}: {folder} holds {len(files)} maps; give "
-            "three numbers "
-            "(train, val, test) that add up to them"
+            f"PhantomSettings.split_people={' '.join(map(str, shares))}: {folder} holds {len(files)} maps; give three "
+            "numbers (train, val, test) that add up to that"
         )
     codes = json.dumps(sorted(read_numbering(numbering).items()))
     held: dict[str, Path] = {}
@@ -54,7 +53,7 @@ def find_people(folder: Path, numbering: Path | None, shares: tuple[int, int, in
     for file in files:
         content = hashlib.sha256(file.read_bytes()).hexdigest()
         if content in held:
-            raise UserError(f"{file} and {held[content].name} are one map under two names; remove one of them")
+            raise UserError(f"{file} and {held[content].name} are the same map; remove one of them")
         held[content] = file
         keys[file] = hashlib.sha256(f"{PARTS_VERSION} {content} {codes}".encode()).hexdigest()
     ordered = sorted(files, key=lambda f: hashlib.sha256(_name(f).encode()).hexdigest())

@@ -63,9 +63,9 @@ def write_phantoms(
     settings = settings or PhantomSettings()
     check_settings(settings)
     if count < 1:
-        raise UserError(f"count={count}: ask for one phantom at least")
+        raise UserError(f"count={count}: must be 1 or more")
     if seed < 0:
-        raise UserError(f"seed={seed}: seeds are whole numbers from 0")
+        raise UserError(f"seed={seed}: must be 0 or more")
     out = Path(out)
     with output_errors(out):
         (out / "dicom").mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def store_phantoms(
     settings = settings or PhantomSettings()
     check_settings(settings)
     if count < 1 or seed < 0:
-        raise UserError(f"count={count}, seed={seed}: at least one phantom, seeds from 0")
+        raise UserError(f"count={count}, seed={seed}: count must be 1 or more, seed 0 or more")
     out = Path(out)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ def store_phantoms(
     if there is None or not held:
         write_settings(out, about)
     elif {key: there.settings.get(key) for key in about} != about:
-        raise UserError(f"{out}: holds phantoms of other settings or another version; choose another folder")
+        raise UserError(f"{out}: holds phantoms made with other settings or another version; choose another folder")
     missing = [s for s in range(seed, seed + count) if _name(s) not in held]
     prepare_people(settings, missing, workers)
     write_each(partial(_store_one, out, settings), missing, workers, count)

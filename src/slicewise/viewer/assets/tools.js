@@ -6,7 +6,7 @@ import { SLABS } from "./slab.js";
 const DRAGS = {
   slices: ["Slices", "Drag moves through the slices"], window: ["Window", "Drag sets window and level (W); so does the right button"],
   pan: ["Pan", "Drag moves the picture (P)"], distance: ["Distance", "Drag from end to end (T)"],
-  angle: ["Angle", "Drag the first side, then click the end of the second (A)"], roi: ["ROI", "Drag an ellipse: mean, SD, least and greatest HU (O)"],
+  angle: ["Angle", "Drag the first side, then click the end of the second (A)"], roi: ["ROI", "Drag an ellipse: mean, SD, lowest and highest HU (O)"],
 };
 const KEYS = { p: "pan", t: "distance", a: "angle", o: "roi" };
 const THICK = [5, 10, 20, 30], SPEEDS = [5, 10, 20];
@@ -20,8 +20,8 @@ export function createTools(bar, { panels, windowed, changed = () => {} }) {
     made.id = `tool-${name}`;
   }
   const measures = group(bar, "Measurements");
-  button(measures, "Undo", "Take back the last measurement (Delete)", () => tools.undo());
-  button(measures, "Clear", "Take back all measurements", () => { panels().forEach((p) => { p.overlay.shapes = []; p.draw(); }); });
+  button(measures, "Undo", "Undo the last measurement (Delete)", () => tools.undo());
+  button(measures, "Clear", "Remove all measurements", () => { panels().forEach((p) => { p.overlay.shapes = []; p.draw(); }); });
 
   const typed = group(bar, "Window and level, HU");
   const [w, l] = ["W", "L"].map((letter, i) => {
@@ -46,7 +46,7 @@ export function createTools(bar, { panels, windowed, changed = () => {} }) {
   const film = group(bar, "Cine");
   const play = button(film, "Cine", "Run through the slices (Space)", () => tools.play(!tools.timer));
   play.id = "cine";
-  const speed = select(film, "Slices a second", SPEEDS.map((fps) => [fps, `${fps}/s`]), () => tools.timer && tools.play(true));
+  const speed = select(film, "Slices per second", SPEEDS.map((fps) => [fps, `${fps}/s`]), () => tools.timer && tools.play(true));
   speed.value = 10;
   const lines = button(bar, "Lines", "Lines of the other planes (U)", () => tools.cross(!tools.lines));
   lines.id = "lines";
