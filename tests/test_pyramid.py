@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from scipy import ndimage
 from torch.nn.functional import interpolate
@@ -148,6 +149,14 @@ def test_a_plan_is_trained_on_its_own_pixels(levels):
     assert (recipe.size, recipe.spacing_mm, recipe.above) == (8, (5.0, 24.0, 24.0), 0)
     recipe = load_denoiser(levels[1]).recipe
     assert (recipe.size, recipe.spacing_mm, recipe.above, recipe.slices) == (32, (5.0, 6.0, 6.0), 4, 3)
+
+
+def test_pictures_of_a_drawer_in_training_follow_the_plan_of_a_validation_head(store, tmp_path):
+    train_denoiser(store, tmp_path / "drawer", replace(DRAWER, steps=2, samples=1))
+    (picture,) = (tmp_path / "drawer" / "samples").iterdir()
+    with Image.open(picture) as image:
+        grey = np.asarray(image.convert("L"))
+    assert grey.std() > 5, "the drawer, which has learnt nothing, shows the head that it is told of"
 
 
 def test_heads_come_out_on_the_finest_grid_whichever_batch_they_are_in(joined):

@@ -23,16 +23,18 @@ from slicewise.data.windows import (
     Windows,
     as_level,
     draw_cut,
+    pooled,
     root_mean_square,
     slices_of,
     training_windows,
+    uncut,
     whole_heads,
 )
 from slicewise.diffusion.denoiser import Denoiser, Recipe, position_condition
 from slicewise.diffusion.loss import SigmaUncertainty, deviation_loss, weighted_errors
 from slicewise.diffusion.precondition import c_noise, posterior
 from slicewise.errors import UserError
-from slicewise.hu import BRAIN
+from slicewise.hu import BRAIN, round_hu
 from slicewise.metrics.tissue import brain_mask, noise_level
 from slicewise.networks.ncsnpp import NCSNpp
 from slicewise.networks.unet import UNet
@@ -397,8 +399,8 @@ class DenoiserTrainer:
 
     @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
     def sample(self, path: Path) -> None:
-        """One generated volume as a montage. All processes sample it, since FSDP's network needs them all; the first
-        writes it."""
+        """One generated volume as a montage; what draws after a plan draws after that of a validation head. All
+        processes sample it, since FSDP's network needs them all; the first writes it."""
         from slicewise.ascii import chain, trim
         from slicewise.reporting.montage import save_montage
         from slicewise.sampling import ChainSettings
@@ -408,13 +410,21 @@ class DenoiserTrainer:
         denoiser.network.eval()
         longest = max(map(slices_of, self.heads.records))
         denoiser = replace(denoiser, recipe=replace(self.recipe, max_slices=longest))
-        few = ChainSettings(steps=12, plan_steps=12)
-        made = chain(denoiser, few, seed=0, volumes=[0], device=str(self.process.device))
+        above = self._plan_of_a_head() if self.recipe.above else None
+        few = ChainSettings(steps=12, plan_steps=12, slices=0 if above is None else above.shape[1])
+        made = chain(denoiser, few, seed=0, volumes=[0], device=str(self.process.device), above=above)
         hu = trim(np.stack([slices[0] for slices in made]), air_hu=self.recipe.scale.air)
         denoiser.network.train()
         if self.process.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_montage([Volume.regular(hu, self.recipe.spacing_mm)], path, [path.stem])
+
+    def _plan_of_a_head(self) -> np.ndarray:
+        """int16 HU (1, Z, H, W): the first validation head as the level above has it."""
+        heads = self.validation.heads
+        rows = heads.whole(torch.zeros(1, dtype=torch.int64), slices_of(heads.records[0]))
+        true = heads.cut(uncut(heads, rows))
+        return round_hu(pooled(true, self.settings.pool * self.recipe.above).cpu().numpy())
 
     def memory(self) -> dict[str, Any]:
         return {"sigma_data": self.recipe.sigma_data}
