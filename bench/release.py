@@ -1,10 +1,11 @@
 """A release checkpoint's volumes against held-out ones: every target of the release, and what a reader asks next.
 
     python bench/release.py --checkpoint W --icnet I --generated RUN --held-out STORE --train STORE [--out docs/results]
+                            [--picture release.png]
 
 RUN is a folder of `slicewise generate` (its volumes before calibration are measured too, where it keeps them);
 --held-out is a prepared store of heads that the checkpoint has not seen, all of which are used; --train is the store it
-was trained on, of which as many heads are measured, too. Prints Markdown and writes release.png, generated and held-out
+was trained on, of which as many heads are measured, too. Prints Markdown and writes a picture, generated and held-out
 heads side by side. Volumes pass through one at a time. Fréchet distances need the extractor's weights (see
 `slicewise.metrics.features`). For copies of training heads see `slicewise evaluate --train`.
 """
@@ -226,7 +227,8 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="prepared store that the checkpoint was trained on")
     parser.add_argument("--train-count", type=int, default=200, help="training volumes of the Fréchet floor, at most")
     parser.add_argument("--count", type=int, default=0, help="volumes of either set, at most; 0 takes all")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of release.png")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the picture")
+    parser.add_argument("--picture", default="release.png", help="its name")
     options = parser.parse_args()
     record = options.generated / "generate.json"
     if not record.is_file():
@@ -277,8 +279,8 @@ def main() -> None:
     pairs = [v for _, _, v in islice(results(options.generated, count), 3)]
     shown = pairs + [held_store.volume(r) for r in held_records[: len(pairs)]]
     titles = [f"generated {i}" for i in range(len(pairs))] + [f"held-out {i}" for i in range(len(pairs))]
-    save_montage(shown, options.out / "release.png", titles)
-    print(f"\n![Generated and held-out heads](release.png)\n\nPicture: {options.out / 'release.png'}")
+    save_montage(shown, options.out / options.picture, titles)
+    print(f"\n![Generated and held-out heads]({options.picture})\n\nPicture: {options.out / options.picture}")
 
 
 if __name__ == "__main__":

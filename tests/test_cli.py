@@ -307,7 +307,9 @@ def test_a_bad_file_is_one_line(text, what, taken, tmp_path, capsys):
 
 def test_bad_flags_of_settings(taken, tmp_path, capsys):
     base = ["train", "store", "--out", tmp_path / "run"]
-    assert "preset nope: unknown for train; choose draw-128, draw-512, head-128" in _fails(capsys, *base, "--preset", "nope")
+    assert "preset nope: unknown for train; choose draw-128, draw-512, head-128" in _fails(
+        capsys, *base, "--preset", "nope"
+    )
     assert "cannot be read" in _fails(capsys, *base, "--config", tmp_path / "absent.toml")
     assert "cannot be read" in _fails(capsys, *base, "--config", tmp_path)
     assert "--config needs a value" in _fails(capsys, *base, "--config")
