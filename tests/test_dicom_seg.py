@@ -12,7 +12,15 @@ from pydicom.sr.codedict import codes
 from slicewise import cli, read_volume
 from slicewise.data.phantom import LABELS
 from slicewise.errors import UserError
-from slicewise.io.dicom_seg import ABNORMAL, OBJECTS, SNOMED, read_segmentation, write_segmentation, write_segments
+from slicewise.io.dicom_seg import (
+    ABNORMAL,
+    EXPECTED,
+    OBJECTS,
+    SNOMED,
+    read_segmentation,
+    write_segmentation,
+    write_segments,
+)
 from slicewise.io.dicom_write import write_series
 from slicewise.volume import Volume
 from test_dicom_write import ORIGIN, run_tool
@@ -70,6 +78,20 @@ def test_dciodvfy_finds_it_clean_but_for_the_tag_it_does_not_know(head, tmp_path
     assert "Segmentation" in output
     unknown = "Error - Attribute with an even group number is not a recognized standard attribute - (0x0008,0x001c)  ? "
     assert errors == [unknown]
+
+
+def test_a_scan_without_any_of_its_patients_details_gets_segments(head, tmp_path):
+    file, series, labels = head
+    for image in series.iterdir():
+        ds = pydicom.dcmread(image)
+        for keyword in EXPECTED:
+            if keyword in ds:
+                delattr(ds, keyword)
+        ds.save_as(image)
+    write_segmentation(file, series, tmp_path / "seg.dcm")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert all(not ds[keyword].value for keyword in EXPECTED)
+    np.testing.assert_array_equal(np.asarray(read_segmentation(tmp_path / "seg.dcm")[0].hu > 0), labels > 0)
 
 
 def test_equal_labels_have_equal_uids(head, tmp_path):

@@ -33,6 +33,14 @@ SCHEME = "99SLICEWISE"  # a coding scheme of our own (PS3.3 8.2)
 MOST_LABELS = 255
 
 
+# Of every image (type 2, PS3.3 C.7.1.1 and C.7.2.1), and read by highdicom; scans without a patient's details often
+# lack them.
+EXPECTED = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+
+
 def write_segmentation(labels: Path, series: Path, out: Path, names: Path | None = None) -> tuple[str, ...]:
     """Write the label map `labels` (NIfTI, whole numbers, 0 is background) as one binary segmentation of the CT series
     in the folder `series`; the names of the segments.
@@ -114,6 +122,9 @@ def _segmentation(
         )
         for number, (label, name) in enumerate(segments, 1)
     ]
+    for keyword in EXPECTED:
+        if keyword not in sources[0]:
+            setattr(sources[0], keyword, "")
     planes = np.stack([voxels == label for label, _ in segments], axis=-1).astype(np.uint8)
     series = name_uid("segmentation", sources[0].SeriesInstanceUID, planes.tobytes())
     dataset = highdicom.seg.Segmentation(
