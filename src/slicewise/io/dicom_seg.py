@@ -1,6 +1,7 @@
 """Tissue labels as a DICOM Segmentation (PS3.3 A.51) of the CT series that they belong to, and back; by highdicom."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,21 +128,24 @@ def _segmentation(
             setattr(sources[0], keyword, "")
     planes = np.stack([voxels == label for label, _ in segments], axis=-1).astype(np.uint8)
     series = name_uid("segmentation", sources[0].SeriesInstanceUID, planes.tobytes())
-    dataset = highdicom.seg.Segmentation(
-        source_images=sources,
-        pixel_array=planes,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=descriptions,
-        series_instance_uid=series,
-        series_number=int(sources[0].get("SeriesNumber") or 1) + 100,
-        sop_instance_uid=name_uid("instance", series, 0),
-        instance_number=1,
-        manufacturer="slicewise",
-        manufacturer_model_name="slicewise",
-        software_versions=slicewise.__version__,
-        device_serial_number=slicewise.__version__,
-        series_description=description,
-    )
+    with warnings.catch_warnings():
+        # Names of one part, as replaced ones are, are no news to whoever runs this.
+        warnings.filterwarnings("ignore", "The string .* is unlikely to represent", UserWarning)
+        dataset = highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=planes,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=descriptions,
+            series_instance_uid=series,
+            series_number=int(sources[0].get("SeriesNumber") or 1) + 100,
+            sop_instance_uid=name_uid("instance", series, 0),
+            instance_number=1,
+            manufacturer="slicewise",
+            manufacturer_model_name="slicewise",
+            software_versions=slicewise.__version__,
+            device_serial_number=slicewise.__version__,
+            series_description=description,
+        )
     dataset.update(copied(sources[0], ("SyntheticData", "ContributingEquipmentSequence", *PATIENT)))
     if any(source.get("SyntheticData") == "YES" for source in sources):
         dataset.SyntheticData = "YES"
