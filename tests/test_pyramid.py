@@ -458,6 +458,13 @@ def test_training_goes_on_from_the_level_that_fits(whole, store, tmp_path):
         train_denoiser(store, tmp_path / "other", replace(DRAWER, above=0), init=whole)
 
 
+def test_training_goes_on_from_the_level_that_draws_its_size(three, tmp_path):
+    fine, settings = open_store(three.parent / "store"), replace(DRAWER, above=2, steps=2, lr=1e-9)
+    tuned = load_denoiser(train_denoiser(fine, tmp_path / "finer", settings, init=three)).network.state_dict()
+    for name, value in load_generator(three, size=64).levels[-1].network.state_dict().items():
+        torch.testing.assert_close(tuned[name], value, atol=1e-4, rtol=1e-3)
+
+
 def test_guidance_leads_away_from_the_guide_within_its_interval(whole):
     pyramid = load_pyramid(whole)
     level = pyramid.levels[1]

@@ -470,12 +470,11 @@ def _differences(recipe: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _level_like(init: Path, recipe: Recipe) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """Weights to start from and what is said of them; of a pyramid those of the level that sees the same above it."""
+    """Weights to start from and what is said of them; of a pyramid those of the level that draws the same size."""
     if checkpoint.kind_of(init) != PYRAMID:
         loaded, meta = checkpoint.load_model(init, DENOISERS)
         return loaded.state_dict(), meta
-    levels = load_pyramid(init).levels
-    like = next((level for level in levels if level.recipe.above == recipe.above), levels[-1])
+    like = load_pyramid(init, size=recipe.size).levels[-1] if recipe.above else load_pyramid(init).levels[0]
     return like.network.state_dict(), like.meta
 
 
