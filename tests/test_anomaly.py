@@ -442,7 +442,7 @@ def test_what_cannot_be_judged_is_one_line(whole, levels, normal, head, tmp_path
     cut = replace(head, hu=head.hu[3:], positions=head.positions[3:])
     flags = _flags(whole)
     assert "--resample brings it there" in line(other, *flags)
-    assert "say with --above-mm how much" in line(cut, *flags)
+    assert "give --above-mm, the height of the missing part" in line(cut, *flags)
     assert "--draws 3: the normal reference was measured with 2" in line(head, *_flags(whole, draws=3))
     assert "measured with another checkpoint" in line(head, *_flags(levels[1]))
     assert "make one with slicewise anomaly-reference" in line(head, *flags, reference=tmp_path / "nowhere")

@@ -204,7 +204,7 @@ def test_an_id_that_names_nobody_is_warned_about_and_paths_tell_patients_apart(t
         series(tmp_path / "in" / f"p{number}" / "scan", number=number, PatientID="ANONYMOUS")
         nifti(tmp_path / "in" / f"q{number}" / "ct.nii.gz", toy_head(number, 16, 32))
     by_id = prepared(tmp_path, tmp_path / "in")
-    assert "ANONYMOUS stands for 3 studies" in by_id.warnings[0]
+    assert "ANONYMOUS has 3 studies" in by_id.warnings[0]
     assert "patient_from=path" in by_id.warnings[0]
     patients = {r.patient for r in open_store(tmp_path / "store").records}
     assert len(patients) == 4, "three files of one name are three patients"
@@ -297,7 +297,7 @@ def test_the_message_names_only_what_works(tmp_path, capsys):
 
 def test_wide_holes_of_thin_slices_are_bridged_on_a_coarse_grid(tmp_path):
     source = series(tmp_path / "in", FINE, step=2.0, skip=(20, 21, 22))
-    with pytest.raises(UserError, match="a hole of 3 is too wide"):
+    with pytest.raises(UserError, match="a gap of 3 is too wide"):
         read_volume(source, interpolate_missing=True)
     reading = read_volume(source, interpolate_missing=True, grid_mm=5.0)
     assert len(reading.volume.hu) == 40
