@@ -180,7 +180,7 @@ def test_a_nifti_file_tells_its_origin_and_of_a_patient_nothing(tmp_path):
     assert bytes(nib.load(tmp_path / "s.nii").header["descrip"]).startswith(b"Synthetic volume, not a patient")
     assert read_volume(tmp_path / "s.nii").volume.acquisition.synthetic
     (tmp_path / "mine.json").write_text('{"my": "notes"}')
-    with pytest.raises(UserError, match="not of slicewise"):
+    with pytest.raises(UserError, match="was not written by slicewise"):
         write_volume(volume, tmp_path / "mine.nii", synthetic=ORIGIN, patient_id="SYN-1")
     assert json.loads((tmp_path / "mine.json").read_text()) == {"my": "notes"}
     assert not (tmp_path / "mine.nii").exists()

@@ -75,8 +75,8 @@ def _metadata() -> dict[str, Any]:
         monai = version("monai")
     except PackageNotFoundError:
         raise UserError("write_bundle: MONAI is missing, whose version a bundle gives; pip install monai") from None
-    levels = json.loads(CHECKPOINT.with_suffix(".json").read_text())["levels"]
-    slices, pixels = levels[0]["recipe"]["slices"], levels[-1]["recipe"]["size"]
+    about = json.loads(CHECKPOINT.with_suffix(".json").read_text())
+    slices, pixels = about["levels"][0]["recipe"]["slices"], about["size"]
     image = {
         "type": "image",
         "modality": "CT",
