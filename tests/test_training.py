@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from slicewise.checkpoint import load_denoiser, load_model
 from slicewise.data.store import Store, open_store, put_volume
-from slicewise.data.windows import draw_cut
 from slicewise.diffusion.loss import weighted_errors
 from slicewise.diffusion.precondition import c_skip
 from slicewise.diffusion.settings import SigmaDistribution, WindowTask
@@ -25,13 +24,11 @@ from slicewise.errors import UserError
 from slicewise.hu import HUScale
 from slicewise.io.tensors import load_tensors
 from slicewise.networks.shapes import NCSNppConfig, UNetConfig
-from slicewise.networks.unet import UNet, _coordinates
-from slicewise.random import TRAIN_ORDER, Draws
+from slicewise.networks.unet import UNet
 from slicewise.runtime import Process, core_dtype
 from slicewise.training import ema
 from slicewise.training import run as training_run
 from slicewise.training.denoiser import Batches, DenoiserTrainer, train_denoiser, training_windows
-from slicewise.training.ema import EMA
 from slicewise.training.folder import StatsLog
 from slicewise.training.run import learning_rate
 from slicewise.training.settings import DenoiserTraining, RunSettings
@@ -388,111 +385,6 @@ def test_learning_rate_warms_up_holds_and_falls():
     assert learning_rate(649, 1000, s, begun=600) == pytest.approx(0.5), "a run that was finished warms up again"
 
 
-def test_batches_split_over_processes_are_the_whole_batch(toy_store):
-    windows = training_windows(toy_store, "train", 3)
-    settings = replace(TOY, flip=True, crop=(8, 12))
-    whole = Batches(windows, settings, range(4)).make(7)
-    parts = [Batches(windows, settings, Process(r, 3, torch.device("cpu")).share(4)).make(7) for r in range(3)]
-    for name, value in whole.items():
-        torch.testing.assert_close(torch.cat([p[name] for p in parts]), value, rtol=0, atol=1e-6)
-    assert not torch.equal(whole["noise"], Batches(windows, settings, range(4)).make(8)["noise"])
-    assert whole["sigma"].dtype == torch.float64
-    assert whole["clean"].dtype == torch.float32
-
-
-def test_heads_on_disk_make_the_same_batches_as_heads_in_memory(toy_store):
-    settings = replace(TOY, flip=True, crop=(8, 12))
-    in_memory = training_windows(toy_store, "train", 3)
-    on_disk = replace(in_memory, heads=type(in_memory.heads)(toy_store, "train", memory=0))
-    assert on_disk.heads.rows is None
-    assert in_memory.heads.rows is not None
-    for step in range(4):
-        a, b = (Batches(windows, settings, range(16)).make(step) for windows in (in_memory, on_disk))
-        assert _same(a, b)
-
-
-def test_a_file_that_is_cut_while_training_is_one_line(toy_store, tmp_path):
-    path = tmp_path / "store"
-    shutil.copytree(toy_store.path, path)
-    windows = training_windows(open_store(path), "train", 3)
-    windows = replace(windows, heads=type(windows.heads)(open_store(path), "train", memory=0))
-    for file in (path / "volumes").glob("*.npy"):
-        file.write_bytes(file.read_bytes()[:-300])
-    with pytest.raises(UserError, match=r"h\d.npy"):
-        for step in range(20):
-            Batches(windows, TOY, range(16)).make(step)
-
-
-def test_a_crop_holds_the_head_and_says_where_it_lies(tmp_path):
-    """The coordinates that a network makes of the frame are those of the same pixels of the whole slice."""
-    rng = np.random.default_rng(0)
-    whole = _coordinates(torch.zeros(1, 1, 32, 32), None)[0]
-    extents = []
-    for i in range(60):
-        height, width = rng.integers(4, 41), rng.integers(4, 49)
-        y, x = rng.integers(0, 65 - height), rng.integers(0, 65 - width)
-        hu = np.full((3, 64, 64), -1000, np.int16)
-        hu[:, y : y + height, x : x + width] = rng.integers(0, 90, (3, height, width))
-        volume = Volume.regular(hu, (5.0, 3.0, 3.0))
-        put_volume(tmp_path, volume, id=f"v{i:02d}", patient=f"p{i}", split="train", vertex_slice=0)
-        extents.append((height, width))
-    windows = training_windows(open_store(tmp_path), "train", 3)
-    numbers = torch.arange(60) * 4 + 2  # the window of all three slices of every head
-    firsts = set()
-    for step in range(4):
-        cut, frame = draw_cut(
-            windows.heads, windows.rows(numbers), (40, 32), 2, True, Draws(0, range(60), 0, step, TRAIN_ORDER)
-        )
-        parts = windows.heads.cut(cut)
-        assert parts.shape == (60, 3, 40, 32)
-        assert 10 < int(cut.flip.sum()) < 50
-        for i, part in enumerate(parts.numpy()):
-            hu = windows.read(int(numbers[i]))[0]
-            hu = hu[:, :, ::-1] if cut.flip[i] else hu
-            seen = (part > -500).any(axis=0)
-            # Its first row and column are even: one pixel of a head that is as large as the crop may lie outside.
-            for axis, (head, side) in enumerate(zip(extents[i], (40, 32))):
-                assert seen.any(axis=1 - axis).sum() >= min(head, side) - (head >= side)
-            found = _coordinates(torch.zeros(1, 1, 20, 16), frame[i : i + 1])[0]
-            top = int((whole[1, :, 0] - found[1, 0, 0]).abs().argmin())
-            left = int((whole[0, 0, :] - found[0, 0, 0]).abs().argmin())
-            torch.testing.assert_close(found, whole[:, top : top + 20, left : left + 16], rtol=0, atol=1e-5)
-            np.testing.assert_array_equal(part, hu[:, 2 * top : 2 * top + 40, 2 * left : 2 * left + 32])
-            firsts.add((top, left))
-    assert len(firsts) > 50, "where there is room the crop lies at random"
-
-
-def test_a_crop_of_air_lies_anywhere(tmp_path):
-    put_volume(
-        tmp_path, Volume.regular(np.full((3, 64, 64), -1000, np.int16), (5.0, 3.0, 3.0)), id="v", patient="p",
-        split="train", vertex_slice=0,
-    )  # fmt: skip
-    windows = training_windows(open_store(tmp_path), "train", 3)
-    rows = windows.rows(torch.full((200,), 2))
-    cut, _ = draw_cut(windows.heads, rows, (40, 48), 2, True, Draws(0, range(200), 0, 0, TRAIN_ORDER))
-    assert set(cut.top.tolist()) == set(range(0, 25, 2))
-    assert set(cut.left.tolist()) == set(range(0, 17, 2))
-
-
-def test_without_a_crop_the_whole_is_taken(toy_store):
-    windows = training_windows(toy_store, "train", 3)
-    cut, frame = draw_cut(
-        windows.heads, windows.rows(torch.arange(4)), (0, 0), 2, False, Draws(0, range(4), 0, 0, TRAIN_ORDER)
-    )
-    for i, part in enumerate(windows.heads.cut(cut)):
-        assert np.array_equal(part.numpy(), windows.read(i)[0])
-        assert frame[i].tolist() == [-1, -1, 1, 1]
-
-
-def test_clean_data_are_spread_over_their_hu_bin(toy_store):
-    batch = Batches(training_windows(toy_store, "train", 3), TOY, range(30)).make(0)
-    hu = TOY.scale.decode(batch["clean"].numpy())
-    inside = hu[(hu > -1023) & (hu < 3070)]
-    offset = inside - np.rint(inside)
-    assert np.abs(offset).max() <= 0.5
-    assert offset.std() == pytest.approx(1 / np.sqrt(12), rel=0.03)
-
-
 def test_one_process_has_nothing_to_shard(toy_store, tmp_path):
     for parallel in ("ddp", "fsdp"):
         train_denoiser(toy_store, tmp_path / parallel, replace(TOY, steps=2, parallel=parallel))
@@ -503,60 +395,6 @@ def test_one_process_has_nothing_to_shard(toy_store, tmp_path):
 
 def _rows(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
-
-
-def test_ema_is_the_recursion_and_swaps_back():
-    p, average = [torch.tensor([1.0])], 1.0
-    kept = EMA(p, [ema.exponential(6.0)])
-    for step in range(200):
-        p[0][0] = float(step)
-        kept.update(p, step, step + 1)
-        d = min(0.5 ** (1 / 6), (step / (step + 1)) ** 9)
-        average = d * average + (1 - d) * step
-    assert float(kept.averages[0][0]) == pytest.approx(average, rel=1e-5)
-    ema.swap(p, kept.averages[0])
-    assert float(p[0]) == pytest.approx(average, rel=1e-5)
-    assert float(kept.averages[0][0]) == 199
-    ema.swap(p, kept.averages[0])
-    assert float(p[0]) == 199
-
-
-@pytest.mark.parametrize("width", [0.02, 0.1, 0.25])
-def test_a_power_average_weighs_time_as_its_profile_does(width):
-    """Of weights that are the time itself, it is their mean under t^gamma, and its width is what was asked for."""
-    p = [torch.zeros(1, dtype=torch.float64)]
-    first, second = EMA(p, [ema.power(width)]), EMA(p, [ema.power(width)])
-    for step in range(1, 20_001):
-        p[0][0] = step
-        first.update(p, step - 1, step)
-        second.update([p[0] ** 2], step - 1, step)
-    mean, square = (float(e.averages[0][0]) for e in (first, second))
-    gamma = ema.exponent(width)
-    assert mean / 20_000 == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-3)
-    assert np.sqrt(square - mean**2) / 20_000 == pytest.approx(width, rel=1e-2)
-
-
-@pytest.mark.parametrize("width", [0.03, 0.07, 0.15, 0.25])
-def test_an_average_of_any_width_is_made_of_two_after_training(width):
-    """Against the average of that width kept all along, over weights that wander as training's do."""
-    rng = np.random.default_rng(0)
-    path = np.cumsum(rng.standard_normal((4000, 50)), axis=0) / 60 + np.sin(np.arange(4000)[:, None] / 900)
-    p = [torch.zeros(50, dtype=torch.float64)]
-    kept, wanted = EMA(p, [ema.power(w) for w in ema.KEPT]), EMA(p, [ema.power(width)])
-    steps, snapshots = [], []
-    for step in range(4, 4001, 4):
-        p[0].copy_(torch.from_numpy(path[step - 1]))
-        kept.update(p, step - 4, step)
-        wanted.update(p, step - 4, step)
-        if step % 250 < 4:
-            steps += [step, step]
-            snapshots += [averages[0].clone() for averages in kept.averages]
-    shares = ema.weights_of_snapshots(steps, ema.KEPT * (len(steps) // 2), 4000, width)
-    made = sum(share * snapshot for share, snapshot in zip(shares, snapshots))
-    off = float((made - wanted.averages[0][0]).square().mean().sqrt())
-    spread = float((wanted.averages[0][0] - torch.from_numpy(path[-1])).square().mean().sqrt())
-    assert shares.sum() == pytest.approx(1, abs=0.02)
-    assert off < 0.05 * spread
 
 
 def test_the_width_of_the_average_is_chosen_by_validation_or_asked_for(toy_store, tmp_path):
